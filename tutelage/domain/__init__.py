@@ -1,0 +1,1 @@
+"""The domain in plain, frozen dataclasses: no I/O, no torch, no gRPC."""
