@@ -1,0 +1,1 @@
+"""Servers, channels and errors over gRPC, the same for every service."""

@@ -1,0 +1,173 @@
+"""Settings files: YAML into frozen models, with every mistake named by its dotted field."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+from pydantic_core import PydanticUndefined
+
+from tutelage.domain.errors import FieldViolation, InvalidInput
+
+
+class Settings(pydantic.BaseModel):
+    """Base of all settings: frozen, unknown keys refused, field docstrings are the documentation."""
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=pydantic.BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads `1e-3` as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            name = str(key.value) if isinstance(key, yaml.ScalarNode) else ""
+            if name and name != "<<" and name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is given twice", key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 wants a dot in a float; people write 1e-3.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
+    """The model from a YAML file; InvalidInput names every wrong field, or the file when it cannot be read."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise InvalidInput.of("config", path, f"a readable YAML file ({reason})") from None
+    return parse_settings(text, model, source=str(path))
+
+
+def parse_settings(document: Mapping[str, Any] | str, model: type[SettingsT], source: str = "") -> SettingsT:
+    """The model from a mapping or YAML text; `source` (a file's name) precedes the fields in errors."""
+    prefix = f"{source}: " if source else ""
+    content: Any = document
+    if isinstance(document, str):
+        try:
+            content = yaml.load(document, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "document"
+            problem = getattr(error, "problem", None) or "not YAML"
+            raise InvalidInput.of(f"{prefix}{where}", problem, "well-formed YAML") from None
+    if content is None:
+        content = {}
+    if not isinstance(content, Mapping):
+        raise InvalidInput.of(f"{prefix}document", type(content).__name__, "a mapping of settings")
+    try:
+        return model.model_validate(dict(content))
+    except pydantic.ValidationError as error:
+        raise InvalidInput([_violation(item, model, prefix) for item in error.errors(include_url=False)]) from None
+
+
+def _dotted(location: Sequence[str | int]) -> str:
+    text = ""
+    for part in location:
+        text += f"[{part}]" if isinstance(part, int) else (f".{part}" if text else part)
+    return text or "document"
+
+
+def _violation(item: Any, model: type[pydantic.BaseModel], prefix: str) -> FieldViolation:
+    location = tuple(item["loc"])
+    field = prefix + _dotted(location)
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        owner = _model_at(model, location[:-1])
+        names = sorted(owner.model_fields) if owner else []
+        return FieldViolation(field, str(location[-1]), "one of the keys " + ", ".join(names))
+    if kind == "missing":
+        return FieldViolation(field, "nothing", "a value: the key is required")
+    allowed = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    return FieldViolation(field, str(item["input"])[:200], allowed)
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types an annotation may hold: members of unions, what lists and mappings contain."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType) or origin is not None:
+        return [member for argument in typing.get_args(annotation) for member in _members(argument)]
+    return [annotation]
+
+
+def _model_at(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> type[pydantic.BaseModel] | None:
+    """The model that a location leads to; parts that are keys, indices or union tags are passed over."""
+    current: type[pydantic.BaseModel] | None = model
+    for part in location:
+        if current is None or not isinstance(part, str) or part not in current.model_fields:
+            continue
+        members = _members(current.model_fields[part].annotation)
+        current = next((m for m in members if isinstance(m, type) and issubclass(m, pydantic.BaseModel)), None)
+    return current
+
+
+def _type_name(annotation: Any) -> str:
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _type_name(typing.get_args(annotation)[0])
+    if origin is typing.Literal:
+        return " or ".join(f"`{value}`" for value in typing.get_args(annotation))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(argument) for argument in typing.get_args(annotation))
+    if origin is not None:
+        arguments = ", ".join("..." if a is Ellipsis else _type_name(a) for a in typing.get_args(annotation))
+        return f"{getattr(origin, '__name__', origin)}[{arguments}]"
+    if annotation is type(None):
+        return "nothing"
+    return getattr(annotation, "__name__", str(annotation))
+
+
+def _default_text(info: Any) -> str:
+    if info.is_required():
+        return "required"
+    value = info.default_factory() if info.default_factory is not None else info.default
+    if value is PydanticUndefined:
+        return ""
+    if isinstance(value, pydantic.BaseModel):
+        return ""
+    if value is None:
+        return "nothing"
+    return f"`{getattr(value, 'value', value)}`"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _rows(model: type[pydantic.BaseModel], prefix: str, seen: tuple[type, ...]) -> list[str]:
+    rows = []
+    for name, info in model.model_fields.items():
+        members = _members(info.annotation)
+        nested = [m for m in members if isinstance(m, type) and issubclass(m, pydantic.BaseModel) and m not in seen]
+        keyed = typing.get_origin(info.annotation) is dict
+        path = f"{prefix}{name}"
+        cells = (f"`{path}`", _type_name(info.annotation), _default_text(info), info.description or "")
+        rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
+        for inner in nested:
+            rows.extend(_rows(inner, f"{path}.<name>." if keyed else f"{path}.", (*seen, inner)))
+    return rows
+
+
+def settings_table(model: type[pydantic.BaseModel]) -> str:
+    """A markdown table of every field, nested ones by dotted path: field, type, default, docstring."""
+    head = ["| Field | Type | Default | Meaning |", "|---|---|---|---|"]
+    return "\n".join(head + _rows(model, "", (model,))) + "\n"
