@@ -1,0 +1,66 @@
+"""What an orchestrator is told at its start: where it remembers, whom it calls, how it listens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, field_validator
+
+from tutelage.rpc.config import ChannelSettings, ServerSettings
+from tutelage.settings import Settings
+
+
+class RetrySettings(Settings):
+    """How long to wait before a failed call is tried again: doubling from the first wait to the longest."""
+
+    initial_s: float = Field(default=0.5, gt=0, le=3600)
+    """First wait, in seconds."""
+    maximum_s: float = Field(default=30.0, gt=0, le=3600)
+    """Longest wait, in seconds."""
+    factor: float = Field(default=2.0, ge=1, le=10)
+    """What each wait is multiplied by."""
+
+
+class OrchestratorSettings(Settings):
+    """Settings of `tutelage orchestrator serve`."""
+
+    data_dir: Path = Path("orchestrator-data")
+    """Folder of the SQLite file; made when missing. A local disk, not a network share."""
+    database_url: str | None = None
+    """`sqlite:///file` or `postgresql://user@host/name`; nothing means `orchestrator.sqlite` in `data_dir`."""
+    teacher: ChannelSettings
+    """How the teacher is reached."""
+    students: dict[str, ChannelSettings] = Field(min_length=1)
+    """Logical students by name, and how each is reached."""
+    retry: RetrySettings = Field(default_factory=RetrySettings)
+    """Waits between attempts of a call that failed."""
+    describe_timeout_s: float = Field(default=10.0, gt=0)
+    """Seconds a student or teacher may take to say what it is."""
+    write_timeout_s: float = Field(default=1800.0, gt=0)
+    """Seconds the teacher may take to write the candidates of one task."""
+    update_timeout_s: float = Field(default=7200.0, gt=0)
+    """Seconds the teacher may take for one policy update."""
+    commit_timeout_s: float = Field(default=600.0, gt=0)
+    """Seconds a student may take to keep a version."""
+    lease_s: float = Field(default=120.0, ge=0)
+    """Seconds a student goes on with an evaluation when this orchestrator vanished; 0 leaves it to the student."""
+    writers: int = Field(default=2, ge=1, le=64)
+    """Tasks that are written at the same time by the teacher."""
+    server: ServerSettings = Field(default_factory=ServerSettings)
+    """How the orchestrator listens."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        prefixes = ("sqlite:", "sqlite+aiosqlite:", "postgresql:", "postgres:", "postgresql+psycopg:")
+        if value is not None and not value.startswith(prefixes):
+            raise ValueError("a URL that starts with sqlite: or postgresql:")
+        return value
+
+    @field_validator("students")
+    @classmethod
+    def _plain_names(cls, value: dict[str, ChannelSettings]) -> dict[str, ChannelSettings]:
+        for name in value:
+            if not name or len(name) > 64 or not all(c.isalnum() or c in "-_." for c in name):
+                raise ValueError("student names of 1 to 64 letters, digits, '-', '_' and '.'")
+        return value

@@ -1,0 +1,284 @@
+"""A run's YAML: what to teach, to whom, how rewards are made and what is kept at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from tutelage.domain.description import StudentDescription, TeacherDescription
+from tutelage.domain.errors import FieldViolation, InvalidInput
+from tutelage.domain.evaluation import InnerLoopSettings
+from tutelage.domain.policy import Format, Parser, Sampling, UpdateSettings
+from tutelage.domain.reward import RewardSettings
+from tutelage.domain.run import TaskWithQuiz
+from tutelage.domain.self_edit import LossMask, Schedule
+from tutelage.domain.task import DocumentTask, Quiz
+from tutelage.settings import Settings
+
+
+class InlineFormat(Settings):
+    """A format of self-edits written into the run itself."""
+
+    name: str = Field(min_length=1, max_length=64)
+    """Name shown in reports."""
+    prompt: str = Field(min_length=1)
+    """Instruction to the teacher; `{title}` and `{text}` are replaced by the task's."""
+    parser: Parser
+    """How a completion becomes documents."""
+    directives: bool = False
+    """Whether the completion's first line is a JSON object of directives."""
+    max_documents: int = Field(default=0, ge=0)
+    """Most documents a candidate may hold; 0 means no limit."""
+
+
+class SamplingConfig(Settings):
+    """How the teacher samples."""
+
+    temperature: float = Field(default=1.0, gt=0, le=5)
+    """Softmax temperature."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus mass."""
+    max_new_tokens: int = Field(default=256, ge=1, le=8192)
+    """Longest completion, in tokens."""
+
+
+class InnerLoopConfig(Settings):
+    """The inner loop's settings; directives of an edit may change some of them."""
+
+    rank: int = Field(default=32, ge=1)
+    """Rank of the LoRA."""
+    alpha: float = Field(default=64.0, gt=0)
+    """LoRA alpha; the adapter's scale is alpha / rank."""
+    target_modules: tuple[str, ...] = ()
+    """Projections that carry LoRA, such as `q_proj`; empty means all linear layers but the head."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
+    epochs: int = Field(default=10, ge=1)
+    """Passes over the documents."""
+    batch_size: int = Field(default=1, ge=1)
+    """Documents a step."""
+    schedule: Schedule = Schedule.LINEAR
+    """How the learning rate goes over the steps."""
+    loss_mask: LossMask = LossMask.COMPLETION
+    """Which tokens of a chat document carry loss."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Clip norm; 0 turns clipping off."""
+
+
+class RewardConfig(Settings):
+    """From a report to a reward: weighted gains less what was forgotten."""
+
+    grader_weights: dict[str, float] = Field(default_factory=lambda: {"contains": 1.0, "loglik": 0.1}, min_length=1)
+    """Weight of each grader's gain."""
+    retention_grader: str = "loglik"
+    """Grader by which forgetting is measured on the retention quiz."""
+    retention_penalty: float = Field(default=0.0, ge=0)
+    """Cost of a point lost on the retention quiz."""
+    rejected_reward: float | None = None
+    """What a rejected edit earns; nothing leaves it unscored."""
+
+
+class UpdateConfig(Settings):
+    """How the teacher learns from a round."""
+
+    algorithm: str = Field(default="rest_em", min_length=1)
+    """One of the teacher's algorithms."""
+    rank: int = Field(default=64, ge=1)
+    """Rank of the teacher's LoRA."""
+    alpha: float = Field(default=128.0, gt=0)
+    """LoRA alpha of the teacher."""
+    learning_rate: float = Field(default=3e-4, gt=0)
+    """Learning rate of the update."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes over the kept candidates."""
+    batch_size: int = Field(default=10, ge=1)
+    """Candidates a step."""
+    min_reward: float = 0.0
+    """A group's best is kept only if its reward is above this."""
+
+
+class CommitConfig(Settings):
+    """What becomes permanent in the students."""
+
+    when: Literal["end", "never"] = "end"
+    """After the last round, or not at all."""
+    min_gain: float = 0.0
+    """An edit is committed only if its gain on `grader` is above this."""
+    grader: str = "contains"
+    """Grader of the gate."""
+    max_retention_loss: float | None = Field(default=None, ge=0)
+    """Most that may be lost on the retention quiz, by the reward's retention grader; nothing means no limit."""
+
+
+class DeadlineConfig(Settings):
+    """How long and how often an evaluation is tried."""
+
+    evaluation_s: float = Field(default=1800.0, gt=0)
+    """Seconds one attempt of an evaluation may take."""
+    attempts: int = Field(default=8, ge=1, le=1000)
+    """Attempts, spread with backoff, before a candidate is given up as unscored."""
+
+
+class RunConfig(Settings):
+    """A run's settings. `documents`, `retention_quiz` and `limit` are read by the client and never sent."""
+
+    name: str = Field(default="", max_length=200)
+    """A title for people."""
+    documents: Path | None = None
+    """File with the tasks, read by the client."""
+    retention_quiz: Path | None = None
+    """File with questions about other things, read by the client."""
+    limit: int | None = Field(default=None, ge=1)
+    """First tasks of the file to use, taken by the client."""
+    students: tuple[str, ...] = Field(min_length=1)
+    """Logical students that learn from each candidate."""
+    format: str | InlineFormat = "implications"
+    """Name of one of the teacher's formats, or a format written here."""
+    candidates: int = Field(default=4, ge=1, le=1024)
+    """Self-edits a task and round."""
+    evaluation_seeds: int = Field(default=1, ge=1, le=64)
+    """Evaluations of a candidate on each student, with different seeds."""
+    rounds: int = Field(default=2, ge=1, le=1000)
+    """Rounds of writing, evaluating and updating."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of everything random in the run."""
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    """How the teacher samples."""
+    inner_loop: InnerLoopConfig = Field(default_factory=InnerLoopConfig)
+    """How students train."""
+    graders: tuple[str, ...] = Field(default=("contains", "loglik"), min_length=1)
+    """Graders of the quizzes."""
+    reward: RewardConfig = Field(default_factory=RewardConfig)
+    """How a report becomes a reward."""
+    update: UpdateConfig = Field(default_factory=UpdateConfig)
+    """How the teacher learns."""
+    commit: CommitConfig = Field(default_factory=CommitConfig)
+    """What is kept at the end."""
+    deadlines: DeadlineConfig = Field(default_factory=DeadlineConfig)
+    """How long and how often an evaluation is tried."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RunConfig:
+        problems = []
+        if len(set(self.students)) != len(self.students):
+            problems.append("students: each name once")
+        if len(set(self.graders)) != len(self.graders):
+            problems.append("graders: each name once")
+        wanted = {f"reward.grader_weights.{name}": name for name in self.reward.grader_weights}
+        if self.commit.when == "end":
+            wanted["commit.grader"] = self.commit.grader
+        if self.reward.retention_penalty > 0 or self.commit.max_retention_loss is not None:
+            wanted["reward.retention_grader"] = self.reward.retention_grader
+        problems += [
+            f"{field}: {name!r} must be one of graders ({', '.join(self.graders)})"
+            for field, name in wanted.items()
+            if name not in self.graders
+        ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def inner_loop_settings(self) -> InnerLoopSettings:
+        """The domain's settings of the inner loop."""
+        return InnerLoopSettings(**dict(self.inner_loop))
+
+    def sampling_settings(self) -> Sampling:
+        """The domain's sampling."""
+        return Sampling(**dict(self.sampling))
+
+    def reward_settings(self) -> RewardSettings:
+        """The domain's reward weights."""
+        return RewardSettings(**dict(self.reward))
+
+    def update_settings(self) -> UpdateSettings:
+        """The domain's settings of a policy update."""
+        return UpdateSettings(**{name: value for name, value in dict(self.update).items() if name != "algorithm"})
+
+
+def resolve_format(config: RunConfig, teacher: TeacherDescription) -> Format:
+    """The run's own format, or the teacher's by that name; InvalidInput lists what the teacher has."""
+    if isinstance(config.format, InlineFormat):
+        return Format(**dict(config.format))
+    for known in teacher.formats:
+        if known.name == config.format:
+            return known
+    names = ", ".join(known.name for known in teacher.formats) or "none"
+    raise InvalidInput.of("config.format", config.format, f"one of the teacher's formats ({names}) or a mapping")
+
+
+def task_violations(tasks: Sequence[TaskWithQuiz], retention: Quiz) -> list[FieldViolation]:
+    """Everything wrong with the tasks: none at all, ids that repeat, empty texts and quizzes, questions without answer."""
+    found = [] if tasks else [FieldViolation("tasks", "0 tasks", "at least one task with a quiz")]
+    seen: dict[str, int] = {}
+    for index, item in enumerate(tasks):
+        where = f"tasks[{index}]"
+        if not 1 <= len(item.task.id) <= 200 or "/" in item.task.id:
+            found.append(FieldViolation(f"{where}.task.id", item.task.id, "1 to 200 characters without '/'"))
+        if item.task.id in seen:
+            found.append(
+                FieldViolation(
+                    f"{where}.task.id", item.task.id, f"an id of its own (tasks[{seen[item.task.id]}] has it)"
+                )
+            )
+        seen.setdefault(item.task.id, index)
+        if isinstance(item.task.content, DocumentTask) and not item.task.content.text.strip():
+            found.append(FieldViolation(f"{where}.task.document.text", "", f"a text (task {item.task.id!r})"))
+        if not item.quiz.questions:
+            found.append(FieldViolation(f"{where}.quiz", "0 questions", f"at least one (task {item.task.id!r})"))
+        found += _quiz_violations(f"{where}.quiz", item.quiz)
+    return found + _quiz_violations("retention_quiz", retention)
+
+
+def _quiz_violations(where: str, quiz: Quiz) -> list[FieldViolation]:
+    found = []
+    ids: set[str] = set()
+    for index, question in enumerate(quiz.questions):
+        field = f"{where}.questions[{index}]"
+        if not question.text.strip():
+            found.append(FieldViolation(f"{field}.text", question.text, "a question"))
+        if not question.answer.strip():
+            found.append(FieldViolation(f"{field}.answer", question.answer, "a gold answer"))
+        if question.id in ids:
+            found.append(FieldViolation(f"{field}.id", question.id, "unique within its quiz"))
+        ids.add(question.id)
+    return found
+
+
+def service_violations(
+    config: RunConfig, teacher: TeacherDescription, students: dict[str, StudentDescription]
+) -> list[FieldViolation]:
+    """What the run asks of teacher and students that they do not have."""
+    found = []
+    if config.update.algorithm not in teacher.algorithms:
+        allowed = "one of the teacher's algorithms: " + (", ".join(teacher.algorithms) or "none")
+        found.append(FieldViolation("config.update.algorithm", config.update.algorithm, allowed))
+    try:
+        resolve_format(config, teacher)
+    except InvalidInput as error:
+        found += error.violations
+    for name, student in students.items():
+        for index, grader in enumerate(config.graders):
+            if grader not in student.graders:
+                allowed = f"one of student {name!r}'s graders: {', '.join(student.graders)}"
+                found.append(FieldViolation(f"config.graders[{index}]", grader, allowed))
+        found += _bound_violations(name, config.inner_loop, student)
+    return found
+
+
+def _bound_violations(name: str, loop: InnerLoopConfig, student: StudentDescription) -> list[FieldViolation]:
+    bounds = student.bounds
+    ranges: list[tuple[str, float, float, float]] = [
+        ("learning_rate", loop.learning_rate, bounds.min_learning_rate, bounds.max_learning_rate),
+        ("epochs", loop.epochs, bounds.min_epochs, bounds.max_epochs),
+        ("rank", loop.rank, bounds.min_rank, bounds.max_rank),
+    ]
+    return [
+        FieldViolation(f"config.inner_loop.{field}", str(value), f"{low} to {high} (bounds of student {name!r})")
+        for field, value, low, high in ranges
+        if not low <= value <= high and not bounds.clamp
+    ]
