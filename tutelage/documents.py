@@ -1,4 +1,4 @@
-"""Documents with quizzes from files: this project's JSONL and SQuAD's JSON, refused by file, line and field when malformed."""
+"""Documents with quizzes from files (own JSONL, SQuAD JSON); what is malformed is refused by file, line and field."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUESTION_KEYS = ("id", "question", "answer", "aliases", "topic")
 
 
 def read_tasks(path: str | Path, limit: int | None = None) -> list[TaskWithQuiz]:
-    """The first `limit` tasks of a file: JSONL (documents or few-shot tasks, one a line) or SQuAD JSON (nested or flat).
+    """The first `limit` tasks of a file: JSONL (documents or few-shot tasks, one a line) or SQuAD JSON (nested, flat).
 
     Raises InvalidInput that names the file, the line (JSONL) or the position (SQuAD), and the field.
     """
@@ -39,7 +39,7 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[TaskWithQuiz]
 
 
 def read_quiz(path: str | Path) -> Quiz:
-    """A quiz from JSONL lines with `question` and `answer` (optional: `aliases`, `id`, `topic`); raises InvalidInput."""
+    """A quiz from JSONL lines with `question` and `answer` (optional: `aliases`, `id`, `topic`), or InvalidInput."""
     nodes = list(_lines(_read(path), path))
     if not nodes:
         raise InvalidInput.of(str(path), "no questions", "at least one question")
