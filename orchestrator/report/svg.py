@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 from orchestrator.report.bootstrap import Interval
 
-_WIDTH = 720.0
+_WIDTH = 1000.0
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def interval_plot(categories: Sequence[str], series: Sequence[Series], *, x_labe
     known = [point for item in series for point in item.points if point is not None]
     if not known:
         return Markup("")
-    width, height, left, right, top, bottom = _WIDTH, 330.0, 74.0, 20.0, 44.0, 56.0
+    width, height, left, right, top, bottom = _WIDTH, 360.0, 74.0, 20.0, 44.0, 56.0
     marks = ticks(min(0.0, *(point.low for point in known)), max(0.0, *(point.high for point in known)))
     low, high, step = marks[0], marks[-1], marks[1] - marks[0]
 
@@ -138,7 +138,7 @@ def dot_rows(rows: Sequence[DotRow], series: Sequence[str], *, x_label: str, tit
     known = [value for row in rows for _, values in row.values for value in values]
     if not known:
         return Markup("")
-    width, left, right, top, bottom = _WIDTH, 220.0, 24.0, 42.0, 52.0
+    width, left, right, top, bottom = _WIDTH, 250.0, 24.0, 42.0, 52.0
     row_height = 13.0 * max(1, len(series)) + 9
     height = top + row_height * len(rows) + bottom
     marks = ticks(min(0.0, *known), max(0.0, *known), about=6)
@@ -155,7 +155,7 @@ def dot_rows(rows: Sequence[DotRow], series: Sequence[str], *, x_label: str, tit
         y_top = top + row_height * index
         if index:
             parts.append(_line(left, y_top, width - right, y_top, "rule"))
-        label = row.label if len(row.label) <= 30 else row.label[:29] + "…"
+        label = row.label if len(row.label) <= 34 else row.label[:33] + "…"
         name = _element(
             "text",
             _element("title", row.label) + escape(label),

@@ -1,4 +1,4 @@
-"""A report by hand, of the shape a real run has: three rounds, two students, good and bad edits, all kinds of faults."""
+"""A report by hand, of the shape a real run has: three rounds, two students, good and bad edits, every fault."""
 
 from __future__ import annotations
 
@@ -137,11 +137,11 @@ def _commits(candidates: tuple[CandidateRecord, ...]) -> tuple[CommitRecord, ...
             if evaluation.report is None:
                 continue
             gain = evaluation.report.after.scores["contains"] - evaluation.report.before.scores["contains"]
-            kept = gain > 0.2
+            kept = gain > 0.7
             commits.append(
                 CommitRecord(
                     evaluation.student, candidate.task_id, candidate.id, evaluation.evaluation_id, kept,
-                    reason="" if kept else f"contains gained {gain:+.2f}, less than min_gain 0.20",
+                    reason="" if kept else f"contains gained {gain:+.2f}, not above min_gain 0.70",
                     version=f"{number + 10:x}" * 32 if kept else "", parent_version="a" * 64 if number else "",
                     quiz_before=evaluation.report.before, quiz_after=evaluation.report.after,
                 )
