@@ -1,0 +1,45 @@
+"""`tutelage models`: fetch the models a service names before it starts, and list those that are here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tutelage.cli.listing import plain, print_json, print_table
+
+app = typer.Typer(help="Language models on this machine.", no_args_is_help=True)
+
+CacheDir = Annotated[
+    Path | None, typer.Option(envvar="TUTELAGE_CACHE", help="Where models are kept; else ~/.cache/tutelage.")
+]
+
+
+@app.command()
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A built-in name, a folder, or a hub id.")],
+    cache_dir: CacheDir = None,
+) -> None:
+    """Fetch a model into the cache; nothing is done when it is there."""
+    from tutelage.models import registry
+
+    resolved = registry.pull(name, cache_dir, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    typer.echo(f"{resolved.name} is at {resolved.path} (revision {resolved.revision[:12]})")
+
+
+@app.command("list")
+def list_models(
+    cache_dir: CacheDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the built-in models and whether they are in the cache."""
+    from tutelage.models import registry
+
+    entries = [plain(entry) for entry in registry.list_models(cache_dir)]
+    if as_json:
+        print_json(entries)
+        return
+    columns = tuple(entries[0]) if entries else ()
+    print_table(columns, [tuple(entry.values()) for entry in entries], "no models")

@@ -1,0 +1,183 @@
+"""`tutelage run`: start, watch, list, show and cancel runs, and fetch their reports."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, AsJson, Orchestrator, orchestrator_client
+from tutelage.cli.listing import print_json, print_table
+from tutelage.domain.run import ReportFormat, RunState
+
+if TYPE_CHECKING:
+    from tutelage.domain.run import RunSummary
+
+app = typer.Typer(help="Runs of the reinforcement learning.", no_args_is_help=True)
+
+RunId = Annotated[str, typer.Argument(metavar="ID", help="The run's id.")]
+Patience = Annotated[float, typer.Option(help="Seconds to wait for an orchestrator that went away.")]
+
+
+def new_run_id(name: str) -> str:
+    """An id from the run's name and the time (UTC), 64 characters of a-z, 0-9, - and _ at most."""
+    stem = re.sub(r"[^a-z0-9_-]+", "-", name.lower()).strip("-") or "run"
+    return f"{stem[:48]}-{datetime.now(UTC):%Y%m%d-%H%M%S}"
+
+
+@app.command()
+def start(
+    run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's settings.")],
+    orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
+    run_id: Annotated[str | None, typer.Option(help="The run's id; the same id attaches to the same run.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the files, print the settings and stop.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
+    patience_s: Patience = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Start a run: the files it names are read here and sent along."""
+    from tutelage.cli.run_file import prepare_run, resolved_yaml
+
+    prepared = prepare_run(run_file)
+    if dry_run:
+        if as_json:
+            counts = {"tasks": len(prepared.tasks), "evaluations": prepared.evaluations}
+            print_json({"config": prepared.config.model_dump(mode="json"), **counts})
+            return
+        typer.echo(resolved_yaml(prepared.config), nl=False)
+        questions = sum(len(task.quiz.questions) for task in prepared.tasks)
+        typer.echo(
+            f"# {len(prepared.tasks)} tasks, {questions} questions, "
+            f"{len(prepared.retention_quiz.questions)} retention questions, {prepared.evaluations} evaluations"
+        )
+        return
+    identity = run_id or new_run_id(prepared.config.name)
+
+    async def call() -> RunSummary:
+        async with orchestrator_client(orchestrator) as client:
+            summary, created = await client.start_run(
+                identity, prepared.config_yaml, prepared.tasks, prepared.retention_quiz
+            )
+            if as_json:
+                print_json({"run": summary, "created": created})
+            else:
+                typer.echo(f"{'started' if created else 'attached to'} run {identity}")
+            if watch:
+                summary = await _follow(client, identity, patience_s)
+            return summary
+
+    _exit_with(asyncio.run(call()), watch)
+
+
+async def _follow(client: object, run_id: str, patience_s: float) -> RunSummary:
+    from rich.console import Console
+
+    from tutelage.cli.watching import follow_on
+
+    return await follow_on(Console(), client, run_id, patience_s)  # type: ignore[arg-type]
+
+
+def _exit_with(summary: RunSummary, watched: bool) -> None:
+    if not watched or summary.state is RunState.DONE:
+        return
+    typer.echo(f"run {summary.run_id} {summary.state.value}: {summary.message}", err=True)
+    raise typer.Exit(1)
+
+
+@app.command("watch")
+def watch_run(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, patience_s: Patience = 600.0) -> None:
+    """Follow a run to its end, through restarts of the orchestrator."""
+
+    async def call() -> RunSummary:
+        async with orchestrator_client(orchestrator) as client:
+            return await _follow(client, run_id, patience_s)
+
+    _exit_with(asyncio.run(call()), watched=True)
+
+
+@app.command("list")
+def list_runs(orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_json: AsJson = False) -> None:
+    """List the runs that the orchestrator knows."""
+
+    async def call() -> tuple[RunSummary, ...]:
+        async with orchestrator_client(orchestrator) as client:
+            return tuple(await client.list_runs())
+
+    runs = asyncio.run(call())
+    if as_json:
+        print_json(runs)
+        return
+    rows = [
+        (
+            run.run_id,
+            run.state.value,
+            f"{run.round}/{run.rounds} {run.phase.value}",
+            f"{run.evaluations_done}/{run.evaluations_total}",
+            "" if run.mean_reward is None else f"{run.mean_reward:+.3f}",
+            f"{run.created_at:%Y-%m-%d %H:%M}",
+        )
+        for run in runs
+    ]
+    print_table(("run", "state", "round", "evaluations", "mean reward", "created (UTC)"), rows, "no runs yet")
+
+
+@app.command()
+def show(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_json: AsJson = False) -> None:
+    """Show one run and its settings."""
+
+    async def call() -> tuple[RunSummary, str]:
+        async with orchestrator_client(orchestrator) as client:
+            return await client.get_run(run_id)
+
+    summary, config_yaml = asyncio.run(call())
+    if as_json:
+        print_json({"run": summary, "config_yaml": config_yaml})
+        return
+    from tutelage.cli.watching import summary_text
+
+    typer.echo(f"{summary.run_id}: {summary_text(summary)}")
+    if summary.message:
+        typer.echo(summary.message)
+    typer.echo(f"policy version {summary.policy_version or '(untouched)'}\n\n{config_yaml}", nl=False)
+
+
+@app.command()
+def cancel(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_json: AsJson = False) -> None:
+    """Stop a run; what it earned so far stays."""
+
+    async def call() -> RunSummary:
+        async with orchestrator_client(orchestrator) as client:
+            return await client.cancel_run(run_id)
+
+    summary = asyncio.run(call())
+    if as_json:
+        print_json(summary)
+    else:
+        typer.echo(f"run {summary.run_id} is {summary.state.value}")
+
+
+@app.command()
+def report(
+    run_id: RunId,
+    orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; standard output if not given.")
+    ] = None,
+    format: Annotated[ReportFormat, typer.Option(help="html, json, or metrics (JSON lines).")] = ReportFormat.HTML,
+) -> None:
+    """Fetch a run's report, of a finished run or of one under way."""
+
+    async def call() -> bytes:
+        async with orchestrator_client(orchestrator) as client:
+            return await client.get_report(run_id, format)
+
+    content = asyncio.run(call())
+    if output is None:
+        typer.echo(content, nl=False)
+    else:
+        output.write_bytes(content)
+        typer.echo(f"wrote {output} ({len(content)} bytes)", err=True)
