@@ -230,7 +230,7 @@ def update_request_from_wire(messages: Iterable[teacher_pb.UpdatePolicyRequest],
         raise InvalidInput.of(Checks(field).path("header"), "nothing", "a header as the first message")
     header = first.header
     checks = Checks(field)
-    groups = []
+    groups: list[CandidateGroup] = []
     for message in iterator:
         if message.WhichOneof("part") != "group":
             checks.wrong(f"groups[{len(groups)}]", message.WhichOneof("part") or "nothing", "a group")

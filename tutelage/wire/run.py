@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator
 
@@ -106,10 +107,8 @@ def run_event_from_wire(message: pb.RunEvent, field: str = "event") -> RunEvent:
     """An event with a kind, a time and a JSON object as its detail (empty text means none)."""
     checks = Checks(field)
     detail: object = None
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         detail = json.loads(message.detail_json or "{}")
-    except (ValueError, RecursionError):
-        pass
     if not isinstance(detail, dict):
         checks.wrong("detail_json", message.detail_json, "a JSON object")
         detail = {}
@@ -152,7 +151,7 @@ def report_format_to_wire(item: ReportFormat) -> pb.ReportFormat:
     return _FORMAT_VALUES[item]  # type: ignore[return-value]
 
 
-def report_format_from_wire(value: pb.ReportFormat, field: str = "format") -> ReportFormat:
+def report_format_from_wire(value: int, field: str = "format") -> ReportFormat:
     """A known format."""
     checks = Checks(field)
     return checks.passed(checks.enum("", value, _FORMATS))

@@ -1,0 +1,169 @@
+"""Clients of an orchestrator, asynchronous and blocking."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+
+from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
+from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunSummary, TaskWithQuiz
+from tutelage.domain.task import Quiz
+from tutelage.rpc.config import ChannelSettings
+from tutelage.v1 import orchestrator_service_pb2 as pb
+from tutelage.v1.orchestrator_service_pb2_grpc import OrchestratorServiceStub
+from tutelage.wire.checks import INT64_MAX, Checks, fitting
+from tutelage.wire.run import (
+    logical_student_from_wire,
+    report_format_to_wire,
+    run_event_from_wire,
+    run_summary_from_wire,
+    start_run_to_wire,
+)
+
+
+def _started(message: pb.StartRunResponse) -> tuple[RunSummary, bool]:
+    return run_summary_from_wire(message.run), message.created
+
+
+def _watched(message: pb.WatchRunResponse) -> tuple[RunSummary, RunEvent | None]:
+    event = run_event_from_wire(message.event) if message.HasField("event") else None
+    return run_summary_from_wire(message.run), event
+
+
+def _got(message: pb.GetRunResponse) -> tuple[RunSummary, str]:
+    return run_summary_from_wire(message.run), message.config_yaml
+
+
+def _runs(message: pb.ListRunsResponse) -> tuple[RunSummary, ...]:
+    checks = Checks("")
+    return checks.passed(checks.each(run_summary_from_wire, message.runs, "runs"))
+
+
+def _cancelled(message: pb.CancelRunResponse) -> RunSummary:
+    return run_summary_from_wire(message.run)
+
+
+def _chunk(message: pb.GetReportResponse) -> bytes:
+    return message.chunk
+
+
+def _students(message: pb.ListStudentsResponse) -> tuple[LogicalStudent, ...]:
+    checks = Checks("")
+    return checks.passed(checks.each(logical_student_from_wire, message.students, "students"))
+
+
+def _student(message: pb.SetCurrentAdapterResponse) -> LogicalStudent:
+    return logical_student_from_wire(message.student)
+
+
+def _watch(run_id: str, after_sequence: int) -> pb.WatchRunRequest:
+    return pb.WatchRunRequest(run_id=run_id, after_sequence=fitting("after_sequence", after_sequence, INT64_MAX))
+
+
+class OrchestratorClient(AsyncConnection):
+    """An orchestrator, asynchronously; every method raises the domain's errors."""
+
+    def __init__(self, settings: ChannelSettings) -> None:
+        super().__init__(settings)
+        self._stub = OrchestratorServiceStub(self._channel)
+
+    async def start_run(
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Iterable[TaskWithQuiz],
+        retention_quiz: Quiz,
+        *,
+        timeout_s: float = WORK_S,
+    ) -> tuple[RunSummary, bool]:
+        """The run and whether it is new; the same id with the same content attaches."""
+        messages = list(start_run_to_wire(run_id, config_yaml, tasks, retention_quiz))
+        return await self._call(self._stub.StartRun, messages, _started, timeout_s)
+
+    def watch_run(
+        self, run_id: str, after_sequence: int = 0, *, timeout_s: float = LONG_S
+    ) -> AsyncIterator[tuple[RunSummary, RunEvent | None]]:
+        """The run with each event after a sequence number, until the run ends."""
+        return self._stream(self._stub.WatchRun, _watch(run_id, after_sequence), _watched, timeout_s)
+
+    async def get_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> tuple[RunSummary, str]:
+        """The run and its settings as YAML."""
+        return await self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id), _got, timeout_s)
+
+    async def list_runs(self, *, timeout_s: float = QUICK_S) -> tuple[RunSummary, ...]:
+        """All runs."""
+        return await self._call(self._stub.ListRuns, pb.ListRunsRequest(), _runs, timeout_s)
+
+    async def cancel_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Ends a run."""
+        return await self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _cancelled, timeout_s)
+
+    async def get_report(self, run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
+        """The whole report."""
+        request = pb.GetReportRequest(run_id=run_id, format=report_format_to_wire(format))
+        return b"".join([chunk async for chunk in self._stream(self._stub.GetReport, request, _chunk, timeout_s)])
+
+    async def list_students(self, *, timeout_s: float = QUICK_S) -> tuple[LogicalStudent, ...]:
+        """The logical students and their current versions."""
+        return await self._call(self._stub.ListStudents, pb.ListStudentsRequest(), _students, timeout_s)
+
+    async def set_current_adapter(
+        self, student: str, expected_version: str, version: str, *, timeout_s: float = QUICK_S
+    ) -> LogicalStudent:
+        """Compare-and-set of a student's version; Conflict when another is current."""
+        request = pb.SetCurrentAdapterRequest(student=student, expected_version=expected_version, version=version)
+        return await self._call(self._stub.SetCurrentAdapter, request, _student, timeout_s)
+
+
+class SyncOrchestratorClient(SyncConnection):
+    """An orchestrator, blocking; the methods of `OrchestratorClient`."""
+
+    def __init__(self, settings: ChannelSettings) -> None:
+        super().__init__(settings)
+        self._stub = OrchestratorServiceStub(self._channel)
+
+    def start_run(
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Iterable[TaskWithQuiz],
+        retention_quiz: Quiz,
+        *,
+        timeout_s: float = WORK_S,
+    ) -> tuple[RunSummary, bool]:
+        """The run and whether it is new; the same id with the same content attaches."""
+        messages = iter(list(start_run_to_wire(run_id, config_yaml, tasks, retention_quiz)))
+        return self._call(self._stub.StartRun, messages, _started, timeout_s)
+
+    def watch_run(
+        self, run_id: str, after_sequence: int = 0, *, timeout_s: float = LONG_S
+    ) -> Iterator[tuple[RunSummary, RunEvent | None]]:
+        """The run with each event after a sequence number, until the run ends."""
+        return self._stream(self._stub.WatchRun, _watch(run_id, after_sequence), _watched, timeout_s)
+
+    def get_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> tuple[RunSummary, str]:
+        """The run and its settings as YAML."""
+        return self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id), _got, timeout_s)
+
+    def list_runs(self, *, timeout_s: float = QUICK_S) -> tuple[RunSummary, ...]:
+        """All runs."""
+        return self._call(self._stub.ListRuns, pb.ListRunsRequest(), _runs, timeout_s)
+
+    def cancel_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Ends a run."""
+        return self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _cancelled, timeout_s)
+
+    def get_report(self, run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
+        """The whole report."""
+        request = pb.GetReportRequest(run_id=run_id, format=report_format_to_wire(format))
+        return b"".join(self._stream(self._stub.GetReport, request, _chunk, timeout_s))
+
+    def list_students(self, *, timeout_s: float = QUICK_S) -> tuple[LogicalStudent, ...]:
+        """The logical students and their current versions."""
+        return self._call(self._stub.ListStudents, pb.ListStudentsRequest(), _students, timeout_s)
+
+    def set_current_adapter(
+        self, student: str, expected_version: str, version: str, *, timeout_s: float = QUICK_S
+    ) -> LogicalStudent:
+        """Compare-and-set of a student's version; Conflict when another is current."""
+        request = pb.SetCurrentAdapterRequest(student=student, expected_version=expected_version, version=version)
+        return self._call(self._stub.SetCurrentAdapter, request, _student, timeout_s)

@@ -1,0 +1,134 @@
+"""Clients of a teacher, asynchronous and blocking."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
+from tutelage.domain.description import TeacherDescription, UpdateProgress
+from tutelage.domain.policy import Candidate, Format, Policy, Sampling, UpdateRequest, UpdateResult
+from tutelage.domain.task import Task
+from tutelage.rpc.config import ChannelSettings
+from tutelage.v1 import teacher_service_pb2 as pb
+from tutelage.v1.teacher_service_pb2_grpc import TeacherServiceStub
+from tutelage.wire.checks import INT64_MAX, Checks, fitting
+from tutelage.wire.description import teacher_description_from_wire
+from tutelage.wire.policy import (
+    candidate_from_wire,
+    format_to_wire,
+    policy_from_wire,
+    sampling_to_wire,
+    update_progress_from_wire,
+    update_request_to_wire,
+    update_result_from_wire,
+)
+from tutelage.wire.task import task_to_wire
+
+
+def _candidate(message: pb.WriteSelfEditsResponse) -> Candidate:
+    return candidate_from_wire(message.candidate)
+
+
+def _update(message: pb.UpdatePolicyResponse) -> UpdateProgress | UpdateResult:
+    if message.WhichOneof("event") == "progress":
+        return update_progress_from_wire(message.progress)
+    return update_result_from_wire(message.result)
+
+
+def _policies(message: pb.ListPoliciesResponse) -> tuple[Policy, ...]:
+    checks = Checks("")
+    return checks.passed(checks.each(policy_from_wire, message.policies, "policies"))
+
+
+def _write(
+    task: Task, format: Format, candidates: int, sampling: Sampling, policy_version: str, seed: int, run_id: str
+) -> pb.WriteSelfEditsRequest:
+    return pb.WriteSelfEditsRequest(
+        task=task_to_wire(task),
+        format=format_to_wire(format),
+        candidates=fitting("candidates", candidates),
+        sampling=sampling_to_wire(sampling),
+        policy_version=policy_version,
+        seed=fitting("seed", seed, INT64_MAX),
+        run_id=run_id,
+    )
+
+
+class TeacherClient(AsyncConnection):
+    """A teacher, asynchronously; every method raises the domain's errors."""
+
+    def __init__(self, settings: ChannelSettings) -> None:
+        super().__init__(settings)
+        self._stub = TeacherServiceStub(self._channel)
+
+    async def describe(self, *, timeout_s: float = QUICK_S) -> TeacherDescription:
+        """What it is, its policies and formats."""
+        request = pb.TeacherServiceDescribeRequest()
+        return await self._call(self._stub.Describe, request, teacher_description_from_wire, timeout_s)
+
+    def write_self_edits(
+        self,
+        task: Task,
+        *,
+        format: Format,
+        candidates: int,
+        sampling: Sampling,
+        policy_version: str,
+        seed: int,
+        run_id: str = "",
+        timeout_s: float = WORK_S,
+    ) -> AsyncIterator[Candidate]:
+        """The candidates of one task as they are parsed."""
+        request = _write(task, format, candidates, sampling, policy_version, seed, run_id)
+        return self._stream(self._stub.WriteSelfEdits, request, _candidate, timeout_s)
+
+    def update_policy(
+        self, request: UpdateRequest, *, timeout_s: float = LONG_S
+    ) -> AsyncIterator[UpdateProgress | UpdateResult]:
+        """Progress, then the result; the same content updates once."""
+        messages = list(update_request_to_wire(request))
+        return self._stream(self._stub.UpdatePolicy, messages, _update, timeout_s)
+
+    async def list_policies(self, *, timeout_s: float = QUICK_S) -> tuple[Policy, ...]:
+        """The policies it keeps."""
+        return await self._call(self._stub.ListPolicies, pb.ListPoliciesRequest(), _policies, timeout_s)
+
+
+class SyncTeacherClient(SyncConnection):
+    """A teacher, blocking; the methods of `TeacherClient`."""
+
+    def __init__(self, settings: ChannelSettings) -> None:
+        super().__init__(settings)
+        self._stub = TeacherServiceStub(self._channel)
+
+    def describe(self, *, timeout_s: float = QUICK_S) -> TeacherDescription:
+        """What it is, its policies and formats."""
+        request = pb.TeacherServiceDescribeRequest()
+        return self._call(self._stub.Describe, request, teacher_description_from_wire, timeout_s)
+
+    def write_self_edits(
+        self,
+        task: Task,
+        *,
+        format: Format,
+        candidates: int,
+        sampling: Sampling,
+        policy_version: str,
+        seed: int,
+        run_id: str = "",
+        timeout_s: float = WORK_S,
+    ) -> Iterator[Candidate]:
+        """The candidates of one task as they are parsed."""
+        request = _write(task, format, candidates, sampling, policy_version, seed, run_id)
+        return self._stream(self._stub.WriteSelfEdits, request, _candidate, timeout_s)
+
+    def update_policy(
+        self, request: UpdateRequest, *, timeout_s: float = LONG_S
+    ) -> Iterator[UpdateProgress | UpdateResult]:
+        """Progress, then the result; the same content updates once."""
+        messages = iter(list(update_request_to_wire(request)))
+        return self._stream(self._stub.UpdatePolicy, messages, _update, timeout_s)
+
+    def list_policies(self, *, timeout_s: float = QUICK_S) -> tuple[Policy, ...]:
+        """The policies it keeps."""
+        return self._call(self._stub.ListPolicies, pb.ListPoliciesRequest(), _policies, timeout_s)
