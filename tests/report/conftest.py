@@ -103,7 +103,7 @@ def _candidate(chance: random.Random, item: TaskWithQuiz, round_number: int, ind
         return CandidateRecord(
             *common, text='{"learning_rate": 0.5}\nQ: ?', rejection=rejection, seed=chance.getrandbits(31)
         )
-    quality = chance.gauss(0.16 + 0.14 * round_number, 0.16)
+    quality = max(0.0, chance.gauss(0.16 + 0.14 * round_number, 0.16))
     pairs = [f"Q: {question.text}\nA: {question.answer}" for question in item.quiz.questions[: chance.randint(2, 6)]]
     if index == 1 and item.task.id == "train-003":
         pairs.append(HOSTILE)

@@ -1,0 +1,126 @@
+"""The page holds what a reader needs, reaches for no network, and runs nothing that a run wrote."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from orchestrator.report.data import CandidateRecord, ReportHeader, RunReport
+from orchestrator.report.html import duration, render_html, score, signed
+from tutelage.domain.run import RunState
+
+HOSTILE = '</pre></style><script>alert(1)</script><img src=x onerror=alert(2)>" onload="alert(3)'
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class _Elements(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+def _elements(page: str) -> _Elements:
+    parsed = _Elements()
+    parsed.feed(page)
+    assert parsed.open == []
+    return parsed
+
+
+def _check_inert(page: str) -> None:
+    parsed = _elements(page)
+    assert not {"script", "img", "link", "iframe", "object", "embed", "form"} & set(parsed.names)
+    for name, value in parsed.attributes:
+        assert not name.startswith("on")
+        assert name not in ("src", "xlink:href", "action")
+        if name == "href":
+            assert value.startswith("#")
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_a_full_report_has_all_its_parts_and_no_network(run_report: RunReport) -> None:
+    page = render_html(run_report)
+    _check_inert(page)
+    assert page.lstrip().startswith("<!doctype html>")
+    assert "prefers-color-scheme: dark" in page
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert sections == ["scores", "rewards", "edits", "candidates", "updates", "failures", "time", "repeat"]
+    assert set(re.findall(r'<a href="#(\w+)"', page)) == set(sections)
+    for text in (
+        "Reward by round",
+        "Gain by document",
+        "Time by phase",
+        "time (seconds)",
+        "no group beat",
+        "Socket closed",
+    ):
+        assert text in page
+    assert "✓ chosen" in page
+    assert "learning_rate = 0.5, allowed: 1e-06 to 0.01" in page
+    assert "evaluation_seeds: 2" in page
+
+
+def test_the_same_report_gives_the_same_page(run_report: RunReport) -> None:
+    assert render_html(run_report) == render_html(run_report)
+
+
+def test_what_a_run_wrote_is_never_markup(run_report: RunReport) -> None:
+    candidates = tuple(
+        dataclasses.replace(candidate, text=HOSTILE, documents=(HOSTILE,), task_title=HOSTILE, format=HOSTILE)
+        for candidate in run_report.candidates
+    )
+    commits = tuple(dataclasses.replace(item, reason=HOSTILE, student=HOSTILE) for item in run_report.commits)
+    header = dataclasses.replace(run_report.header, config_yaml=HOSTILE, versions={HOSTILE: HOSTILE})
+    page = render_html(dataclasses.replace(run_report, candidates=candidates, commits=commits, header=header))
+    _check_inert(page)
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_run_without_any_result_still_renders(run_report: RunReport) -> None:
+    summary = dataclasses.replace(
+        run_report.header.summary, state=RunState.FAILED, finished_at=None, message="no teacher"
+    )
+    page = render_html(RunReport(ReportHeader(summary, "")))
+    _check_inert(page)
+    assert "No candidate has been scored." in page
+    assert "run failed" in page
+
+
+def test_unscored_candidates_and_missing_questions_are_shown(run_report: RunReport) -> None:
+    lone = CandidateRecord("c", 1, "t", "", 0, "self-qa", "1" * 64, "some text")
+    header = dataclasses.replace(run_report.header, tasks=())
+    page = render_html(RunReport(header, (lone, *run_report.candidates[:3])))
+    assert "no reward" in page
+    assert "train-001-q1" in page
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "–"), (48.2, "48 s"), (725.0, "12 min 5 s"), (11400.0, "3 h 10 min")]
+)
+def test_durations_read_well(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_numbers_carry_their_unit_and_a_true_minus() -> None:
+    assert score(0.285, "contains") == "28.5"
+    assert score(-2.5, "loglik", sign=True) == "−2.50"
+    assert signed(-0.1) == "−0.100"
+    assert signed(None) == "–"
