@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,13 +22,11 @@ from tutelage.cli import demo_results
 from tutelage.cli.demo_settings import (
     DEFAULT_MODEL,
     RUN_ID,
-    STUDENTS,
     THREADS,
     ServiceFiles,
-    examples_folder,
+    run_file,
     write_model_services,
     write_orchestrator,
-    write_run,
 )
 from tutelage.domain.errors import InvalidInput, PreconditionFailed, Unavailable
 from tutelage.domain.run import ReportFormat, RunState
@@ -59,9 +57,11 @@ def demo(
         # Whatever asks to end ends the services too.
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _interrupt)
-        examples = examples_folder()
+        from tutelage.cli.run_file import prepare_run
+
+        prepared = prepare_run(run_file())
         with _work_folder(dir) as folder:
-            _run_demo(console, folder, model, examples)
+            _run_demo(console, folder, model, prepared)
     except KeyboardInterrupt:
         console.print("interrupted; all services are stopped")
         raise typer.Exit(_EXIT_INTERRUPTED) from None
@@ -110,41 +110,43 @@ def _pull(console: Console, model: str) -> None:
         raise Unavailable(f"the model {model!r} could not be brought here (see above)")
 
 
-def _run_demo(console: Console, folder: Path, model: str, examples: Path) -> None:
+def _run_demo(console: Console, folder: Path, model: str, prepared: PreparedRun) -> None:
     from tutelage.cli.processes import ServiceProcesses
 
     begun = time.monotonic()
     _pull(console, model)
     with ServiceProcesses(THREADS) as processes:
-        console.print(f"2. services: a teacher, {len(STUDENTS)} students, an orchestrator (logs in {folder}) ...")
-        address = _start_services(processes, folder, model)
+        console.print(
+            f"2. services: a teacher, {len(prepared.config.students)} students, an orchestrator (logs in {folder}) ..."
+        )
+        address = _start_services(processes, folder, model, prepared.config.students)
         console.print(f"   ready after {time.monotonic() - begun:.0f} s; orchestrator at {address}")
-        asyncio.run(_circle(console, processes, folder, address, examples))
+        asyncio.run(_circle(console, processes, folder, address, prepared))
         console.print("stopping the services ...")
     seconds = time.monotonic() - begun
     console.print(f"done in {seconds // 60:.0f} min {seconds % 60:02.0f} s; nothing is left running")
 
 
-def _start_services(processes: ServiceProcesses, folder: Path, model: str) -> str:
+def _start_services(processes: ServiceProcesses, folder: Path, model: str, names: Sequence[str]) -> str:
     """Starts all services and returns the orchestrator's address."""
 
     def start(files: ServiceFiles) -> ServiceProcess:
         return processes.start(files.name, files.room, files.config, files.ready_file, files.log)
 
-    teacher_files, student_files = write_model_services(folder, model)
+    teacher_files, student_files = write_model_services(folder, model, names)
     teacher, students = start(teacher_files), [start(files) for files in student_files]
     processes.wait_ready([teacher, *students], _READY_TIMEOUT_S)
-    addresses = {student.name: student.address for student in students}
+    addresses = {name: student.address for name, student in zip(names, students, strict=True)}
     orchestrator = start(write_orchestrator(folder, teacher.address, addresses))
     processes.wait_ready([orchestrator], _READY_TIMEOUT_S)
     return orchestrator.address
 
 
-async def _circle(console: Console, processes: ServiceProcesses, folder: Path, address: str, examples: Path) -> None:
+async def _circle(
+    console: Console, processes: ServiceProcesses, folder: Path, address: str, prepared: PreparedRun
+) -> None:
     from tutelage.cli.connection import orchestrator_client
-    from tutelage.cli.run_file import prepare_run
 
-    prepared = prepare_run(write_run(folder, examples))
     console.print(
         f"3. run: {len(prepared.tasks)} documents, {prepared.config.candidates} self-edits each, "
         f"{prepared.config.rounds} rounds, {prepared.evaluations} evaluations, then commits"
