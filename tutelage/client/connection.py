@@ -49,7 +49,7 @@ class AsyncConnection:
 
     async def close(self) -> None:
         """Closes the channel; calls still open are cancelled."""
-        await self._channel.close()
+        await self._channel.close(None)
 
     async def _call(self, method: Any, request: Any, decode: Callable[[Any], T], timeout_s: float) -> T:
         """One answer to a request or to an iterator of requests."""

@@ -7,7 +7,7 @@ import json
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from tutelage.domain.errors import (
     AlreadyExists,
@@ -58,14 +58,18 @@ def _bad_request(error: InvalidInput) -> error_details_pb2.BadRequest:
 
 
 def _detail(error: TutelageError) -> Message | None:
+    detail: Message
     if isinstance(error, InvalidInput):
-        return _bad_request(error)
+        detail = _bad_request(error)
+        return detail
     if isinstance(error, NotFound):
-        return error_details_pb2.ResourceInfo(resource_type=error.kind[:200], resource_name=error.name[:200])
+        detail = error_details_pb2.ResourceInfo(resource_type=error.kind[:200], resource_name=error.name[:200])
+        return detail
     if isinstance(error, Exhausted | Unavailable) and error.retry_after_s is not None:
         delay = Duration()
         delay.FromMilliseconds(round(error.retry_after_s * 1000))
-        return error_details_pb2.RetryInfo(retry_delay=delay)
+        detail = error_details_pb2.RetryInfo(retry_delay=delay)
+        return detail
     return None
 
 
@@ -117,7 +121,7 @@ def _not_found(status: status_pb2.Status, text: str) -> TutelageError:
 def _retry_after_s(status: status_pb2.Status) -> float | None:
     detail = error_details_pb2.RetryInfo()
     if any(item.Unpack(detail) for item in status.details):
-        return detail.retry_delay.ToMilliseconds() / 1000
+        return float(detail.retry_delay.ToMilliseconds() / 1000)
     return None
 
 

@@ -10,13 +10,19 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from tutelage.domain.errors import TutelageError
 from tutelage.rpc import metrics
 from tutelage.rpc.errors import DETAILS_KEY, to_status
+
+if TYPE_CHECKING:
+    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:
+    # Generic in its stubs only.
+    _Interceptor = grpc.aio.ServerInterceptor
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +92,7 @@ def _code_name(context: Any) -> str:
     return _CODES.get(value, "UNKNOWN")
 
 
-class MetricsInterceptor(grpc.aio.ServerInterceptor):
+class MetricsInterceptor(_Interceptor):
     """Counts calls of known methods (so that the labels stay bounded) and says once when one has no deadline."""
 
     def __init__(self) -> None:
@@ -125,7 +131,7 @@ class MetricsInterceptor(grpc.aio.ServerInterceptor):
         return wrapped(handler, around)
 
 
-class TokenInterceptor(grpc.aio.ServerInterceptor):
+class TokenInterceptor(_Interceptor):
     """Refuses calls without the bearer token; health stays open, since probes carry none."""
 
     def __init__(self, token: str) -> None:
@@ -149,7 +155,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         return _rebuilt(handler, refuse)
 
 
-class StartingInterceptor(grpc.aio.ServerInterceptor):
+class StartingInterceptor(_Interceptor):
     """Answers UNAVAILABLE on the service's own methods until it has started."""
 
     def __init__(self, grpc_service_names: frozenset[str]) -> None:
@@ -168,7 +174,7 @@ class StartingInterceptor(grpc.aio.ServerInterceptor):
         return _rebuilt(handler, refuse)
 
 
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
+class ErrorInterceptor(_Interceptor):
     """Domain errors become statuses with details; any other error is logged and hidden behind a reference."""
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:

@@ -146,7 +146,7 @@ def logical_student_from_wire(message: pb.LogicalStudent, field: str = "student"
     )
 
 
-def report_format_to_wire(item: ReportFormat) -> pb.ReportFormat:
+def report_format_to_wire(item: ReportFormat) -> pb.ReportFormat.ValueType:
     """The wire's value of a report's format."""
     return _FORMAT_VALUES[item]  # type: ignore[return-value]
 

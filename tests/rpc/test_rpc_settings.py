@@ -1,0 +1,90 @@
+"""Settings files: every mistake is named by its field, and the table documents every field."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import pydantic
+import pytest
+
+from tutelage.domain.errors import InvalidInput
+from tutelage.rpc.config import ChannelSettings, ServerSettings, is_loopback
+from tutelage.rpc.logging import JsonFormatter, bind
+from tutelage.settings import Settings, load_settings, parse_settings, settings_table
+
+
+class Example(Settings):
+    rate: float = pydantic.Field(default=1e-3, gt=0)
+    """Step size | of the example."""
+    server: ServerSettings = ServerSettings()
+    """The server."""
+    students: dict[str, ChannelSettings] = pydantic.Field(default_factory=dict)
+    """Students by name."""
+
+
+def test_every_violation_is_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text("rate: -1\nserver: {hots: x, tls: {bad: 1}}\nstudents: {a: {adress: x}}\n")
+    with pytest.raises(InvalidInput) as caught:
+        load_settings(path, Example)
+    found = {violation.field.removeprefix(f"{path}: "): violation for violation in caught.value.violations}
+    assert {"rate", "server.hots", "server.tls.bad", "server.tls.key", "students.a.adress"} <= found.keys()
+    assert "host, " in found["server.hots"].allowed
+    assert found["students.a.adress"].allowed.startswith("one of the keys address, ca")
+    assert found["rate"].value == "-1"
+
+
+@pytest.mark.parametrize("text", ["a: [", "rate: 1\nrate: 2", "- 1", "!!python/object:os.system {}"])
+def test_what_is_not_a_mapping_of_settings_is_refused(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_settings(text, Example, source="x.yaml")
+
+
+def test_numbers_as_people_write_them_and_defaults() -> None:
+    assert parse_settings("rate: 1e-4", Example).rate == 1e-4
+    assert parse_settings("", Example) == Example()
+    with pytest.raises(InvalidInput, match="readable"):
+        load_settings("/nonexistent/x.yaml", Example)
+
+
+def test_table_has_every_field_with_its_docstring() -> None:
+    table = settings_table(Example)
+    assert "| `rate` | float | `0.001` | Step size \\| of the example. |" in table
+    assert "| `server.tls.certificate` | Path | required | The server's certificate chain. |" in table
+    assert "`students.<name>.address`" in table
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.8.0.1", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example.com", False),
+        ("", False),
+    ],
+)
+def test_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
+
+
+def test_bound_fields_are_in_each_line_and_come_off() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    logger = logging.Logger("example")
+    logger.addHandler(handler)
+    with bind(run_id="r1", evaluation_id=""):
+        logger.info("one")
+    logger.info("two")
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert first["run_id"] == "r1"
+    assert "evaluation_id" not in first
+    assert "run_id" not in second
