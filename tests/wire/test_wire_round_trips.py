@@ -71,8 +71,7 @@ from tutelage.wire.run import run_event_from_wire, run_event_to_wire, run_summar
 from tutelage.wire.self_edit import directives_to_wire, self_edit_from_wire, self_edit_to_wire
 from tutelage.wire.task import quiz_from_wire, task_with_quiz_from_wire, task_with_quiz_to_wire
 
-settings.register_profile("wire", max_examples=60, deadline=None)
-settings.load_profile("wire")
+PROPERTY = settings(max_examples=60, deadline=None)
 
 FREE = st.text(max_size=20)
 TEXT = FREE.filter(lambda value: bool(value.strip()))
@@ -163,12 +162,14 @@ TASKS = st.builds(
 )
 
 
+@PROPERTY
 @given(SELF_EDITS)
 def test_self_edit(edit: SelfEdit) -> None:
     wire = self_edit_to_wire(edit).SerializeToString()
     assert self_edit_from_wire(self_edit_pb2.SelfEdit.FromString(wire)) == edit
 
 
+@PROPERTY
 @given(KEYS)
 def test_evaluation_key_keeps_its_id(key: EvaluationKey) -> None:
     wire = evaluation_key_to_wire(key).SerializeToString()
@@ -177,30 +178,35 @@ def test_evaluation_key_keeps_its_id(key: EvaluationKey) -> None:
     assert back.id == key.id
 
 
+@PROPERTY
 @given(OUTCOMES)
 def test_outcome(outcome: EvaluationReport | Rejection | Failure) -> None:
     wire = evaluation_outcome_to_wire(outcome).SerializeToString()
     assert evaluation_outcome_from_wire(evaluation_pb2.EvaluationOutcome.FromString(wire)) == outcome
 
 
+@PROPERTY
 @given(CANDIDATES)
 def test_candidate(candidate: Candidate) -> None:
     wire = candidate_to_wire(candidate).SerializeToString()
     assert candidate_from_wire(policy_pb2.Candidate.FromString(wire)) == candidate
 
 
+@PROPERTY
 @given(UPDATES)
 def test_update_request(request: UpdateRequest) -> None:
     wire = [message.SerializeToString() for message in update_request_to_wire(request)]
     assert update_request_from_wire(map(teacher_pb.UpdatePolicyRequest.FromString, wire)) == request
 
 
+@PROPERTY
 @given(st.builds(TaskWithQuiz, TASKS, FULL_QUIZZES))
 def test_task_with_quiz(item: TaskWithQuiz) -> None:
     wire = task_with_quiz_to_wire(item).SerializeToString()
     assert task_with_quiz_from_wire(orchestrator_service_pb2.TaskWithQuiz.FromString(wire)) == item
 
 
+@PROPERTY
 @given(
     st.builds(
         RunSummary,
@@ -223,12 +229,14 @@ def test_run_summary(run: RunSummary) -> None:
     assert run_summary_from_wire(orchestrator_service_pb2.RunSummary.FromString(wire)) == run
 
 
+@PROPERTY
 @given(st.builds(RunEvent, INT64, TIMES, TEXT, st.dictionaries(FREE, FREE | FINITE | st.none() | st.lists(FREE))))
 def test_run_event(event: RunEvent) -> None:
     wire = run_event_to_wire(event).SerializeToString()
     assert run_event_from_wire(orchestrator_service_pb2.RunEvent.FromString(wire)) == event
 
 
+@PROPERTY
 @given(st.builds(Format, TEXT, TEXT, st.sampled_from(Parser), st.booleans(), COUNT))
 def test_format(item: Format) -> None:
     assert format_from_wire(policy_pb2.Format.FromString(format_to_wire(item).SerializeToString())) == item
