@@ -212,7 +212,7 @@ def resolve_format(config: RunConfig, teacher: TeacherDescription) -> Format:
 
 
 def task_violations(tasks: Sequence[TaskWithQuiz], retention: Quiz) -> list[FieldViolation]:
-    """Everything wrong with the tasks: none at all, ids that repeat, empty texts and quizzes, questions without answer."""
+    """Everything wrong with the tasks: none at all, ids that repeat, empty quizzes, questions without answer."""
     found = [] if tasks else [FieldViolation("tasks", "0 tasks", "at least one task with a quiz")]
     seen: dict[str, int] = {}
     for index, item in enumerate(tasks):

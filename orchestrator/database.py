@@ -1,0 +1,78 @@
+"""The database: opened by URL, migrated at start, every transaction a writer from its first statement on SQLite."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, event
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from orchestrator.config import OrchestratorSettings
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def to_datetime(us: int) -> datetime:
+    """An aware time from microseconds since 1970."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def database_url(settings: OrchestratorSettings) -> str:
+    """The URL with the asynchronous driver that is built in; a SQLite file's folder is made."""
+    url = settings.database_url
+    if url is None:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        return f"sqlite+aiosqlite:///{(settings.data_dir / 'orchestrator.sqlite').resolve()}"
+    for prefix, driver in (
+        ("sqlite:", "sqlite+aiosqlite:"),
+        ("postgresql:", "postgresql+psycopg:"),
+        ("postgres:", "postgresql+psycopg:"),
+    ):
+        if url.startswith(prefix):
+            return driver + url.removeprefix(prefix)
+    return url
+
+
+def open_engine(url: str) -> AsyncEngine:
+    """An engine for SQLite (WAL, BEGIN IMMEDIATE) or PostgreSQL."""
+    if not url.startswith("sqlite"):
+        return create_async_engine(url, pool_pre_ping=True)
+    engine = create_async_engine(url, connect_args={"timeout": 60})
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        # The driver's own transaction handling would begin late and read before it locks.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=60000", "foreign_keys=ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begun(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+async def migrate(engine: AsyncEngine) -> None:
+    """Brings the schema to this version's; a database of a newer version is refused by Alembic."""
+    async with engine.begin() as connection:
+        await connection.run_sync(_upgrade)

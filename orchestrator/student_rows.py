@@ -1,0 +1,70 @@
+"""Which adapter version is current for each logical student: one row, changed by compare-and-set, with its history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from orchestrator import schema as s
+from orchestrator.database import now_us, to_datetime
+from tutelage.domain.errors import Conflict
+
+
+@dataclass(frozen=True)
+class CurrentVersion:
+    version: str
+    """Empty means the untouched base model."""
+    changed_at: datetime | None = None
+    previous: tuple[str, ...] = ()
+    """Newest first."""
+
+
+async def set_version(connection: AsyncConnection, student: str, expected: str, version: str) -> None:
+    """Makes a version current if the expected one is; otherwise Conflict. Setting what is current changes nothing."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    row = {"name": student, "version": ""}
+    await connection.execute(dialect.insert(s.students).values(row).on_conflict_do_nothing())
+    changed = await connection.execute(
+        update(s.students)
+        .where(s.students.c.name == student, s.students.c.version == expected)
+        .values(version=version, changed_at=now_us() if version != expected else s.students.c.changed_at)
+    )
+    if not changed.rowcount:
+        current = await connection.scalar(select(s.students.c.version).where(s.students.c.name == student))
+        raise Conflict(f"student {student!r} is at version {current!r}, not at {expected!r}")
+    if version != expected:
+        latest = await connection.scalar(
+            select(func.max(s.student_history.c.position)).where(s.student_history.c.name == student)
+        )
+        entry = {"name": student, "position": (latest or 0) + 1, "version": expected, "replaced_at": now_us()}
+        await connection.execute(insert(s.student_history), entry)
+
+
+class StudentRows:
+    """Reads and changes the rows; every method is one transaction."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+
+    async def current(self, student: str) -> CurrentVersion:
+        """The student's current version; a student without a row is at the untouched base model."""
+        history = s.student_history.c
+        async with self._engine.connect() as connection:
+            row = (await connection.execute(select(s.students).where(s.students.c.name == student))).mappings().first()
+            previous = await connection.scalars(
+                select(history.version).where(history.name == student).order_by(history.position.desc())
+            )
+        if row is None:
+            return CurrentVersion("")
+        changed_at = None if row["changed_at"] is None else to_datetime(row["changed_at"])
+        return CurrentVersion(row["version"], changed_at, tuple(previous))
+
+    async def compare_and_set(self, student: str, expected: str, version: str) -> CurrentVersion:
+        """Conflict when another version is current."""
+        async with self._engine.begin() as connection:
+            await set_version(connection, student, expected, version)
+        return await self.current(student)
