@@ -8,7 +8,7 @@ from tutelage.grading.strings import contains
 
 
 def answer_overlap(self_edit: SelfEdit, quiz: Quiz) -> float:
-    """Share, 0 to 1, of the quiz's questions whose answer (or an alias) stands in a document of the edit; 0 without questions."""
+    """Share, 0 to 1, of the questions whose answer (or an alias) stands in a document of the edit; 0 without any."""
     if not quiz.questions:
         return 0.0
     texts = [

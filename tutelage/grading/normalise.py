@@ -1,4 +1,4 @@
-"""The normal form of an answer, by the rules of SQuAD 1.1's evaluation: case, punctuation, articles and spaces do not count."""
+"""The normal form of an answer, by SQuAD 1.1's rules: case, punctuation, articles and spaces do not count."""
 
 from __future__ import annotations
 

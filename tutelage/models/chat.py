@@ -7,7 +7,6 @@ trained on `answer` follows the very ids that `prompt_ids` asks with.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ NO_LOSS = -100
 
 
 def prompt_ids(tokenizer: Any, user_text: str, system: str | None = None) -> list[int]:
-    """Ids that ask for an answer to `user_text`: the chat template with its generation prompt, else `Question: ...\\nAnswer:`."""
+    """Ids that ask for an answer: the chat template with its generation prompt, else `Question: ...\\nAnswer:`."""
     messages = [] if not system else [ChatMessage(Role.SYSTEM, system)]
     messages.append(ChatMessage(Role.USER, user_text))
     return _encode(tokenizer, _rendered(tokenizer, messages, ask=True))
@@ -30,8 +29,8 @@ def prompt_ids(tokenizer: Any, user_text: str, system: str | None = None) -> lis
 def document_ids(tokenizer: Any, document: TrainingDocument, loss_mask: LossMask) -> tuple[list[int], list[int]]:
     """Input ids and labels of a document, equally long; -100 where a token carries no loss.
 
-    Text ends with EOS and carries loss on all of it. Under COMPLETION a chat document carries loss on the messages marked
-    `train`, with their end-of-turn token but not their role header; under ALL on every token.
+    Text ends with EOS and carries loss on all of it. Under COMPLETION a chat document carries loss on the messages
+    marked `train`, with their end-of-turn token but not their role header; under ALL on every token.
     """
     if isinstance(document, TextDocument):
         if not document.text.strip():
@@ -87,14 +86,16 @@ def _body_start(tokenizer: Any, messages: Sequence[ChatMessage], whole: str) -> 
 
 
 def _turn_length(tokenizer: Any, body: list[int]) -> int:
-    """How many ids of a turn the model must learn to write: up to its end-of-turn token, not the white space after it."""
+    """How many ids of a turn the model must learn: up to its end-of-turn token, not the white space after."""
     special = set(tokenizer.all_special_ids)
     last = max((place for place, token in enumerate(body) if token in special), default=len(body) - 1)
     return last + 1
 
 
 def _shared_length(left: str, right: str) -> int:
-    return len(os.path.commonprefix([left, right]))
+    return next(
+        (at for at, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), min(len(left), len(right))
+    )
 
 
 def _has_template(tokenizer: Any) -> bool:
@@ -118,7 +119,7 @@ def _rendered(tokenizer: Any, messages: Sequence[ChatMessage], *, ask: bool) -> 
 
 
 def _encode(tokenizer: Any, text: str, *, first: bool = True) -> list[int]:
-    """Ids of a piece of rendered text; a piece without a template starts with whatever the tokenizer puts first (BOS)."""
+    """Ids of a piece of rendered text; without a template, what the tokenizer puts first (BOS) comes first."""
     if not text:
         return []
     special = first and not _has_template(tokenizer)
@@ -129,7 +130,7 @@ def _encode(tokenizer: Any, text: str, *, first: bool = True) -> list[int]:
 
 
 def stop_ids(tokenizer: Any, model: Any) -> frozenset[int]:
-    """Every id that ends an answer: EOS of tokenizer, generation settings and configuration, and the template's end of turn."""
+    """Every id that ends an answer: EOS of tokenizer, generation settings and configuration, and the end of turn."""
     found: set[int] = set()
     sources = (getattr(model, "generation_config", None), getattr(model, "config", None), tokenizer)
     for source in sources:
@@ -145,7 +146,7 @@ def stop_ids(tokenizer: Any, model: Any) -> frozenset[int]:
 
 
 def tokenizer_hash(tokenizer: Any) -> str:
-    """Lower-case hex SHA-256 of vocabulary, special tokens and chat template: equal hashes mean equal ids for equal text."""
+    """Lower-case hex SHA-256 of vocabulary, special tokens and template: equal hashes give equal ids for equal text."""
     digest = hashlib.sha256()
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:

@@ -1,4 +1,4 @@
-"""Tiny random causal language models, written in under a second without a network: for tests and benchmarks of the machinery."""
+"""Tiny random causal language models, written in under a second without a network, for tests and benchmarks."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _tokenizer(chat_template: bool) -> PreTrainedTokenizerFast:
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
         eos_token="<|im_end|>" if chat_template else "<|endoftext|>",
-        pad_token="<|pad|>",
+        pad_token="<|pad|>",  # noqa: S106
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
         clean_up_tokenization_spaces=False,
         model_max_length=512,
@@ -70,7 +70,8 @@ def write_tiny_model(
 ) -> Path:
     """Write a random model of `family` with a byte-level tokenizer (260 tokens, context 512) to the folder `path`.
 
-    `hidden` is the width, a multiple of 32. The same arguments write the same weights. InvalidInput for an unknown family.
+    `hidden` is the width, a multiple of 32. The same arguments write the same weights.
+    InvalidInput for an unknown family.
     """
     config_class = _FAMILIES.get(family)
     if config_class is None:

@@ -1,0 +1,65 @@
+"""Quantised layers whose gradients stay right, and NF4 values kept dequantised where memory is cheaper than time.
+
+On CPUs with AVX-512-BF16 the first eval-mode forward of bitsandbytes' `Linear4bit` (seen in 0.50.2) repacks the weight
+for inference; every backward pass after it is silently wrong. Who alternates quiz and training must forbid the repacking.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from bitsandbytes.functional import dequantize_4bit
+from torch import nn
+
+
+class FrozenLinear(nn.Linear):
+    """A linear layer that holds the values of an NF4 weight in the compute dtype, and never trains them.
+
+    It computes what `Linear4bit` computes without dequantising in every pass; LoRA wraps it like any `nn.Linear`.
+    """
+
+    @classmethod
+    def of(cls, quantised: Any, dtype: torch.dtype) -> FrozenLinear:
+        """From a `Linear4bit` whose weight is already quantised."""
+        weight = dequantize_4bit(quantised.weight.data, quantised.weight.quant_state).to(dtype)
+        bias = quantised.bias
+        layer = cls(quantised.in_features, quantised.out_features, bias=bias is not None, device="meta")
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.data.to(dtype), requires_grad=False)
+        return layer
+
+
+def protect_gradients(model: nn.Module) -> int:
+    """Forbid every `Linear4bit` in `model` to repack its weight for CPU inference; returns how many there are."""
+    layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    return len(layers)
+
+
+def keep_dequantised(model: Any, dtype: torch.dtype) -> int:
+    """Replace every `Linear4bit` in `model` by a `FrozenLinear` of the same values; returns how many were replaced."""
+    replaced = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, bnb.nn.Linear4bit):
+                setattr(parent, name, FrozenLinear.of(child, dtype))
+                replaced += 1
+    if replaced:
+        # The model is plain now; left marked as 4-bit, PEFT and transformers would treat its layers as packed.
+        for mark in ("is_loaded_in_4bit", "is_quantized", "quantization_method", "hf_quantizer"):
+            model.__dict__.pop(mark, None)
+        model.config.__dict__.pop("quantization_config", None)
+    return replaced
+
+
+def parameter_count(model: nn.Module) -> int:
+    """Weights of `model`, counting a packed 4-bit weight by the values it stands for."""
+    total = 0
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        total += state.shape.numel() if state is not None else parameter.numel()
+    return total
