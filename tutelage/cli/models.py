@@ -23,9 +23,9 @@ def pull(
     cache_dir: CacheDir = None,
 ) -> None:
     """Fetch a model into the cache; nothing is done when it is there."""
-    from tutelage.models import registry
+    from tutelage.models.registry import pull as fetch
 
-    resolved = registry.pull(name, cache_dir, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    resolved = fetch(name, cache_dir, progress=lambda text: print(text, file=sys.stderr, flush=True))
     typer.echo(f"{resolved.name} is at {resolved.path} (revision {resolved.revision[:12]})")
 
 
@@ -35,9 +35,9 @@ def list_models(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the built-in models and whether they are in the cache."""
-    from tutelage.models import registry
+    from tutelage.models.registry import list_models as known_models
 
-    entries = [plain(entry) for entry in registry.list_models(cache_dir)]
+    entries = [plain(entry) for entry in known_models(cache_dir)]
     if as_json:
         print_json(entries)
         return

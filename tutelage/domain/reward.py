@@ -30,9 +30,7 @@ def reward_of(report: EvaluationReport, settings: RewardSettings) -> Reward:
 
     Raises KeyError when the report lacks a grader that has a weight.
     """
-    parts = {
-        f"gain_{name}": report.after.scores[name] - report.before.scores[name] for name in settings.grader_weights
-    }
+    parts = {f"gain_{name}": report.after.scores[name] - report.before.scores[name] for name in settings.grader_weights}
     value = sum(weight * parts[f"gain_{name}"] for name, weight in settings.grader_weights.items())
     if report.retention_before.answers and report.retention_after.answers:
         grader = settings.retention_grader

@@ -10,19 +10,13 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 
 from tutelage.domain.errors import TutelageError
 from tutelage.rpc import metrics
 from tutelage.rpc.errors import DETAILS_KEY, to_status
-
-if TYPE_CHECKING:
-    _Interceptor = grpc.aio.ServerInterceptor[Any, Any]
-else:
-    # Generic in its stubs only.
-    _Interceptor = grpc.aio.ServerInterceptor
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +86,7 @@ def _code_name(context: Any) -> str:
     return _CODES.get(value, "UNKNOWN")
 
 
-class MetricsInterceptor(_Interceptor):
+class MetricsInterceptor(grpc.aio.ServerInterceptor):
     """Counts calls of known methods (so that the labels stay bounded) and says once when one has no deadline."""
 
     def __init__(self) -> None:
@@ -131,7 +125,7 @@ class MetricsInterceptor(_Interceptor):
         return wrapped(handler, around)
 
 
-class TokenInterceptor(_Interceptor):
+class TokenInterceptor(grpc.aio.ServerInterceptor):
     """Refuses calls without the bearer token; health stays open, since probes carry none."""
 
     def __init__(self, token: str) -> None:
@@ -155,7 +149,7 @@ class TokenInterceptor(_Interceptor):
         return _rebuilt(handler, refuse)
 
 
-class StartingInterceptor(_Interceptor):
+class StartingInterceptor(grpc.aio.ServerInterceptor):
     """Answers UNAVAILABLE on the service's own methods until it has started."""
 
     def __init__(self, grpc_service_names: frozenset[str]) -> None:
@@ -174,7 +168,7 @@ class StartingInterceptor(_Interceptor):
         return _rebuilt(handler, refuse)
 
 
-class ErrorInterceptor(_Interceptor):
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
     """Domain errors become statuses with details; any other error is logged and hidden behind a reference."""
 
     async def intercept_service(self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails) -> Any:

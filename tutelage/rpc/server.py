@@ -12,7 +12,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -111,7 +111,7 @@ class _Health:
     """The health service, set for the server as a whole and for each of its services."""
 
     def __init__(self, server: grpc.aio.Server, names: Sequence[str]) -> None:
-        self._servicer = health.aio.HealthServicer()  # type: ignore[attr-defined]
+        self._servicer = health.aio.HealthServicer()
         self._names = ("", *names)
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
 
@@ -170,7 +170,7 @@ async def serve(service: Service, settings: ServerSettings, *, stop: asyncio.Eve
     stop = stop or asyncio.Event()
     _stop_on_signals(stop)
     gate = StartingInterceptor(frozenset(service.grpc_service_names))
-    interceptors: list[grpc.aio.ServerInterceptor[Any, Any]] = [MetricsInterceptor()]
+    interceptors: list[grpc.aio.ServerInterceptor] = [MetricsInterceptor()]
     if settings.token_file is not None:
         interceptors.append(TokenInterceptor(read_token(settings.token_file, "server.token_file")))
     server = grpc.aio.server(interceptors=[*interceptors, gate, ErrorInterceptor()], options=_options(settings))
