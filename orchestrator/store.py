@@ -431,7 +431,7 @@ class Store:
                 )
             ).one()
             by_student = await connection.execute(
-                select(c.student, func.count()).where(c.run_id == run_id).group_by(c.student)
+                select(c.student, func.count().label("given")).where(c.run_id == run_id).group_by(c.student)
             )
             seconds = await connection.scalar(
                 select(func.avg(e.seconds)).where(e.run_id == run_id, e.state.in_(("report", "rejected")))
@@ -441,7 +441,7 @@ class Store:
             rejected=row[1],
             unscored=row[2],
             mean_reward=None if row[3] is None else float(row[3]),
-            done_by_student={name: count for name, count in by_student},
+            done_by_student={row.student: row.given for row in by_student},
             mean_seconds=None if seconds is None else float(seconds),
         )
 

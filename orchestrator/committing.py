@@ -1,0 +1,142 @@
+"""Making one task's best edit permanent in one student: gate, keep the weights, move the student's version.
+
+Safe to stop anywhere: committing an evaluation twice gives the same version, and the version moves in the same
+transaction as the decision is recorded, only from the version that the edit was trained over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator import metrics
+from orchestrator.commit_gate import Tried, best, gain, refusal
+from orchestrator.config import OrchestratorSettings
+from orchestrator.evaluating import Evaluator, evaluation_key
+from orchestrator.machine import Commit, Evaluate
+from orchestrator.records import StoredCandidate, StoredEvaluation
+from orchestrator.retrying import patiently
+from orchestrator.student_rows import StudentRows
+from tutelage.domain.canonical import derived_seed
+from tutelage.domain.errors import Conflict, NotFound, PreconditionFailed, TutelageError
+from tutelage.domain.evaluation import EvaluationReport, QuizResult
+from tutelage.domain.self_edit import SelfEdit
+
+TRIES = 3
+"""Trainings for one commit: weights may no longer be held, or the version may move meanwhile."""
+
+
+@dataclass(frozen=True)
+class Committer:
+    evaluator: Evaluator
+    rows: StudentRows
+    settings: OrchestratorSettings
+
+    async def commit(
+        self, step: Commit, evaluations: Sequence[StoredEvaluation], candidates: Mapping[str, StoredCandidate]
+    ) -> None:
+        """Records the decision on one (student, task)."""
+        config = self.evaluator.run.config
+        chosen = best(_tried(step, evaluations, candidates), config)
+        if chosen is None:
+            return await self._record(step, None, "no evaluation of it was scored")
+        why_not = refusal(chosen.report, config)
+        if why_not:
+            return await self._record(step, chosen, why_not)
+        held = True
+        for attempt in range(1, TRIES + 1):
+            current = (await self.rows.current(step.student)).version
+            if not held or chosen.adapter_version != current:
+                again = await self._evaluate_over(step, chosen, candidates, current, attempt)
+                report = again.outcome
+                if not isinstance(report, EvaluationReport):
+                    return await self._record(step, chosen, f"evaluated again: {again.state}, {again.reason}")
+                chosen = replace(chosen, evaluation_id=again.evaluation_id, adapter_version=current, report=report)
+                held = True
+                why_not = refusal(report, config)
+                if why_not:
+                    return await self._record(step, chosen, f"over the current version: {why_not}")
+            try:
+                version, quiz = await self._keep(step.student, chosen.evaluation_id)
+            except (PreconditionFailed, NotFound):
+                # Its weights are no longer held: train again, under another seed, since a stored report is final.
+                held = False
+                continue
+            except TutelageError as error:
+                return await self._record(step, chosen, f"the student could not keep it: {error}")
+            gained = gain(chosen.report.before, quiz, config.commit.grader) if quiz.answers else None
+            if gained is not None and gained <= config.commit.min_gain:
+                why_not = f"as stored, gain {gained:+.4f} on {config.commit.grader} is not above the gate's"
+                return await self._record(step, chosen, why_not)
+            try:
+                return await self._record(step, chosen, "", version, quiz)
+            except Conflict:
+                continue
+        return await self._record(step, chosen, f"the version moved or the weights were lost {TRIES} times")
+
+    async def _keep(self, student: str, evaluation_id: str) -> tuple[str, QuizResult]:
+        client = self.evaluator.students.client(student)
+
+        async def call() -> tuple[str, QuizResult]:
+            adapter, quiz = await client.commit(evaluation_id, timeout_s=self.settings.commit_timeout_s)
+            return adapter.version, quiz
+
+        attempts = self.evaluator.run.config.deadlines.attempts
+        return await patiently(call, "student", self.settings.retry, attempts=attempts)
+
+    async def _evaluate_over(
+        self, step: Commit, chosen: Tried, candidates: Mapping[str, StoredCandidate], current: str, attempt: int
+    ) -> StoredEvaluation:
+        run = self.evaluator.run
+        stored = candidates[chosen.candidate_id]
+        if not isinstance(stored.candidate.result, SelfEdit) or stored.edit is None:
+            raise ValueError(f"candidate {chosen.candidate_id} was rejected")
+        work = Evaluate(stored.round, step.task, stored.edit, step.student, 0)
+        seed = derived_seed(run.config.seed, "commit", step.task, attempt)
+        key = evaluation_key(run, work, stored.candidate.result, current, seed)
+        students = self.evaluator.students
+        students.take(step.student)
+        try:
+            return await self.evaluator.evaluate(work, key, "commit", ())
+        finally:
+            students.give(step.student)
+
+    async def _record(
+        self, step: Commit, chosen: Tried | None, reason: str, version: str = "", quiz: QuizResult | None = None
+    ) -> None:
+        committed = bool(version)
+        report = chosen.report if chosen else None
+        before = report.before if report else QuizResult()
+        after = quiz if quiz is not None and quiz.answers else report.after if report else QuizResult()
+        row = {
+            "student": step.student,
+            "task_id": step.task,
+            "candidate_id": chosen.candidate_id if chosen else "",
+            "evaluation_id": chosen.evaluation_id if chosen else "",
+            "committed": committed,
+            "reason": reason,
+            "version": version,
+            "parent_version": chosen.adapter_version if chosen else "",
+            "quiz_before": before,
+            "quiz_after": after,
+        }
+        detail = {name: value for name, value in row.items() if not name.startswith("quiz")}
+        detail |= {"before": before.scores, "after": after.scores}
+        await self.evaluator.store.add_commit(self.evaluator.run.run_id, row, detail)
+        metrics.COMMITS.labels("committed" if committed else "not_committed").inc()
+
+
+def _tried(
+    step: Commit, evaluations: Sequence[StoredEvaluation], candidates: Mapping[str, StoredCandidate]
+) -> list[Tried]:
+    """The scored evaluations of a task on a student, each under the first candidate with that edit."""
+    first: dict[tuple[int, str], str] = {}
+    for stored in candidates.values():
+        if stored.task_id == step.task and stored.edit is not None:
+            first.setdefault((stored.round, stored.edit), stored.id)
+    return [
+        Tried(first[(row.round, row.edit)], row.evaluation_id, row.adapter_version, row.outcome)
+        for row in evaluations
+        if (row.student, row.task_id, row.phase) == (step.student, step.task, "round")
+        and isinstance(row.outcome, EvaluationReport)
+    ]

@@ -1,0 +1,56 @@
+"""The orchestrator's own metrics; labels are bounded, and every combination is there from the first scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from tutelage.domain.run import RunState
+
+_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
+_REWARDS = (-1.0, -0.5, -0.25, -0.1, -0.05, 0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+OUTCOMES = ("report", "rejected", "failed")
+LOST_REASONS = ("unavailable", "exhausted", "failed", "internal")
+
+PENDING = Gauge("tutelage_orchestrator_evaluations_pending", "Evaluations that wait for a slot or are under way.")
+EVALUATIONS = Counter("tutelage_orchestrator_evaluations_total", "Evaluations that ended, by outcome.", ("outcome",))
+EVALUATION_SECONDS = Histogram(
+    "tutelage_orchestrator_evaluation_seconds",
+    "Seconds from a slot to the outcome, retries included.",
+    ("outcome",),
+    buckets=_SECONDS,
+)
+REWARD = Histogram("tutelage_orchestrator_reward", "Rewards of single evaluations.", buckets=_REWARDS)
+MEAN_REWARD = Gauge("tutelage_orchestrator_round_mean_reward", "Mean reward of the latest round that was scored.")
+RETRIES = Counter("tutelage_orchestrator_retries_total", "Calls that were tried again, by service.", ("service",))
+WORKERS_LOST = Counter(
+    "tutelage_orchestrator_workers_lost_total", "Evaluations that lost their student, by reason.", ("reason",)
+)
+POLICY_ROUND = Gauge("tutelage_orchestrator_policy_round", "Round of the newest policy; 0 is the untouched model.")
+RUNS = Gauge("tutelage_orchestrator_runs", "Runs, by state.", ("state",))
+COMMITS = Counter("tutelage_orchestrator_commits_total", "Commits decided, by result.", ("result",))
+LAST_SUCCESS = Gauge(
+    "tutelage_orchestrator_last_success_timestamp_seconds", "When an evaluation last gave a report; 0 means never."
+)
+STUDENT_REACHABLE = Gauge(
+    "tutelage_orchestrator_student_reachable", "Whether a student answered its latest call.", ("student",)
+)
+
+
+def initialise(students: Iterable[str]) -> None:
+    """Sets every label combination to 0."""
+    for outcome in OUTCOMES:
+        EVALUATIONS.labels(outcome)
+        EVALUATION_SECONDS.labels(outcome)
+    for service in ("student", "teacher"):
+        RETRIES.labels(service)
+    for reason in LOST_REASONS:
+        WORKERS_LOST.labels(reason)
+    for state in RunState:
+        RUNS.labels(state.value)
+    for result in ("committed", "not_committed"):
+        COMMITS.labels(result)
+    for student in students:
+        STUDENT_REACHABLE.labels(student)

@@ -1,0 +1,164 @@
+"""A run's report from the store's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+from orchestrator.machine import candidate_rewards
+from orchestrator.records import Run, StoredCandidate, StoredEvaluation
+from orchestrator.report.data import (
+    CandidateRecord,
+    CommitRecord,
+    EvaluationRecord,
+    PhaseTime,
+    ReportHeader,
+    RoundUpdate,
+    RunReport,
+)
+from orchestrator.runner import rebuild
+from orchestrator.store import Store
+from tutelage import __version__
+from tutelage.domain.evaluation import EvaluationReport
+from tutelage.domain.run import RunEvent, RunSummary
+from tutelage.domain.self_edit import Rejection, SelfEdit, TextDocument, TrainingDocument
+from tutelage.domain.task import DocumentTask
+
+
+def document_text(document: TrainingDocument) -> str:
+    """A training document as a reader sees it."""
+    if isinstance(document, TextDocument):
+        return document.text
+    return "\n".join(f"{message.role.value}: {message.content}" for message in document.messages)
+
+
+async def build_report(store: Store, run: Run, summary: RunSummary) -> RunReport:
+    """Everything the store knows of a run; of a running one, what there is so far."""
+    candidates = await store.candidates(run.run_id)
+    evaluations = await store.evaluations(run.run_id)
+    now = await rebuild(run, store)
+    rewards = {
+        (round_, task): candidate_rewards(run.plan, now, round_, task)
+        for round_, task in now.groups
+        if round_ < now.round  # until a round is complete, its means may still change
+    }
+    by_candidate: dict[tuple[str, str, int], StoredEvaluation] = {
+        (row.student, row.evaluation_id, row.repeat): row for row in evaluations
+    }
+    given: dict[str, list[EvaluationRecord]] = {}
+    for candidate_id, student, repeat, evaluation_id in await store.reward_rows(run.run_id):
+        row = by_candidate.get((student, evaluation_id, repeat))
+        if row is not None:
+            given.setdefault(candidate_id, []).append(_evaluation(row, candidate_id))
+    for row in evaluations:
+        if row.phase == "commit" and row.final:
+            owner = next(
+                (c.id for c in candidates if (c.round, c.task_id, c.edit) == (row.round, row.task_id, row.edit)), ""
+            )
+            given.setdefault(owner, []).append(_evaluation(row, owner))
+    events = await store.events(run.run_id)
+    return RunReport(
+        header=_header(run, summary),
+        candidates=tuple(
+            _candidate(run, item, rewards.get((item.round, item.task_id)), given.get(item.id, ()))
+            for item in candidates
+        ),
+        updates=tuple(RoundUpdate(item.round, item.result) for item in await store.updates(run.run_id)),
+        commits=tuple(
+            CommitRecord(**{name: value for name, value in row.items() if name != "run_id"})
+            for row in await store.commits(run.run_id)
+        ),
+        phases=phase_times(events),
+        events=tuple(events),
+    )
+
+
+def _header(run: Run, summary: RunSummary) -> ReportHeader:
+    versions = {
+        "orchestrator": __version__,
+        "teacher": run.teacher.version,
+        "teacher model": f"{run.teacher.base_model} {run.teacher.base_revision[:12]}",
+    }
+    for name, student in run.students.items():
+        described = student.description
+        versions[f"student {name}"] = described.version
+        versions[f"student {name} model"] = (
+            f"{described.base_model} {described.base_revision[:12]} {described.quantisation}"
+        )
+        versions[f"student {name} engine"] = described.engine_revision
+        versions[f"student {name} adapter at start"] = student.adapter_version or "base model"
+    return ReportHeader(summary, run.config_yaml, versions, tuple(run.tasks.values()), run.retention_quiz)
+
+
+def _candidate(
+    run: Run,
+    item: StoredCandidate,
+    rewards: tuple[float | None, ...] | None,
+    evaluations: Sequence[EvaluationRecord],
+) -> CandidateRecord:
+    written = item.candidate
+    content = run.tasks[item.task_id].task.content
+    scored = [record.reward for record in evaluations if record.reward is not None and record.phase == "round"]
+    running_mean = sum(scored) / len(scored) if scored else None
+    return CandidateRecord(
+        id=item.id,
+        round=item.round,
+        task_id=item.task_id,
+        task_title=content.title if isinstance(content, DocumentTask) else content.instruction[:80],
+        index=written.index,
+        format=written.format,
+        policy_version=written.policy_version,
+        text=written.text,
+        documents=tuple(document_text(document) for document in written.result.documents)
+        if isinstance(written.result, SelfEdit)
+        else (),
+        rejection=written.result if isinstance(written.result, Rejection) else None,
+        reward=rewards[written.index] if rewards is not None else running_mean,
+        evaluations=tuple(sorted(evaluations, key=lambda record: (record.phase, record.student, record.repeat))),
+        seed=written.seed,
+    )
+
+
+def _evaluation(row: StoredEvaluation, candidate_id: str) -> EvaluationRecord:
+    return EvaluationRecord(
+        evaluation_id=row.evaluation_id,
+        candidate_id=candidate_id,
+        student=row.student,
+        repeat=row.repeat,
+        phase=cast(Literal["round", "commit"], row.phase),
+        state=cast(Literal["report", "rejected", "failed"], row.state),
+        reason=row.reason,
+        attempts=row.attempts,
+        reward=row.reward,
+        parts=dict(row.parts or {}),
+        report=row.outcome if isinstance(row.outcome, EvaluationReport) else None,
+    )
+
+
+def phase_times(events: Sequence[RunEvent]) -> tuple[PhaseTime, ...]:
+    """Seconds of each phase by round, from the events: writing until the last candidate, then evaluating, updating."""
+    times: list[PhaseTime] = []
+    round_, start, last_written, last_done = 0, None, None, None
+    committing = None
+    for event in events:
+        match event.kind:
+            case "round_started":
+                round_, start, last_written, last_done = int(str(event.detail["round"])), event.at, None, None
+            case "candidate_written":
+                last_written = event.at
+            case "evaluation_done" if event.detail.get("phase") == "round":
+                last_done = event.at
+            case "policy_updated" if start is not None:
+                written = last_written or start
+                done = max(last_done or written, written)
+                times += [
+                    PhaseTime(round_, "writing", (written - start).total_seconds()),
+                    PhaseTime(round_, "evaluating", (done - written).total_seconds()),
+                    PhaseTime(round_, "updating", (event.at - done).total_seconds()),
+                ]
+                start = None
+            case "commit_started":
+                committing = event.at
+            case "run_done" if committing is not None:
+                times.append(PhaseTime(0, "committing", (event.at - committing).total_seconds()))
+    return tuple(times)

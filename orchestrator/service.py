@@ -1,0 +1,126 @@
+"""The orchestrator on the wire: each method translates, calls the engine and translates back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+
+from orchestrator.config import OrchestratorSettings
+from orchestrator.engine import Engine
+from orchestrator.report.html import render_html
+from orchestrator.report.json_report import render_json
+from orchestrator.report.metrics import metrics_lines
+from orchestrator.report_builder import build_report
+from tutelage.domain.errors import FieldViolation, InvalidInput
+from tutelage.domain.run import ReportFormat, TaskWithQuiz
+from tutelage.v1 import orchestrator_service_pb2 as pb
+from tutelage.v1.orchestrator_service_pb2_grpc import (
+    OrchestratorServiceServicer,
+    add_OrchestratorServiceServicer_to_server,
+)
+from tutelage.wire.run import (
+    logical_student_to_wire,
+    report_format_from_wire,
+    run_event_to_wire,
+    run_summary_to_wire,
+)
+from tutelage.wire.task import quiz_from_wire, task_with_quiz_from_wire
+
+CHUNK = 256 * 1024
+"""Bytes of a report in one message."""
+
+RENDERERS = {
+    ReportFormat.HTML: render_html,
+    ReportFormat.JSON: render_json,
+    ReportFormat.METRICS: lambda report: "".join(f"{line}\n" for line in metrics_lines(report)),
+}
+
+
+class OrchestratorService(OrchestratorServiceServicer):
+    """Implements both the contract and what the server asks of a service."""
+
+    name = "orchestrator"
+    grpc_service_names = ("tutelage.v1.OrchestratorService",)
+
+    def __init__(self, settings: OrchestratorSettings) -> None:
+        self.engine = Engine(settings)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Adds the servicer."""
+        add_OrchestratorServiceServicer_to_server(self, server)
+
+    async def start(self) -> None:
+        """Opens the store and resumes runs."""
+        await self.engine.start()
+
+    async def ready(self) -> bool:
+        """Whether the store answers."""
+        return await self.engine.ready()
+
+    async def stop(self) -> None:
+        """Stops driving runs."""
+        await self.engine.stop()
+
+    async def StartRun(self, request_iterator: AsyncIterator[pb.StartRunRequest], context: Any) -> pb.StartRunResponse:  # noqa: N802
+        header: pb.RunHeader | None = None
+        tasks: list[TaskWithQuiz] = []
+        wrong: list[FieldViolation] = []
+        async for request in request_iterator:
+            part = request.WhichOneof("part")
+            if (header is None) != (part == "header"):
+                raise InvalidInput.of("part", part or "nothing", "one header, then tasks")
+            try:
+                if part == "header":
+                    header = request.header
+                    quiz = quiz_from_wire(header.retention_quiz, "retention_quiz")
+                else:
+                    tasks.append(task_with_quiz_from_wire(request.task, f"tasks[{len(tasks)}]"))
+            except InvalidInput as error:
+                wrong += error.violations
+                if part == "task":
+                    tasks.append(None)  # type: ignore[arg-type]
+        if header is None:
+            raise InvalidInput.of("part", "nothing", "one header, then tasks")
+        if wrong:
+            raise InvalidInput(wrong)
+        summary, created = await self.engine.start_run(header.run_id, header.config_yaml, tasks, quiz)
+        return pb.StartRunResponse(run=run_summary_to_wire(summary), created=created)
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:  # noqa: N802
+        async for summary, event in self.engine.watch(request.run_id, request.after_sequence):
+            yield pb.WatchRunResponse(
+                run=run_summary_to_wire(summary), event=None if event is None else run_event_to_wire(event)
+            )
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:  # noqa: N802
+        summary = await self.engine.summary(request.run_id)
+        config_yaml = await self.engine.config_yaml(request.run_id)
+        return pb.GetRunResponse(run=run_summary_to_wire(summary), config_yaml=config_yaml)
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:  # noqa: N802
+        return pb.ListRunsResponse(runs=[run_summary_to_wire(summary) for summary in await self.engine.list_runs()])
+
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:  # noqa: N802
+        return pb.CancelRunResponse(run=run_summary_to_wire(await self.engine.cancel_run(request.run_id)))
+
+    async def GetReport(self, request: pb.GetReportRequest, context: Any) -> AsyncIterator[pb.GetReportResponse]:  # noqa: N802
+        render = RENDERERS[report_format_from_wire(request.format, "format")]
+        run = await self.engine.store.run(request.run_id)
+        report = await build_report(self.engine.store, run, await self.engine.summary(request.run_id))
+        # Plots of a long run take a while: not on the loop that drives runs.
+        content = (await asyncio.to_thread(render, report)).encode()
+        for start in range(0, len(content), CHUNK):
+            yield pb.GetReportResponse(chunk=content[start : start + CHUNK])
+
+    async def ListStudents(self, request: pb.ListStudentsRequest, context: Any) -> pb.ListStudentsResponse:  # noqa: N802
+        students = await self.engine.list_students()
+        return pb.ListStudentsResponse(students=[logical_student_to_wire(student) for student in students])
+
+    async def SetCurrentAdapter(  # noqa: N802
+        self, request: pb.SetCurrentAdapterRequest, context: Any
+    ) -> pb.SetCurrentAdapterResponse:
+        student = await self.engine.set_current(request.student, request.expected_version, request.version)
+        return pb.SetCurrentAdapterResponse(student=logical_student_to_wire(student))

@@ -1,0 +1,120 @@
+"""What a run asks of its teacher: the candidates of a task, and a new policy from a round's rewards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator import metrics
+from orchestrator.config import OrchestratorSettings
+from orchestrator.machine import Progress, UpdatePolicy, WriteGroup, candidate_rewards
+from orchestrator.records import Run, StoredCandidate, StoredUpdate
+from orchestrator.retrying import patiently
+from orchestrator.store import Event, Store
+from tutelage.client import TeacherClient
+from tutelage.domain.canonical import derived_seed
+from tutelage.domain.errors import TutelageError, Unavailable
+from tutelage.domain.policy import Candidate, CandidateGroup, ScoredCandidate, UpdateRequest, UpdateResult
+
+
+@dataclass(frozen=True)
+class Teaching:
+    run: Run
+    store: Store
+    teacher: TeacherClient
+    settings: OrchestratorSettings
+
+    async def _told(self, error: TutelageError, attempt: int, wait_s: float) -> None:
+        detail = {"attempt": attempt, "wait_s": wait_s, "reason": str(error)}
+        await self.store.append(self.run.run_id, ("teacher_retry", detail))
+
+    async def write(self, decision: WriteGroup) -> list[StoredCandidate]:
+        """The stored candidates of a task. A teacher that is away is waited for; anything else it says is raised."""
+        config, task = self.run.config, self.run.tasks[decision.task].task
+
+        async def call() -> list[Candidate]:
+            stream = self.teacher.write_self_edits(
+                task,
+                format=self.run.format,
+                candidates=config.candidates,
+                sampling=config.sampling_settings(),
+                policy_version=decision.policy_version,
+                seed=derived_seed(config.seed, "write", task.id, decision.round),
+                run_id=self.run.run_id,
+                timeout_s=self.settings.write_timeout_s,
+            )
+            return sorted([candidate async for candidate in stream], key=lambda candidate: candidate.index)
+
+        written = await patiently(call, "teacher", self.settings.retry, told=self._told)
+        if [candidate.index for candidate in written] != list(range(config.candidates)):
+            raise TutelageError(
+                f"the teacher wrote candidates {[c.index for c in written]} for task {task.id!r}, "
+                f"not 0 to {config.candidates - 1}"
+            )
+        for candidate in written:
+            if candidate.policy_version != decision.policy_version:
+                raise TutelageError(
+                    f"the teacher wrote with policy {candidate.policy_version!r}, not {decision.policy_version!r}"
+                )
+        await self.store.add_group(self.run, decision.round, decision.task, written)
+        stored = await self.store.candidates(self.run.run_id)
+        return [item for item in stored if (item.round, item.task_id) == (decision.round, decision.task)]
+
+    async def update(self, decision: UpdatePolicy, now: Progress) -> StoredUpdate:
+        """The stored update of a round."""
+        run, round_ = self.run, decision.round
+        stored = {
+            (item.task_id, item.candidate.index): item
+            for item in await self.store.candidates(run.run_id)
+            if item.round == round_
+        }
+        groups, rewards = [], []
+        for task in run.tasks:
+            each = candidate_rewards(run.plan, now, round_, task)
+            rewards += [reward for reward in each if reward is not None]
+            scored = tuple(
+                ScoredCandidate(stored[task, index].id, stored[task, index].candidate.rollout, reward)
+                for index, reward in enumerate(each)
+            )
+            groups.append(CandidateGroup(f"{run.run_id}/{round_}/{task}", scored))
+        mean = sum(rewards) / len(rewards) if rewards else None
+        if mean is not None:
+            metrics.MEAN_REWARD.set(mean)
+        request = UpdateRequest(
+            parent_version=decision.parent_version,
+            algorithm=run.config.update.algorithm,
+            settings=run.config.update_settings(),
+            groups=tuple(groups),
+            seed=derived_seed(run.config.seed, "update", round_),
+            run_id=run.run_id,
+            round=round_,
+        )
+
+        async def call() -> UpdateResult:
+            async for event in self.teacher.update_policy(request, timeout_s=self.settings.update_timeout_s):
+                if isinstance(event, UpdateResult):
+                    return event
+            raise Unavailable("the teacher ended the stream without a result")
+
+        result = await patiently(call, "teacher", self.settings.retry, told=self._told)
+        told: list[Event] = [
+            (
+                "policy_updated",
+                {
+                    "round": round_,
+                    "version": result.policy.version,
+                    "parent_version": decision.parent_version,
+                    "updated": result.updated,
+                    "kept": result.kept_candidates,
+                    "mean_reward": mean,
+                    "seconds": result.train_seconds,
+                    "message": result.message,
+                },
+            )
+        ]
+        if round_ < run.config.rounds:
+            told.append(("round_started", {"round": round_ + 1, "policy_version": result.policy.version}))
+        elif run.plan.commits:
+            told.append(("commit_started", {"students": list(run.config.students)}))
+        made = await self.store.add_update(run.run_id, round_, result, told)
+        metrics.POLICY_ROUND.set(made.result.policy.round)
+        return made
