@@ -49,7 +49,8 @@ def load_model(
 
     `device`: auto, cpu, cuda or cuda:N. `dequantise` is of NF4 only: `each-pass` is small, `once` keeps the NF4 values
     in the compute dtype and is fast; `auto` takes `once` on a CPU below a billion parameters. `threads` sets this
-    process's torch threads. InvalidInput for a setting that cannot be, NotFound for an unknown model, Exhausted without memory.
+    process's torch threads. InvalidInput for a setting that cannot be, NotFound for an unknown model, Exhausted without
+    memory.
     """
     _check(quantisation, dequantise, threads)
     place = choose_device(device)

@@ -1,7 +1,7 @@
 """Quantised layers whose gradients stay right, and NF4 values kept dequantised where memory is cheaper than time.
 
-On CPUs with AVX-512-BF16 the first eval-mode forward of bitsandbytes' `Linear4bit` (seen in 0.50.2) repacks the weight
-for inference; every backward pass after it is silently wrong. Who alternates quiz and training must forbid the repacking.
+On CPUs with AVX-512-BF16 the first eval-mode forward of bitsandbytes' `Linear4bit` (seen in 0.50.2) repacks the
+weight for inference; every backward pass after it is silently wrong. Who alternates quiz and training must forbid it.
 """
 
 from __future__ import annotations

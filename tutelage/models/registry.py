@@ -53,7 +53,7 @@ def default_cache_dir() -> Path:
 def resolve(name: str, cache_dir: Path | str | None = None) -> ResolvedModel:
     """The folder and revision of `name`, fetched first where it is not here.
 
-    NotFound for an unknown name or an unreachable hub id, InvalidInput for a folder that holds no causal language model.
+    NotFound for an unknown name or an unreachable hub id, InvalidInput for a folder without a causal model.
     """
     return pull(name, cache_dir)
 

@@ -1,0 +1,73 @@
+"""String graders: what SQuAD's rules call equal is equal, and scores stay between 0 and 1."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tutelage.domain.errors import InvalidInput
+from tutelage.domain.self_edit import SelfEdit, TextDocument, question_answer
+from tutelage.domain.task import Question, Quiz
+from tutelage.grading import STRING_GRADERS, answer_overlap, grade, normalise
+
+TEXT = st.text(max_size=40)
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [("The  Eiffel-Tower!", "eiffeltower"), ("An apple a day", "apple day"), ("theatre", "theatre"), ("", "")],
+)
+def test_normal_form_is_that_of_squad(text: str, normal: str) -> None:
+    assert normalise(text) == normal
+
+
+@pytest.mark.parametrize(
+    ("name", "answer", "gold", "score"),
+    [
+        ("exact", "the Paris.", ("paris",), 1.0),
+        ("exact", "in Paris", ("Paris",), 0.0),
+        ("contains", "It is Paris, of course", ("Paris",), 1.0),
+        ("contains", "a big party", ("art",), 0.0),
+        ("contains", "about 40 of them", ("4",), 0.0),
+        ("contains", "The answer is The The", ("The",), 1.0),
+        ("contains", "Rome", ("Paris", "Rome"), 1.0),
+        ("contains", "", ("Paris",), 0.0),
+        ("contains", "anything", ("",), 0.0),
+        ("f1", "the city of Paris", ("Paris",), 0.5),
+        ("f1", "cat dog", ("bird", "dog cat"), 1.0),
+        ("f1", "", ("",), 0.0),
+        ("exact", "", ("",), 0.0),
+    ],
+)
+def test_scores(name: str, answer: str, gold: tuple[str, ...], score: float) -> None:
+    assert grade(name, answer, gold) == pytest.approx(score)
+
+
+@given(answer=TEXT, gold=st.lists(TEXT, max_size=3))
+def test_scores_are_bounded_and_ordered(answer: str, gold: list[str]) -> None:
+    scores = {name: grade(name, answer, gold) for name in STRING_GRADERS}
+    assert all(0.0 <= score <= 1.0 for score in scores.values())
+    assert scores["exact"] <= scores["contains"]
+    assert scores["exact"] <= scores["f1"] + 1e-9
+
+
+@given(TEXT.filter(lambda text: text.strip()))
+def test_an_answer_equal_to_the_gold_answer_is_right(text: str) -> None:
+    assert all(grade(name, text, [text]) == pytest.approx(1.0) for name in STRING_GRADERS)
+
+
+def test_an_unknown_grader_is_named() -> None:
+    with pytest.raises(InvalidInput, match="'judge'"):
+        grade("judge", "a", ("a",))
+
+
+def test_overlap_counts_answers_that_the_edit_gives_away() -> None:
+    questions = (
+        Question("1", "Where?", "Paris"),
+        Question("2", "Who?", "Ada", aliases=("Countess of Lovelace",)),
+        Question("3", "When?", "1843"),
+        Question("4", "What?", "art"),
+    )
+    edit = SelfEdit((TextDocument("A party in paris."), question_answer("Who?", "The Countess of Lovelace")))
+    assert answer_overlap(edit, Quiz(questions)) == pytest.approx(0.5)
+    assert answer_overlap(edit, Quiz()) == 0.0
+    assert answer_overlap(SelfEdit(()), Quiz(questions)) == 0.0
