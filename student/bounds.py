@@ -1,0 +1,112 @@
+"""What will be trained with: the run's settings, changed by the edit's directives, held to the student's bounds.
+
+Directives are untrusted: out of bounds they reject the edit, or are clamped where the operator says so. Settings of the
+run that are out of bounds are the run's fault and raise `InvalidInput`. A directive that changes the rank keeps
+alpha / rank, so that it does not change the size of the updates as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from tutelage.domain.errors import FieldViolation, InvalidInput
+from tutelage.domain.evaluation import Bounds, InnerLoopSettings
+from tutelage.domain.self_edit import Directives, Rejection, RejectionReason
+
+
+@dataclass(frozen=True)
+class Effective:
+    """Settings to train with, and the directives that were clamped to get there."""
+
+    settings: InnerLoopSettings
+    clamped_fields: tuple[str, ...] = ()
+
+
+def _ranges(bounds: Bounds) -> dict[str, tuple[float, float]]:
+    return {
+        "learning_rate": (bounds.min_learning_rate, bounds.max_learning_rate),
+        "epochs": (bounds.min_epochs, bounds.max_epochs),
+        "rank": (bounds.min_rank, bounds.max_rank),
+    }
+
+
+def check_settings(settings: InnerLoopSettings, bounds: Bounds) -> None:
+    """Raises InvalidInput with every field of the run's settings that is out of bounds."""
+    violations = []
+    for name, (low, high) in _ranges(bounds).items():
+        value = getattr(settings, name)
+        if not low <= value <= high:
+            violations.append(FieldViolation(f"settings.{name}", str(value), f"{low:g} to {high:g}"))
+    if settings.batch_size < 1:
+        violations.append(FieldViolation("settings.batch_size", str(settings.batch_size), "at least 1"))
+    for name in ("weight_decay", "max_grad_norm"):
+        value = getattr(settings, name)
+        if not (math.isfinite(value) and value >= 0):
+            violations.append(FieldViolation(f"settings.{name}", str(value), "a finite number from 0"))
+    if not (math.isfinite(settings.alpha) and settings.alpha > 0):
+        violations.append(FieldViolation("settings.alpha", str(settings.alpha), "a finite number above 0"))
+    if violations:
+        raise InvalidInput(violations)
+
+
+def effective_settings(settings: InnerLoopSettings, directives: Directives, bounds: Bounds) -> Effective | Rejection:
+    """The settings to train with, or the rejection that names field, value and range.
+
+    NaN is never clamped: there is no nearest number to it.
+    """
+    result, clamped = settings, []
+    for name, (low, high) in _ranges(bounds).items():
+        value = getattr(directives, name)
+        if value is None:
+            continue
+        if not low <= value <= high:
+            if not bounds.clamp or math.isnan(value):
+                allowed = f"{low:g} to {high:g}"
+                return Rejection(
+                    RejectionReason.OUT_OF_BOUNDS,
+                    field=f"directives.{name}",
+                    value=str(value),
+                    allowed=allowed,
+                    message=f"{name} {value} is out of bounds ({allowed})",
+                )
+            value = min(max(value, low), high)
+            clamped.append(name)
+        if name == "rank":
+            result = replace(result, rank=value, alpha=settings.alpha * value / settings.rank)
+        elif name == "epochs":
+            result = replace(result, epochs=value)
+        else:
+            result = replace(result, learning_rate=float(value))
+    if directives.loss_mask is not None:
+        result = replace(result, loss_mask=directives.loss_mask)
+    return Effective(result, tuple(clamped))
+
+
+def steps_of(documents: int, settings: InnerLoopSettings) -> int:
+    """Optimiser steps of one inner loop."""
+    return math.ceil(documents / settings.batch_size) * settings.epochs
+
+
+def too_large(
+    token_counts: list[int], settings: InnerLoopSettings, bounds: Bounds, context_length: int
+) -> Rejection | None:
+    """The rejection of an edit with too many documents, too long a document or too many steps; None if it fits."""
+    longest_allowed = min(bounds.max_document_tokens, context_length)
+    steps = steps_of(len(token_counts), settings)
+    if len(token_counts) > bounds.max_documents:
+        field, value, allowed = "documents", len(token_counts), bounds.max_documents
+    elif max(token_counts, default=0) > longest_allowed:
+        longest = max(range(len(token_counts)), key=token_counts.__getitem__)
+        field, value, allowed = f"documents[{longest}].tokens", token_counts[longest], longest_allowed
+    elif steps > bounds.max_steps:
+        field, value, allowed = "steps", steps, bounds.max_steps
+    else:
+        return None
+    return Rejection(
+        RejectionReason.TOO_LARGE,
+        field=field,
+        value=str(value),
+        allowed=f"at most {allowed}",
+        message=f"{field}: {value} is above {allowed}",
+    )

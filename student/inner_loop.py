@@ -1,0 +1,167 @@
+"""The inner loop: AdamW on the fresh adapter over an edit's documents.
+
+Micro-batches are shuffled each epoch by a seeded generator and padded to the longest of the micro-batch; pads are
+masked and carry no loss. The loss is the mean over the micro-batch's supervised tokens, and logits are computed only
+where some row has a label. Shape suffixes: B rows, T tokens, K positions with a label.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from student.adapted import AdaptedModel
+from tutelage.domain.evaluation import InnerLoopSettings
+from tutelage.domain.self_edit import Rejection, RejectionReason, Schedule
+from tutelage.models.chat import NO_LOSS
+
+EXPLODED = 4.0
+"""A loss this many times above both its start and that of a uniform guess has exploded."""
+
+
+class Cancelled(Exception):
+    """The evaluation was told to stop; nothing of it is kept."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A training document in ids; labels are -100 where no loss is."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+
+    @property
+    def supervised(self) -> int:
+        # The first token is never predicted.
+        return sum(label != NO_LOSS for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the loop cost."""
+
+    steps: int
+    tokens: int
+    supervised_tokens: int
+    first_loss: float
+    last_loss: float
+    seconds: float
+
+
+Progress = Callable[[int, int, float], None]
+"""Called after each step with (steps done, steps in all, loss)."""
+
+
+def learning_rate_at(step: int, steps: int, settings: InnerLoopSettings) -> float:
+    """The learning rate of the 0-based `step`: whole at the first, towards 0 after the last (linear and cosine)."""
+    done = step / steps
+    if settings.schedule is Schedule.LINEAR:
+        return settings.learning_rate * (1 - done)
+    if settings.schedule is Schedule.COSINE:
+        return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+    return settings.learning_rate
+
+
+def micro_batches(rows: Sequence[Row], settings: InnerLoopSettings, seed: int) -> list[list[Row]]:
+    """All micro-batches of all epochs, in training order."""
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(settings.epochs):
+        order = torch.randperm(len(rows), generator=generator).tolist()
+        for start in range(0, len(order), settings.batch_size):
+            batches.append([rows[i] for i in order[start : start + settings.batch_size]])
+    return batches
+
+
+def _padded(batch: Sequence[Row], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    longest = max(len(row.ids) for row in batch)
+    ids_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+    labels_BT = torch.full((len(batch), longest), NO_LOSS, dtype=torch.long)
+    mask_BT = torch.zeros(len(batch), longest, dtype=torch.long)
+    for i, row in enumerate(batch):
+        ids_BT[i, : len(row.ids)] = torch.tensor(row.ids)
+        labels_BT[i, : len(row.ids)] = torch.tensor(row.labels)
+        mask_BT[i, : len(row.ids)] = 1
+    return ids_BT.to(device), labels_BT.to(device), mask_BT.to(device)
+
+
+def batch_loss(model: nn.Module, batch: Sequence[Row], device: torch.device) -> torch.Tensor:
+    """Mean cross-entropy, nats a supervised token, float32."""
+    ids_BT, labels_BT, mask_BT = _padded(batch, device)
+    targets_BT = labels_BT[:, 1:]
+    positions_K = (targets_BT != NO_LOSS).any(dim=0).nonzero().squeeze(1)
+    output = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=positions_K)
+    targets_BK = targets_BT[:, positions_K]
+    return nn.functional.cross_entropy(output.logits.float().flatten(0, 1), targets_BK.flatten(), ignore_index=NO_LOSS)
+
+
+def _diverged(field: str, value: float, step: int, allowed: str) -> Rejection:
+    return Rejection(
+        RejectionReason.DIVERGED,
+        field=field,
+        value=f"{value:g}",
+        allowed=allowed,
+        message=f"training diverged at step {step + 1}: {field} {value:g}",
+    )
+
+
+def train(
+    adapted: AdaptedModel,
+    rows: Sequence[Row],
+    settings: InnerLoopSettings,
+    seed: int,
+    *,
+    stop: threading.Event,
+    progress: Progress | None = None,
+) -> Trained | Rejection:
+    """Trains the fresh adapter in place; a rejection when the loss explodes or is no number.
+
+    Rows without a supervised token are left out. Raises Cancelled between steps once `stop` is set.
+    """
+    rows = [row for row in rows if row.supervised]
+    if not rows:
+        return Rejection(RejectionReason.EMPTY, field="documents", message="no token of the self-edit carries loss")
+    started = time.monotonic()
+    parameters = adapted.trainable()
+    device = torch.device(adapted.loaded.device)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=device.type == "cuda"
+    )
+    batches = micro_batches(rows, settings, seed)
+    uniform = math.log(adapted.loaded.model.get_output_embeddings().weight.shape[0])
+    first = last = 0.0
+    for step, batch in enumerate(batches):
+        if stop.is_set():
+            raise Cancelled
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate_at(step, len(batches), settings)
+        loss = batch_loss(adapted.model, batch, device)
+        last = float(loss.detach())
+        first = last if step == 0 else first
+        limit = EXPLODED * max(first, uniform)
+        if not last <= limit:
+            return _diverged("loss", last, step, f"at most {limit:.1f}")
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
+        if not bool(torch.isfinite(norm)):
+            return _diverged("gradient norm", float(norm), step, "a finite number")
+        optimiser.step()
+        if progress is not None:
+            progress(step + 1, len(batches), last)
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+        return _diverged("weights", math.nan, len(batches) - 1, "finite numbers")
+    return Trained(
+        steps=len(batches),
+        tokens=sum(len(row.ids) for batch in batches for row in batch),
+        supervised_tokens=sum(row.supervised for batch in batches for row in batch),
+        first_loss=first,
+        last_loss=last,
+        seconds=time.monotonic() - started,
+    )

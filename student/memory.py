@@ -1,0 +1,38 @@
+"""Running out of memory is a full machine, not a broken one: it becomes `Exhausted`, and the process lives."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from tutelage.domain.errors import Exhausted
+
+RETRY_AFTER_S = 5.0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # torch has no class of its own for the CPU's allocator.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+@contextmanager
+def memory_faults() -> Iterator[None]:
+    """Turns torch's and Python's out-of-memory errors into Exhausted, and gives cached memory back."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        exhausted = Exhausted("out of memory on the student's device", retry_after_s=RETRY_AFTER_S)
+    else:
+        return
+    # Outside of the handler, so that the traceback no longer holds the tensors.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise exhausted
