@@ -38,3 +38,11 @@ def content_hash(value: object) -> str:
 def derived_seed(*parts: object) -> int:
     """A seed of 0 to 2**31 - 1 from ids and numbers, such as (run seed, document, round, repeat)."""
     return int(content_hash(list(parts))[:16], 16) % 2**31
+
+
+def as_floats(value: object, *names: str) -> None:
+    """Makes whole numbers in the named fields of a frozen dataclass floats: 64 and 64.0 must have one id."""
+    for name in names:
+        given = getattr(value, name)
+        if isinstance(given, int):
+            object.__setattr__(value, name, float(given))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from tutelage.domain.canonical import content_hash
+from tutelage.domain.canonical import as_floats, content_hash
 from tutelage.domain.self_edit import LossMask, Rejection, Schedule, SelfEdit
 from tutelage.domain.task import Quiz
 
@@ -26,6 +26,9 @@ class InnerLoopSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     """0 turns clipping off."""
+
+    def __post_init__(self) -> None:
+        as_floats(self, "alpha", "learning_rate", "weight_decay", "max_grad_norm")
 
 
 @dataclass(frozen=True)

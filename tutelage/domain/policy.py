@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from tutelage.domain.canonical import as_floats
 from tutelage.domain.self_edit import Rejection, SelfEdit
 
 
@@ -34,6 +35,9 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        as_floats(self, "temperature", "top_p")
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ class UpdateSettings:
     batch_size: int = 10
     min_reward: float = 0.0
     """A group's best is kept only if its reward is above this."""
+
+    def __post_init__(self) -> None:
+        as_floats(self, "alpha", "learning_rate", "min_reward")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from tutelage.domain.canonical import as_floats
+
 
 class LossMask(StrEnum):
     ALL = "all"
@@ -52,6 +54,9 @@ class Directives:
     epochs: int | None = None
     rank: int | None = None
     loss_mask: LossMask | None = None
+
+    def __post_init__(self) -> None:
+        as_floats(self, "learning_rate")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,143 @@
+"""A whole stack of real processes on a tiny random model, on free loopback ports that survive a restart."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tutelage.client import SyncOrchestratorClient
+from tutelage.models.tiny import write_tiny_model
+from tutelage.rpc.config import ChannelSettings
+
+STUDENTS = ("ada", "ben")
+READY_S = 120.0
+
+
+class Stack:
+    """One teacher, two students and an orchestrator as processes; each can be killed and started again."""
+
+    def __init__(self, folder: Path, model: Path) -> None:
+        self.folder, self.model = folder, model
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._addresses: dict[str, str] = {}
+
+    def start_all(self) -> None:
+        for name in ("teacher", *STUDENTS):
+            self.start(name)
+        for name in ("teacher", *STUDENTS):
+            self.wait_ready(name)
+        self.start("orchestrator")
+        self.wait_ready("orchestrator")
+
+    def address(self, name: str) -> str:
+        return self._addresses[name]
+
+    def _config(self, name: str) -> dict[str, Any]:
+        address = self._addresses.get(name)
+        server = {
+            # The port of the first start is kept, so that the others find it again.
+            "port": int(address.rpartition(":")[2]) if address else 0,
+            "metrics_port": 0,
+            "ready_file": str(self._ready_file(name)),
+            "grace_s": 2,
+        }
+        if name == "orchestrator":
+            return {
+                "data_dir": str(self.folder / name),
+                "teacher": {"address": self._addresses["teacher"]},
+                "students": {student: {"address": self._addresses[student]} for student in STUDENTS},
+                "retry": {"initial_s": 0.2, "maximum_s": 1.0},
+                "server": server,
+            }
+        return {
+            "model": str(self.model),
+            "quantisation": "none",
+            "compute_dtype": "float32",
+            "threads": 1,
+            "data_dir": str(self.folder / name),
+            "server": server,
+        }
+
+    def _ready_file(self, name: str) -> Path:
+        return self.folder / f"{name}.ready.json"
+
+    def start(self, name: str) -> None:
+        config = self.folder / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(self._config(name)), encoding="utf-8")
+        self._ready_file(name).unlink(missing_ok=True)
+        room = "student" if name in STUDENTS else name
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", "tutelage.cli.main", room, "serve", "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"},
+            )
+
+    def wait_ready(self, name: str) -> None:
+        deadline = time.monotonic() + READY_S
+        while not self._ready_file(name).exists():
+            assert self._processes[name].poll() is None, f"{name} ended:\n{self.log(name)}"
+            assert time.monotonic() < deadline, f"{name} is not ready:\n{self.log(name)}"
+            time.sleep(0.05)
+        self._addresses[name] = json.loads(self._ready_file(name).read_text(encoding="utf-8"))["address"]
+
+    def log(self, name: str) -> str:
+        return (self.folder / f"{name}.log").read_text(encoding="utf-8", errors="replace")[-4000:]
+
+    def kill(self, name: str) -> None:
+        """kill -9 of the service and of everything it started."""
+        process = self._processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def restart(self, name: str) -> None:
+        self.kill(name)
+        self.start(name)
+
+    def stop(self) -> None:
+        for process in self._processes.values():
+            process.terminate()
+        for name, process in list(self._processes.items()):
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                self.kill(name)
+
+    def orchestrator(self) -> SyncOrchestratorClient:
+        return SyncOrchestratorClient(ChannelSettings(address=self._addresses["orchestrator"]))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[[str], Stack]]:
+    """Starts stacks, each in a folder of its own, and stops them all."""
+    stacks: list[Stack] = []
+
+    def make(name: str) -> Stack:
+        folder = tmp_path / name
+        folder.mkdir()
+        stack = Stack(folder, tiny_model)
+        stacks.append(stack)
+        stack.start_all()
+        return stack
+
+    yield make
+    for stack in stacks:
+        stack.stop()
