@@ -1,0 +1,44 @@
+"""What a teacher is told when it starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from tutelage.rpc.config import ServerSettings
+from tutelage.settings import Settings
+
+
+class TeacherSettings(Settings):
+    """Settings of the teacher's service."""
+
+    model: str = Field(default="smollm2-135m-instruct", min_length=1)
+    """The writer's base model: a name that `tutelage models list` shows, or a folder."""
+    quantisation: Literal["nf4", "int8", "none"] = "nf4"
+    """How the frozen base is kept, for writing and for updates alike."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda` or `cuda:N`."""
+    compute_dtype: str = "auto"
+    """Arithmetic of the base: `auto`, `float32` or `bfloat16`."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads of the model; nothing leaves torch's own choice. A fixed number makes writing repeatable."""
+    update_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of an update's process; nothing means as `threads`."""
+    cache_dir: Path | None = None
+    """Where models are cached; nothing means TUTELAGE_CACHE or ~/.cache/tutelage."""
+    data_dir: Path = Path("data/teacher")
+    """Where policy versions and the results of updates are kept."""
+    serving_policies: int = Field(default=2, ge=1, le=64)
+    """How many policy versions stay loaded for writing; the one not used for longest is dropped first."""
+    max_candidates: int = Field(default=64, ge=1, le=1024)
+    """Most candidates of one call."""
+    max_new_tokens: int = Field(default=2048, ge=1)
+    """Most tokens of one candidate."""
+    max_rank: int = Field(default=256, ge=1)
+    """Largest LoRA rank of an update."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in updates: less memory for more time."""
+    server: ServerSettings = ServerSettings()
+    """How the service listens."""

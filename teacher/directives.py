@@ -1,0 +1,82 @@
+"""The first JSON line of a completion, parsed strictly into directives: what a model writes is untrusted input.
+
+Only the shape is judged here (known keys, types, positive numbers); whether a value is allowed is the student's to say.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from tutelage.domain.self_edit import Directives, LossMask, Rejection, RejectionReason
+
+_ALLOWED = {
+    "learning_rate": "a number above 0",
+    "epochs": "a whole number of 1 to 2147483647",
+    "rank": "a whole number of 1 to 2147483647",
+    "loss_mask": "one of " + ", ".join(mask.value for mask in LossMask),
+}
+
+
+class _Refused(ValueError):
+    """JSON that Python would take and JSON does not: NaN, infinities, a key given twice."""
+
+
+def parse_directives(line: str) -> Directives | Rejection:
+    """Directives from one line of JSON, or the rejection that names field, value and what is allowed. Never raises."""
+    try:
+        value = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_object)
+    except (ValueError, RecursionError):
+        return rejected("directives", line, "a JSON object on the first line")
+    if not isinstance(value, dict):
+        return rejected("directives", line, "a JSON object on the first line")
+    for key, item in value.items():
+        if key not in _ALLOWED:
+            return rejected(f"directives.{key}"[:200], item, "one of the keys " + ", ".join(_ALLOWED))
+        if not _fits(key, item):
+            return rejected(f"directives.{key}", item, _ALLOWED[key])
+    return Directives(
+        learning_rate=float(value["learning_rate"]) if "learning_rate" in value else None,
+        epochs=value.get("epochs"),
+        rank=value.get("rank"),
+        loss_mask=LossMask(value["loss_mask"]) if "loss_mask" in value else None,
+    )
+
+
+def rejected(field: str, value: object, allowed: str) -> Rejection:
+    """An unparsable edit, with the value shortened to 200 characters."""
+    text = value if isinstance(value, str) else _shown(value)
+    return Rejection(RejectionReason.UNPARSABLE, field, text[:200], allowed, f"{field} must be {allowed}")
+
+
+def _fits(key: str, item: object) -> bool:
+    if key == "loss_mask":
+        return isinstance(item, str) and item in {mask.value for mask in LossMask}
+    # In Python a bool is an int; in a directive it is a mistake.
+    if isinstance(item, bool):
+        return False
+    if key == "learning_rate":
+        try:
+            return isinstance(item, (int, float)) and math.isfinite(item) and item > 0
+        except OverflowError:
+            return False
+    return isinstance(item, int) and 0 < item < 2**31
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _Refused(name)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Refused("a key is given twice")
+    return found
+
+
+def _shown(value: object) -> str:
+    try:
+        return json.dumps(value)
+    except (ValueError, RecursionError):
+        return "a value that cannot be shown"

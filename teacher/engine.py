@@ -1,0 +1,159 @@
+"""Writing self-edits: a prompt, a policy version, n completions, each parsed into a self-edit or a rejection.
+
+One base model serves every policy version; a version is a LoRA adapter that is loaded when it is first asked for. One write
+runs at a time: the adapters of one model cannot serve two versions at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+
+from teacher import metrics
+from teacher.config import TeacherSettings
+from teacher.formats import check_format, render_prompt, reply_start
+from teacher.parsing import parse_completion
+from teacher.policies import PolicyStore
+from teacher.sampling import Sampled, sample_completions
+from tutelage.domain.canonical import derived_seed
+from tutelage.domain.errors import FieldViolation, InvalidInput
+from tutelage.domain.policy import Candidate, Format, Sampling
+from tutelage.domain.self_edit import SelfEdit
+from tutelage.domain.task import Task
+from tutelage.models.chat import prompt_ids, stop_ids, tokenizer_hash
+from tutelage.models.loading import LoadedModel
+from tutelage.v1 import policy_pb2
+
+
+class Writer:
+    """The serving model with its adapters."""
+
+    def __init__(self, loaded: LoadedModel, policies: PolicyStore, settings: TeacherSettings) -> None:
+        self.loaded = loaded
+        self.tokenizer_hash = tokenizer_hash(loaded.tokenizer)
+        self._policies = policies
+        self._settings = settings
+        self._stop_ids = stop_ids(loaded.tokenizer, loaded.model)
+        self._lock = threading.Lock()
+        self._adapted: Any = None
+        self._adapters: OrderedDict[str, None] = OrderedDict()
+
+    def write(
+        self,
+        task: Task,
+        format: Format,
+        candidates: int,
+        sampling: Sampling,
+        policy_version: str,
+        seed: int,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Candidate]:
+        """Candidates in the order in which they end. The same arguments on the same machine, with fixed threads, give the same ones.
+
+        InvalidInput for a bad format or sampling or a document longer than the context, NotFound for an unknown policy.
+        """
+        check_format(format)
+        self._check(candidates, sampling)
+        adapter = self._policies.adapter_folder(policy_version)
+        prompt = self.prompt_of(task, format)
+        self._check_length(len(prompt), sampling)
+        # Each candidate is sampled by its own seed alone.
+        seeds = [derived_seed(seed, index) for index in range(candidates)]
+        started = time.monotonic()
+        metrics.TOKENS.labels("prompt").inc(len(prompt))
+        with self._lock, self._serving(policy_version, adapter) as model:
+            for sampled in sample_completions(model, prompt, seeds, sampling, self._stop_ids, cancelled=cancelled):
+                yield self._candidate(sampled, prompt, task, format, policy_version, seeds[sampled.row])
+        metrics.WRITE_SECONDS.observe(time.monotonic() - started)
+
+    def prompt_of(self, task: Task, format: Format) -> list[int]:
+        """The ids that a completion is sampled from: the instruction in the model's chat form, and the reply's given beginning."""
+        ids = prompt_ids(self.loaded.tokenizer, render_prompt(format, task))
+        start = reply_start(format)
+        return ids + list(self.loaded.tokenizer(start, add_special_tokens=False)["input_ids"]) if start else ids
+
+    def _candidate(
+        self, sampled: Sampled, prompt: list[int], task: Task, format: Format, version: str, seed: int
+    ) -> Candidate:
+        written = self.loaded.tokenizer.decode(sampled.ids, skip_special_tokens=True)
+        text = reply_start(format) + written
+        # What counts is what the model wrote: a given beginning alone is still an empty completion.
+        parsed = parse_completion(text if written.strip() else "", format, task, ended=sampled.ended)
+        outcome = "parsed" if isinstance(parsed.result, SelfEdit) else "rejected"
+        metrics.CANDIDATES.labels(outcome).inc()
+        metrics.TOKENS.labels("completion").inc(len(sampled.ids))
+        rollout = policy_pb2.Rollout(
+            policy_version=version,
+            tokenizer_hash=self.tokenizer_hash,
+            prompt_ids=prompt,
+            completion_ids=sampled.ids,
+            log_probs=sampled.log_probs,
+            ended=sampled.ended,
+        )
+        return Candidate(
+            index=sampled.row,
+            policy_version=version,
+            format=format.name,
+            text=text.encode("utf-8", "replace").decode("utf-8"),
+            result=parsed.result,
+            rollout=rollout.SerializeToString(deterministic=True),
+            completion_tokens=len(sampled.ids),
+            seed=seed,
+            duplicates_removed=parsed.duplicates_removed,
+        )
+
+    @contextlib.contextmanager
+    def _serving(self, version: str, adapter: Path | None) -> Iterator[Any]:
+        """The model under one policy version; call with the lock held."""
+        if adapter is None:
+            if self._adapted is None:
+                yield self.loaded.model
+                return
+            with self._adapted.disable_adapter():
+                yield self._adapted
+            return
+        if version not in self._adapters:
+            if self._adapted is None:
+                self._adapted = PeftModel.from_pretrained(self.loaded.model, str(adapter), adapter_name=version)
+            else:
+                self._adapted.load_adapter(str(adapter), adapter_name=version)
+            self._adapters[version] = None
+            self._adapted.eval()
+        self._adapters.move_to_end(version)
+        self._adapted.set_adapter(version)
+        while len(self._adapters) > self._settings.serving_policies:
+            oldest, _ = self._adapters.popitem(last=False)
+            self._adapted.delete_adapter(oldest)
+        yield self._adapted
+
+    def _check(self, candidates: int, sampling: Sampling) -> None:
+        limits = self._settings
+        wrong = []
+        if not 1 <= candidates <= limits.max_candidates:
+            wrong.append(FieldViolation("candidates", str(candidates), f"1 to {limits.max_candidates}"))
+        if not 0 <= sampling.temperature <= 10:
+            wrong.append(FieldViolation("sampling.temperature", str(sampling.temperature), "0 (greedy) to 10"))
+        if not 0 < sampling.top_p <= 1:
+            wrong.append(FieldViolation("sampling.top_p", str(sampling.top_p), "above 0, at most 1"))
+        if not 1 <= sampling.max_new_tokens <= limits.max_new_tokens:
+            allowed = f"1 to {limits.max_new_tokens}"
+            wrong.append(FieldViolation("sampling.max_new_tokens", str(sampling.max_new_tokens), allowed))
+        if wrong:
+            raise InvalidInput(wrong)
+
+    def _check_length(self, prompt: int, sampling: Sampling) -> None:
+        context = self.loaded.context_length
+        if prompt + sampling.max_new_tokens > context:
+            raise InvalidInput.of(
+                "task.document.text",
+                f"a prompt of {prompt} tokens and {sampling.max_new_tokens} new ones",
+                f"at most {context} tokens together, the model's context: shorten the document or sampling.max_new_tokens",
+            )

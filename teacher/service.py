@@ -1,0 +1,141 @@
+"""The teacher's servicer: from the wire to the domain, one call, and back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import grpc
+
+import tutelage
+from teacher import metrics
+from teacher.config import TeacherSettings
+from teacher.engine import Writer
+from teacher.formats import builtin_formats
+from teacher.policies import PolicyStore
+from teacher.threaded import iterate_in_thread
+from teacher.update_request import ALGORITHMS
+from teacher.updates import Updates
+from tutelage.domain.description import TeacherDescription
+from tutelage.domain.errors import Unavailable
+from tutelage.domain.policy import Policy, UpdateResult
+from tutelage.models.loading import load_model
+from tutelage.rpc.logging import bind
+from tutelage.v1 import teacher_service_pb2 as pb
+from tutelage.v1 import teacher_service_pb2_grpc as pb_grpc
+from tutelage.wire.description import teacher_description_to_wire
+from tutelage.wire.policy import (
+    candidate_to_wire,
+    format_from_wire,
+    policy_to_wire,
+    sampling_from_wire,
+    update_progress_to_wire,
+    update_request_from_wire,
+    update_result_to_wire,
+)
+from tutelage.wire.task import task_from_wire
+
+
+class TeacherService(pb_grpc.TeacherServiceServicer):
+    """One teacher: a base model, its policy versions, writing and updates."""
+
+    name = "teacher"
+    grpc_service_names: Sequence[str] = ("tutelage.v1.TeacherService",)
+
+    def __init__(self, settings: TeacherSettings) -> None:
+        self._settings = settings
+        self._parts: tuple[Writer, PolicyStore, Updates] | None = None
+
+    def register(self, server: grpc.aio.Server) -> None:
+        """Add the servicer to a server."""
+        pb_grpc.add_TeacherServiceServicer_to_server(self, server)  # type: ignore[no-untyped-call, unused-ignore]
+
+    async def start(self) -> None:
+        """Load the base model and open the stores."""
+        self._parts = await asyncio.to_thread(self._open)
+
+    async def ready(self) -> bool:
+        """Whether the model is loaded."""
+        return self._parts is not None
+
+    async def stop(self) -> None:
+        """End a running update."""
+        if self._parts is not None:
+            await asyncio.to_thread(self._parts[2].stop)
+
+    async def Describe(
+        self, request: pb.TeacherServiceDescribeRequest, context: grpc.aio.ServicerContext
+    ) -> pb.TeacherServiceDescribeResponse:
+        """What this teacher is, and its policy versions of note."""
+        writer, policies, _ = self._loaded()
+        loaded = writer.loaded
+        description = TeacherDescription(
+            base_model=loaded.name,
+            base_revision=loaded.revision,
+            quantisation=loaded.quantisation,
+            device=loaded.device,
+            initial_policy_version=policies.initial.version,
+            latest_policy_version=(await asyncio.to_thread(policies.list))[-1].version,
+            tokenizer_hash=writer.tokenizer_hash,
+            context_length=loaded.context_length,
+            formats=builtin_formats(),
+            algorithms=ALGORITHMS,
+            version=tutelage.__version__,
+        )
+        return teacher_description_to_wire(description)
+
+    async def WriteSelfEdits(
+        self, request: pb.WriteSelfEditsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.WriteSelfEditsResponse]:
+        """Candidates as they end."""
+        writer, _, _ = self._loaded()
+        task = task_from_wire(request.task)
+        format = format_from_wire(request.format)
+        sampling = sampling_from_wire(request.sampling)
+        count, version, seed = request.candidates, request.policy_version, request.seed
+        with bind(run_id=request.run_id):
+            async for candidate in iterate_in_thread(
+                lambda gone: writer.write(task, format, count, sampling, version, seed, cancelled=gone)
+            ):
+                yield pb.WriteSelfEditsResponse(candidate=candidate_to_wire(candidate))
+
+    async def UpdatePolicy(
+        self, request_iterator: AsyncIterator[pb.UpdatePolicyRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.UpdatePolicyResponse]:
+        """Progress, then the result; the update goes on when its watcher leaves."""
+        _, _, updates = self._loaded()
+        request = update_request_from_wire([message async for message in request_iterator])
+        with bind(run_id=request.run_id):
+            async for event in iterate_in_thread(lambda gone: updates.update(request, cancelled=gone)):
+                if isinstance(event, UpdateResult):
+                    yield pb.UpdatePolicyResponse(result=update_result_to_wire(event))
+                else:
+                    yield pb.UpdatePolicyResponse(progress=update_progress_to_wire(event))
+
+    async def ListPolicies(
+        self, request: pb.ListPoliciesRequest, context: grpc.aio.ServicerContext
+    ) -> pb.ListPoliciesResponse:
+        """All policy versions, oldest first."""
+        _, policies, _ = self._loaded()
+        listed: list[Policy] = await asyncio.to_thread(policies.list)
+        return pb.ListPoliciesResponse(policies=[policy_to_wire(policy) for policy in listed])
+
+    def _open(self) -> tuple[Writer, PolicyStore, Updates]:
+        settings = self._settings
+        loaded = load_model(
+            settings.model,
+            quantisation=settings.quantisation,
+            device=settings.device,
+            compute_dtype=settings.compute_dtype,
+            threads=settings.threads,
+            cache_dir=settings.cache_dir,
+        )
+        policies = PolicyStore(settings.data_dir / "policies", loaded.revision)
+        writer = Writer(loaded, policies, settings)
+        metrics.show_policy(policies.list()[-1].version, loaded.name)
+        return writer, policies, Updates(settings, policies, writer.tokenizer_hash)
+
+    def _loaded(self) -> tuple[Writer, PolicyStore, Updates]:
+        if self._parts is None:
+            raise Unavailable("the teacher is still loading its model", retry_after_s=5)
+        return self._parts
