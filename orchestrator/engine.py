@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 
@@ -22,7 +21,7 @@ from orchestrator.student_rows import StudentRows
 from orchestrator.students import Students
 from tutelage.client import TeacherClient
 from tutelage.domain.description import StudentDescription
-from tutelage.domain.errors import FieldViolation, InvalidInput, NotFound, Unavailable
+from tutelage.domain.errors import AlreadyExists, FieldViolation, InvalidInput, NotFound, Unavailable
 from tutelage.domain.run import LogicalStudent, RunEvent, RunPhase, RunState, RunSummary, TaskWithQuiz
 from tutelage.domain.task import Quiz
 from tutelage.settings import parse_settings
@@ -95,13 +94,24 @@ class Engine:
             metrics.RUNS.labels(state.value).set(len(await self.store.run_ids(state)))
 
     async def start_run(
-        self, run_id: str, config_yaml: str, tasks: Sequence[TaskWithQuiz], retention_quiz: Quiz
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Sequence[TaskWithQuiz],
+        retention_quiz: Quiz,
+        wrong: Sequence[FieldViolation] = (),
     ) -> tuple[RunSummary, bool]:
-        """The run and whether it is new. InvalidInput names all that is wrong, before any work is begun."""
+        """The run and whether it is new. InvalidInput names all that is wrong, before any work is begun.
+
+        `wrong` is what was found in the tasks before; they were left out of `tasks`.
+        """
         digest = run_hash(config_yaml, list(tasks), retention_quiz)
         existing = await self.store.content_hash(run_id)
-        if existing != digest or existing is None:
-            run = await self._checked(run_id, config_yaml, tasks, retention_quiz, digest)
+        if existing is not None and existing != digest:
+            raise AlreadyExists(f"run {run_id!r} exists with other content; choose another id")
+        if existing is None or wrong:
+            found = [*wrong] or task_violations(tasks, retention_quiz)
+            run = await self._checked(run_id, config_yaml, tasks, retention_quiz, digest, found)
             created = await self.store.create_run(run)
             if created:
                 self._drive(run)
@@ -111,12 +121,17 @@ class Engine:
         return await self.summary(run_id), created
 
     async def _checked(
-        self, run_id: str, config_yaml: str, tasks: Sequence[TaskWithQuiz], retention_quiz: Quiz, digest: str
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Sequence[TaskWithQuiz],
+        retention_quiz: Quiz,
+        digest: str,
+        found: Sequence[FieldViolation],
     ) -> Run:
-        wrong: list[FieldViolation] = []
+        wrong = [*found]
         if not RUN_ID.fullmatch(run_id):
             wrong.append(FieldViolation("run_id", run_id, "1 to 64 characters of a-z, 0-9, '-', '_'"))
-        wrong += task_violations(tasks, retention_quiz)
         config: RunConfig | None = None
         try:
             config = parse_settings(config_yaml, RunConfig)

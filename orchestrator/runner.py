@@ -149,9 +149,11 @@ class Runner:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        metrics.PENDING.dec(len(self._waiting) + len(self._under_way))
+        metrics.PENDING.dec(len(self._waiting))
         self._waiting.clear()
-        self._under_way.clear()
+        # A task that was cancelled before its first step released nothing.
+        for left in list(self._under_way):
+            self._release(left)
 
     def _begin(self, decisions: Sequence[Decision]) -> None:
         for decision in decisions:
@@ -185,6 +187,7 @@ class Runner:
         task = asyncio.create_task(feed())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: work.close())
 
     def _remember(self, written: Sequence[StoredCandidate]) -> None:
         for stored in written:
@@ -209,10 +212,13 @@ class Runner:
             self._under_way[work] = key.id
             stored = await self._evaluator.evaluate(work, key, "round", candidate_ids)
         finally:
-            if self._under_way.pop(work, None) is not None:
-                metrics.PENDING.dec()
-            self._students.give(work.student)
+            self._release(work)
         return Evaluated(work, stored.reward)
+
+    def _release(self, work: Evaluate) -> None:
+        if self._under_way.pop(work, None) is not None:
+            metrics.PENDING.dec()
+            self._students.give(work.student)
 
     async def _update(self, decision: UpdatePolicy) -> Fact:
         stored = await self._teaching.update(decision, self._now)

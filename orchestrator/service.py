@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -16,6 +16,7 @@ from orchestrator.report.metrics import metrics_lines
 from orchestrator.report_builder import build_report
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.run import ReportFormat, TaskWithQuiz
+from tutelage.domain.task import Quiz
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.v1.orchestrator_service_pb2_grpc import (
     OrchestratorServiceServicer,
@@ -43,7 +44,7 @@ class OrchestratorService(OrchestratorServiceServicer):
     """Implements both the contract and what the server asks of a service."""
 
     name = "orchestrator"
-    grpc_service_names = ("tutelage.v1.OrchestratorService",)
+    grpc_service_names: Sequence[str] = ("tutelage.v1.OrchestratorService",)
 
     def __init__(self, settings: OrchestratorSettings) -> None:
         self.engine = Engine(settings)
@@ -64,10 +65,12 @@ class OrchestratorService(OrchestratorServiceServicer):
         """Stops driving runs."""
         await self.engine.stop()
 
-    async def StartRun(self, request_iterator: AsyncIterator[pb.StartRunRequest], context: Any) -> pb.StartRunResponse:  # noqa: N802
+    async def StartRun(self, request_iterator: AsyncIterator[pb.StartRunRequest], context: Any) -> pb.StartRunResponse:
         header: pb.RunHeader | None = None
+        quiz = Quiz()
         tasks: list[TaskWithQuiz] = []
         wrong: list[FieldViolation] = []
+        count = 0
         async for request in request_iterator:
             part = request.WhichOneof("part")
             if (header is None) != (part == "header"):
@@ -77,36 +80,33 @@ class OrchestratorService(OrchestratorServiceServicer):
                     header = request.header
                     quiz = quiz_from_wire(header.retention_quiz, "retention_quiz")
                 else:
-                    tasks.append(task_with_quiz_from_wire(request.task, f"tasks[{len(tasks)}]"))
+                    count += 1
+                    tasks.append(task_with_quiz_from_wire(request.task, f"tasks[{count - 1}]"))
             except InvalidInput as error:
                 wrong += error.violations
-                if part == "task":
-                    tasks.append(None)  # type: ignore[arg-type]
         if header is None:
             raise InvalidInput.of("part", "nothing", "one header, then tasks")
-        if wrong:
-            raise InvalidInput(wrong)
-        summary, created = await self.engine.start_run(header.run_id, header.config_yaml, tasks, quiz)
+        summary, created = await self.engine.start_run(header.run_id, header.config_yaml, tasks, quiz, wrong)
         return pb.StartRunResponse(run=run_summary_to_wire(summary), created=created)
 
-    async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:  # noqa: N802
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:
         async for summary, event in self.engine.watch(request.run_id, request.after_sequence):
             yield pb.WatchRunResponse(
                 run=run_summary_to_wire(summary), event=None if event is None else run_event_to_wire(event)
             )
 
-    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:  # noqa: N802
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         summary = await self.engine.summary(request.run_id)
         config_yaml = await self.engine.config_yaml(request.run_id)
         return pb.GetRunResponse(run=run_summary_to_wire(summary), config_yaml=config_yaml)
 
-    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:  # noqa: N802
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=[run_summary_to_wire(summary) for summary in await self.engine.list_runs()])
 
-    async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:  # noqa: N802
+    async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
         return pb.CancelRunResponse(run=run_summary_to_wire(await self.engine.cancel_run(request.run_id)))
 
-    async def GetReport(self, request: pb.GetReportRequest, context: Any) -> AsyncIterator[pb.GetReportResponse]:  # noqa: N802
+    async def GetReport(self, request: pb.GetReportRequest, context: Any) -> AsyncIterator[pb.GetReportResponse]:
         render = RENDERERS[report_format_from_wire(request.format, "format")]
         run = await self.engine.store.run(request.run_id)
         report = await build_report(self.engine.store, run, await self.engine.summary(request.run_id))
@@ -115,11 +115,11 @@ class OrchestratorService(OrchestratorServiceServicer):
         for start in range(0, len(content), CHUNK):
             yield pb.GetReportResponse(chunk=content[start : start + CHUNK])
 
-    async def ListStudents(self, request: pb.ListStudentsRequest, context: Any) -> pb.ListStudentsResponse:  # noqa: N802
+    async def ListStudents(self, request: pb.ListStudentsRequest, context: Any) -> pb.ListStudentsResponse:
         students = await self.engine.list_students()
         return pb.ListStudentsResponse(students=[logical_student_to_wire(student) for student in students])
 
-    async def SetCurrentAdapter(  # noqa: N802
+    async def SetCurrentAdapter(
         self, request: pb.SetCurrentAdapterRequest, context: Any
     ) -> pb.SetCurrentAdapterResponse:
         student = await self.engine.set_current(request.student, request.expected_version, request.version)

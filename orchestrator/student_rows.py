@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from orchestrator import schema as s
 from orchestrator.database import now_us, to_datetime
+from orchestrator.rows import insert_or_ignore, uninterrupted
 from tutelage.domain.errors import Conflict
 
 
@@ -25,9 +25,7 @@ class CurrentVersion:
 
 async def set_version(connection: AsyncConnection, student: str, expected: str, version: str) -> None:
     """Makes a version current if the expected one is; otherwise Conflict. Setting what is current changes nothing."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    row = {"name": student, "version": ""}
-    await connection.execute(dialect.insert(s.students).values(row).on_conflict_do_nothing())
+    await connection.execute(insert_or_ignore(connection, s.students, {"name": student, "version": ""}))
     changed = await connection.execute(
         update(s.students)
         .where(s.students.c.name == student, s.students.c.version == expected)
@@ -50,6 +48,7 @@ class StudentRows:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
+    @uninterrupted
     async def current(self, student: str) -> CurrentVersion:
         """The student's current version; a student without a row is at the untouched base model."""
         history = s.student_history.c
@@ -63,6 +62,7 @@ class StudentRows:
         changed_at = None if row["changed_at"] is None else to_datetime(row["changed_at"])
         return CurrentVersion(row["version"], changed_at, tuple(previous))
 
+    @uninterrupted
     async def compare_and_set(self, student: str, expected: str, version: str) -> CurrentVersion:
         """Conflict when another version is current."""
         async with self._engine.begin() as connection:

@@ -9,7 +9,8 @@ from orchestrator.config import OrchestratorSettings
 from orchestrator.machine import Progress, UpdatePolicy, WriteGroup, candidate_rewards
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
 from orchestrator.retrying import patiently
-from orchestrator.store import Event, Store
+from orchestrator.rows import Event
+from orchestrator.store import Store
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.errors import TutelageError, Unavailable

@@ -1,0 +1,162 @@
+"""What the teacher wrote and learned, and what students kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import insert, select
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator import schema as s
+from orchestrator.records import Run, StoredCandidate, StoredUpdate
+from orchestrator.rows import Event, Rows, insert_or_ignore, uninterrupted
+from orchestrator.student_rows import set_version
+from tutelage.domain.canonical import content_hash
+from tutelage.domain.evaluation import QuizResult
+from tutelage.domain.policy import Candidate, UpdateResult
+from tutelage.domain.self_edit import Rejection
+from tutelage.v1 import evaluation_pb2, policy_pb2
+from tutelage.v1 import teacher_service_pb2 as teacher_pb
+from tutelage.wire import evaluation as wire_evaluation
+from tutelage.wire import policy as wire_policy
+
+
+class LearningRows(Rows):
+    """Reads and writes of candidates, policy updates and commits."""
+
+    @uninterrupted
+    async def add_group(self, run: Run, round_: int, task_id: str, written: Sequence[Candidate]) -> bool:
+        """Stores all candidates of a task at once; False when they were there. Rejected ones get their reward here."""
+        rows, earned, told = [], [], []
+        for candidate in written:
+            candidate_id = f"{run.run_id}/{round_}/{task_id}/{candidate.index}"
+            rejected = isinstance(candidate.result, Rejection)
+            rows.append(
+                {
+                    "run_id": run.run_id,
+                    "round": round_,
+                    "task_id": task_id,
+                    "index": candidate.index,
+                    "candidate_id": candidate_id,
+                    "edit": None if rejected else content_hash(candidate.result),
+                    "payload": wire_policy.candidate_to_wire(candidate).SerializeToString(),
+                }
+            )
+            reason = candidate.result.reason.value if isinstance(candidate.result, Rejection) else ""
+            told.append(
+                (
+                    "candidate_written",
+                    {
+                        "candidate": candidate_id,
+                        "round": round_,
+                        "task": task_id,
+                        "index": candidate.index,
+                        "tokens": candidate.completion_tokens,
+                        "rejected": reason,
+                        "text": candidate.text[:200],
+                    },
+                )
+            )
+            if rejected:
+                earned += [
+                    {
+                        "run_id": run.run_id,
+                        "candidate_id": candidate_id,
+                        "student": student,
+                        "repeat": repeat,
+                        "evaluation_id": "",
+                        "state": "rejected",
+                        "reward": run.config.reward.rejected_reward,
+                    }
+                    for student in run.config.students
+                    for repeat in range(run.config.evaluation_seeds)
+                ]
+        try:
+            async with self.engine.begin() as connection:
+                await connection.execute(insert(s.candidates), rows)
+                if earned:
+                    await connection.execute(insert(s.rewards), earned)
+                await self._append(connection, run.run_id, told)
+        except IntegrityError:
+            return False
+        return True
+
+    @uninterrupted
+    async def candidates(self, run_id: str) -> list[StoredCandidate]:
+        """All candidates in order of round, task and index."""
+        c = s.candidates.c
+        query = select(s.candidates).where(c.run_id == run_id).order_by(c.round, c.task_id, c.index)
+        async with self.engine.connect() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [
+            StoredCandidate(
+                row["candidate_id"],
+                row["round"],
+                row["task_id"],
+                row["edit"],
+                wire_policy.candidate_from_wire(policy_pb2.Candidate.FromString(row["payload"])),
+            )
+            for row in rows
+        ]
+
+    @uninterrupted
+    async def add_update(self, run_id: str, round_: int, result: UpdateResult, events: Sequence[Event]) -> StoredUpdate:
+        """Stores a round's update once; gives back what is stored."""
+        row = {
+            "run_id": run_id,
+            "round": round_,
+            "version": result.policy.version,
+            "payload": wire_policy.update_result_to_wire(result).SerializeToString(),
+        }
+        async with self.engine.begin() as connection:
+            made = await connection.execute(insert_or_ignore(connection, s.updates, row))
+            if made.rowcount:
+                await self._append(connection, run_id, events)
+        return next(item for item in await self.updates(run_id) if item.round == round_)
+
+    @uninterrupted
+    async def updates(self, run_id: str) -> list[StoredUpdate]:
+        """Policy updates by round."""
+        query = select(s.updates).where(s.updates.c.run_id == run_id).order_by(s.updates.c.round)
+        async with self.engine.connect() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [
+            StoredUpdate(
+                row["round"],
+                row["version"],
+                wire_policy.update_result_from_wire(teacher_pb.UpdateResult.FromString(row["payload"])),
+            )
+            for row in rows
+        ]
+
+    @uninterrupted
+    async def add_commit(self, run_id: str, row: Mapping[str, Any], detail: Mapping[str, object]) -> None:
+        """Records a commit's decision once, and in the same transaction moves the student's version when committed.
+
+        Conflict (and nothing written) when the student's version is no longer `parent_version`.
+        """
+        empty = {"quiz_before": QuizResult(), "quiz_after": QuizResult()}
+        values = {"run_id": run_id, **empty, **row}
+        for name in empty:
+            values[name] = wire_evaluation.quiz_result_to_wire(values[name]).SerializeToString()
+        async with self.engine.begin() as connection:
+            made = await connection.execute(insert_or_ignore(connection, s.commits, values))
+            if not made.rowcount:
+                return
+            if row["committed"]:
+                await set_version(connection, row["student"], row["parent_version"], row["version"])
+            kind = "committed" if row["committed"] else "not_committed"
+            await self._append(connection, run_id, [(kind, detail)])
+
+    @uninterrupted
+    async def commits(self, run_id: str) -> list[dict[str, Any]]:
+        """The rows of decided commits, quizzes decoded."""
+        c = s.commits.c
+        query = select(s.commits).where(c.run_id == run_id).order_by(c.student, c.task_id)
+        async with self.engine.connect() as connection:
+            rows = [dict(row) for row in (await connection.execute(query)).mappings()]
+        for row in rows:
+            for name in ("quiz_before", "quiz_after"):
+                row[name] = wire_evaluation.quiz_result_from_wire(evaluation_pb2.QuizResult.FromString(row[name]))
+        return rows

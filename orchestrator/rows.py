@@ -1,0 +1,94 @@
+"""What all parts of the store stand on: a transaction each, and events numbered in the order they are written."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from sqlalchemy import func, insert, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from orchestrator import schema as s
+from orchestrator.database import now_us, to_datetime
+from tutelage.domain.run import RunEvent
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Event = tuple[str, Mapping[str, object]]
+"""Kind and detail."""
+
+
+def insert_or_ignore(
+    connection: AsyncConnection, table: Any, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+) -> Any:
+    """An insert that leaves existing rows as they are."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return dialect.insert(table).values(rows).on_conflict_do_nothing()
+
+
+def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Lets a transaction end before a cancellation goes on.
+
+    A statement that is cancelled still runs in the driver's thread, and would leave the database locked.
+    """
+
+    @functools.wraps(method)
+    async def whole(*args: P.args, **kwargs: P.kwargs) -> T:
+        task = asyncio.ensure_future(method(*args, **kwargs))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            raise
+
+    return whole
+
+
+class Rows:
+    """Base of the parts; every method is one transaction."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self.engine = engine
+
+    async def _append(self, connection: AsyncConnection, run_id: str, events: Iterable[Event]) -> None:
+        # Two writers of one run take their sequence numbers in turn; SQLite has one writer anyway.
+        await connection.execute(
+            select(s.runs.c.run_id).where(s.runs.c.run_id == run_id).with_for_update(key_share=True)
+        )
+        latest = await connection.scalar(select(func.max(s.events.c.sequence)).where(s.events.c.run_id == run_id))
+        rows = [
+            {
+                "run_id": run_id,
+                "sequence": (latest or 0) + offset,
+                "at": now_us(),
+                "kind": kind,
+                "detail": json.dumps(detail, allow_nan=False),
+            }
+            for offset, (kind, detail) in enumerate(events, start=1)
+        ]
+        if rows:
+            await connection.execute(insert(s.events), rows)
+
+    @uninterrupted
+    async def append(self, run_id: str, *events: Event) -> None:
+        """Adds events with the next sequence numbers."""
+        async with self.engine.begin() as connection:
+            await self._append(connection, run_id, events)
+
+    @uninterrupted
+    async def events(self, run_id: str, after: int = 0, limit: int | None = None) -> list[RunEvent]:
+        """Events after a sequence number, in order."""
+        c = s.events.c
+        query = select(s.events).where(c.run_id == run_id, c.sequence > after).order_by(c.sequence)
+        if limit is not None:
+            query = query.limit(limit)
+        async with self.engine.connect() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [
+            RunEvent(row["sequence"], to_datetime(row["at"]), row["kind"], json.loads(row["detail"])) for row in rows
+        ]

@@ -1,0 +1,164 @@
+"""Runs: stored with everything they need before anything is begun, ended once."""
+
+from __future__ import annotations
+
+from sqlalchemy import insert, select, update
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator import schema as s
+from orchestrator.database import now_us, to_datetime
+from orchestrator.records import Run, RunStudent
+from orchestrator.rows import Event, Rows, uninterrupted
+from orchestrator.run_config import RunConfig
+from tutelage.domain.errors import AlreadyExists, NotFound
+from tutelage.domain.run import RunState
+from tutelage.settings import parse_settings
+from tutelage.v1 import orchestrator_service_pb2, policy_pb2, student_service_pb2, task_pb2
+from tutelage.v1 import teacher_service_pb2 as teacher_pb
+from tutelage.wire import description as wire_description
+from tutelage.wire import policy as wire_policy
+from tutelage.wire import task as wire_task
+
+
+class RunRows(Rows):
+    """Reads and writes of runs."""
+
+    @uninterrupted
+    async def create_run(self, run: Run) -> bool:
+        """Stores a new run; False when the same is there. AlreadyExists when the id has other content."""
+        row = {
+            "run_id": run.run_id,
+            "content_hash": run.content_hash,
+            "config_yaml": run.config_yaml,
+            "retention_quiz": wire_task.quiz_to_wire(run.retention_quiz).SerializeToString(),
+            "format": wire_policy.format_to_wire(run.format).SerializeToString(),
+            "teacher": wire_description.teacher_description_to_wire(run.teacher).SerializeToString(),
+            "policy_version": run.policy_version,
+            "state": run.state.value,
+            "message": run.message,
+            "created_at": now_us(),
+        }
+        started: Event = (
+            "run_started",
+            {
+                "tasks": len(run.tasks),
+                "students": list(run.config.students),
+                "rounds": run.config.rounds,
+                "candidates": run.config.candidates,
+                "evaluations": run.plan.evaluations,
+                "policy_version": run.policy_version,
+                "adapter_versions": {name: student.adapter_version for name, student in run.students.items()},
+            },
+        )
+        try:
+            async with self.engine.begin() as connection:
+                await connection.execute(insert(s.runs), row)
+                await connection.execute(
+                    insert(s.run_students),
+                    [
+                        {
+                            "run_id": run.run_id,
+                            "student": student.name,
+                            "description": wire_description.student_description_to_wire(
+                                student.description
+                            ).SerializeToString(),
+                            "adapter_version": student.adapter_version,
+                        }
+                        for student in run.students.values()
+                    ],
+                )
+                await connection.execute(
+                    insert(s.tasks),
+                    [
+                        {
+                            "run_id": run.run_id,
+                            "position": position,
+                            "task_id": task_id,
+                            "payload": wire_task.task_with_quiz_to_wire(task).SerializeToString(),
+                        }
+                        for position, (task_id, task) in enumerate(run.tasks.items())
+                    ],
+                )
+                first: Event = ("round_started", {"round": 1, "policy_version": run.policy_version})
+                await self._append(connection, run.run_id, [started, first])
+        except IntegrityError:
+            existing = await self.content_hash(run.run_id)
+            if existing is None:
+                raise
+            if existing != run.content_hash:
+                raise AlreadyExists(f"run {run.run_id!r} exists with other content; choose another id") from None
+            return False
+        return True
+
+    @uninterrupted
+    async def content_hash(self, run_id: str) -> str | None:
+        """Hash of what a run was started with; None when there is no such run."""
+        async with self.engine.connect() as connection:
+            found = await connection.scalar(select(s.runs.c.content_hash).where(s.runs.c.run_id == run_id))
+        return None if found is None else str(found)
+
+    @uninterrupted
+    async def run_ids(self, state: RunState | None = None) -> list[str]:
+        """Ids of runs, oldest first."""
+        query = select(s.runs.c.run_id).order_by(s.runs.c.created_at, s.runs.c.run_id)
+        if state is not None:
+            query = query.where(s.runs.c.state == state.value)
+        async with self.engine.connect() as connection:
+            return [str(run_id) for run_id in await connection.scalars(query)]
+
+    @uninterrupted
+    async def run(self, run_id: str) -> Run:
+        """A run; NotFound when there is none by that id."""
+        async with self.engine.connect() as connection:
+            row = (await connection.execute(select(s.runs).where(s.runs.c.run_id == run_id))).mappings().first()
+            if row is None:
+                raise NotFound("run", run_id)
+            tasks = await connection.scalars(
+                select(s.tasks.c.payload).where(s.tasks.c.run_id == run_id).order_by(s.tasks.c.position)
+            )
+            students = await connection.execute(select(s.run_students).where(s.run_students.c.run_id == run_id))
+        items = [
+            wire_task.task_with_quiz_from_wire(orchestrator_service_pb2.TaskWithQuiz.FromString(each)) for each in tasks
+        ]
+        described = {
+            each["student"]: RunStudent(
+                each["student"],
+                wire_description.student_description_from_wire(
+                    student_service_pb2.StudentServiceDescribeResponse.FromString(each["description"])
+                ),
+                each["adapter_version"],
+            )
+            for each in students.mappings()
+        }
+        config = parse_settings(row["config_yaml"], RunConfig)
+        return Run(
+            run_id=run_id,
+            config=config,
+            config_yaml=row["config_yaml"],
+            content_hash=row["content_hash"],
+            tasks={item.task.id: item for item in items},
+            retention_quiz=wire_task.quiz_from_wire(task_pb2.Quiz.FromString(row["retention_quiz"])),
+            format=wire_policy.format_from_wire(policy_pb2.Format.FromString(row["format"])),
+            teacher=wire_description.teacher_description_from_wire(
+                teacher_pb.TeacherServiceDescribeResponse.FromString(row["teacher"])
+            ),
+            policy_version=row["policy_version"],
+            students={name: described[name] for name in config.students},
+            state=RunState(row["state"]),
+            message=row["message"],
+            created_at=to_datetime(row["created_at"]),
+            finished_at=None if row["finished_at"] is None else to_datetime(row["finished_at"]),
+        )
+
+    @uninterrupted
+    async def end_run(self, run_id: str, state: RunState, message: str) -> bool:
+        """Ends a running run, once; False when it had ended."""
+        async with self.engine.begin() as connection:
+            ended = await connection.execute(
+                update(s.runs)
+                .where(s.runs.c.run_id == run_id, s.runs.c.state == RunState.RUNNING.value)
+                .values(state=state.value, message=message, finished_at=now_us())
+            )
+            if ended.rowcount:
+                await self._append(connection, run_id, [(f"run_{state.value}", {"message": message})])
+        return bool(ended.rowcount)

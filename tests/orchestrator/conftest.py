@@ -1,0 +1,342 @@
+"""A teacher and students that answer over real gRPC, by rules a test can foresee, and an engine between them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from orchestrator.config import OrchestratorSettings
+from orchestrator.engine import Engine
+from tutelage.domain.canonical import content_hash
+from tutelage.domain.description import Adapter, StudentDescription, TeacherDescription
+from tutelage.domain.errors import PreconditionFailed
+from tutelage.domain.evaluation import (
+    Answer,
+    Bounds,
+    EvaluationReport,
+    QuizResult,
+    TrainingCost,
+)
+from tutelage.domain.policy import Candidate, Format, Parser, Policy, UpdateResult
+from tutelage.domain.run import TaskWithQuiz
+from tutelage.domain.self_edit import Rejection, RejectionReason, SelfEdit, TextDocument
+from tutelage.domain.task import DocumentTask, Question, Quiz, Task
+from tutelage.rpc.interceptors import ErrorInterceptor
+from tutelage.v1 import student_service_pb2 as student_pb
+from tutelage.v1 import student_service_pb2_grpc as student_grpc
+from tutelage.v1 import teacher_service_pb2 as teacher_pb
+from tutelage.v1 import teacher_service_pb2_grpc as teacher_grpc
+from tutelage.wire import description as wd
+from tutelage.wire import evaluation as we
+from tutelage.wire import policy as wp
+
+
+def fraction(*parts: object) -> float:
+    """A number of 0 to 1 that only the parts decide."""
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:8], 16) / 2**32
+
+
+class FakeStudent(student_grpc.StudentServiceServicer):
+    """Scores an edit by a hash of its key; remembers what it was asked."""
+
+    def __init__(self, slots: int = 2, delay_s: float = 0.0) -> None:
+        self.slots, self.delay_s = slots, delay_s
+        self.trained: list[str] = []
+        self.keys: dict[str, Any] = {}
+        self.reports: dict[str, EvaluationReport] = {}
+        self.adapters: dict[str, Adapter] = {}
+        self.cancelled: list[str] = []
+        self.held: set[str] = set()
+        self.running = self.most_running = 0
+        self.outcome: Any = None
+        """Given a key, what to answer in place of a report; None for the report."""
+        self.server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def up(self) -> None:
+        self.server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        student_grpc.add_StudentServiceServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self.server.start()
+
+    async def down(self) -> None:
+        if self.server is not None:
+            await self.server.stop(0)
+            self.server = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def Describe(self, request: Any, context: Any) -> Any:
+        return wd.student_description_to_wire(
+            StudentDescription(
+                base_model="fake",
+                base_revision="r1",
+                quantisation="none",
+                device="cpu",
+                compute_dtype="float32",
+                parameters=1,
+                slots=self.slots,
+                free_slots=self.slots,
+                queued=0,
+                bounds=Bounds(),
+                graders=("contains", "loglik"),
+                engine_revision="e1",
+                deterministic=True,
+                context_length=512,
+                version="0",
+            )
+        )
+
+    async def Evaluate(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        key = we.evaluation_key_from_wire(request.key)
+        self.keys[key.id] = key
+        if key.id not in self.reports:
+            self.running += 1
+            self.most_running = max(self.most_running, self.running)
+            try:
+                await asyncio.sleep(self.delay_s)
+            finally:
+                self.running -= 1
+            other = self.outcome(key) if self.outcome else None
+            if isinstance(other, BaseException):
+                raise other
+            if other is not None:
+                yield student_pb.EvaluateResponse(evaluation_id=key.id, outcome=we.evaluation_outcome_to_wire(other))
+                return
+            self.trained.append(key.id)
+            self.held.add(key.id)
+            self.reports[key.id] = self.report(key)
+        outcome = we.evaluation_outcome_to_wire(self.reports[key.id])
+        yield student_pb.EvaluateResponse(evaluation_id=key.id, outcome=outcome)
+
+    def report(self, key: Any) -> EvaluationReport:
+        def answers(value: float) -> QuizResult:
+            scores = {"contains": value, "loglik": -1.0}
+            return QuizResult.of(tuple(Answer(q.id, "text", scores) for q in key.quiz.questions))
+
+        return EvaluationReport(
+            evaluation_id=key.id,
+            before=answers(0.1),
+            after=answers(0.1 + 0.8 * fraction(key.self_edit, key.seed)),
+            retention_before=QuizResult(),
+            retention_after=QuizResult(),
+            effective_settings=key.settings,
+            cost=TrainingCost(steps=1, tokens=1, supervised_tokens=1),
+            answer_overlap=0.0,
+            finished_at=datetime(2026, 1, 1, tzinfo=UTC),
+        )
+
+    async def CancelEvaluation(self, request: Any, context: Any) -> Any:
+        self.cancelled.append(request.evaluation_id)
+        return student_pb.CancelEvaluationResponse(cancelled=True)
+
+    async def Commit(self, request: Any, context: Any) -> Any:
+        key = self.keys[request.evaluation_id]
+        if request.evaluation_id not in self.held:
+            raise PreconditionFailed("its weights are no longer held")
+        version = content_hash(["version", request.evaluation_id])
+        adapter = Adapter(version, key.adapter_version, key.id, 4, 100, datetime(2026, 1, 1, tzinfo=UTC))
+        self.adapters[version] = adapter
+        quiz = we.quiz_result_to_wire(self.reports[key.id].after)
+        return student_pb.CommitResponse(adapter=wd.adapter_to_wire(adapter), quiz=quiz)
+
+    async def ListAdapters(self, request: Any, context: Any) -> Any:
+        return student_pb.ListAdaptersResponse(adapters=[wd.adapter_to_wire(each) for each in self.adapters.values()])
+
+
+class FakeTeacher(teacher_grpc.TeacherServiceServicer):
+    """Writes edits that task, policy and index decide; candidate 2 repeats candidate 1; candidate 3 is unparsable."""
+
+    def __init__(self) -> None:
+        self.written: list[str] = []
+        self.updates: list[Any] = []
+        self.server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def up(self) -> None:
+        self.server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=[("grpc.so_reuseport", 0)])
+        teacher_grpc.add_TeacherServiceServicer_to_server(self, self.server)
+        self.port = self.server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self.server.start()
+
+    async def down(self) -> None:
+        if self.server is not None:
+            await self.server.stop(0)
+            self.server = None
+
+    async def Describe(self, request: Any, context: Any) -> Any:
+        return wd.teacher_description_to_wire(
+            TeacherDescription(
+                base_model="fake",
+                base_revision="r",
+                quantisation="none",
+                device="cpu",
+                initial_policy_version="policy-0",
+                latest_policy_version="policy-0",
+                tokenizer_hash="t",
+                context_length=512,
+                formats=(Format("implications", "Write about {text}", Parser.LINES),),
+                algorithms=("rest_em",),
+                version="0",
+            )
+        )
+
+    async def WriteSelfEdits(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        self.written.append(request.task.id)
+        for index in range(request.candidates):
+            text = f"{request.task.id} by {request.policy_version} number {1 if index == 2 else index}"
+            result: SelfEdit | Rejection = SelfEdit((TextDocument(text),))
+            if index == 3:
+                result = Rejection(RejectionReason.UNPARSABLE, message="no lines")
+            candidate = Candidate(
+                index, request.policy_version, request.format.name, text, result, f"rollout {text}".encode(), 5, index
+            )
+            yield teacher_pb.WriteSelfEditsResponse(candidate=wp.candidate_to_wire(candidate))
+
+    async def UpdatePolicy(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
+        request = wp.update_request_from_wire([message async for message in request_iterator])
+        self.updates.append(request)
+        update_id = hashlib.sha256(repr(request).encode()).hexdigest()
+        policy = Policy(
+            f"policy-{request.round}-{update_id[:6]}",
+            request.parent_version,
+            request.run_id,
+            request.round,
+            request.algorithm,
+            "d",
+            update_id,
+            datetime(2026, 1, 1, tzinfo=UTC),
+        )
+        result = UpdateResult(policy, update_id, True, 1, 0.0)
+        yield teacher_pb.UpdatePolicyResponse(result=wp.update_result_to_wire(result))
+
+
+class World:
+    """One teacher, students a and b, and engines on one database."""
+
+    config = """
+students: [a, b]
+candidates: 4
+rounds: 2
+seed: 7
+evaluation_seeds: 2
+reward: {grader_weights: {contains: 1.0}}
+deadlines: {evaluation_s: 20, attempts: 6}
+"""
+    tasks = tuple(
+        TaskWithQuiz(
+            Task(name, DocumentTask(f"Title {name}", f"Text of {name}")),
+            Quiz((Question("q1", "What?", "That"), Question("q2", "Who?", "She"))),
+        )
+        for name in ("t1", "t2")
+    )
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.teacher = FakeTeacher()
+        self.a, self.b = FakeStudent(slots=2), FakeStudent(slots=1)
+
+    async def up(self) -> None:
+        for each in (self.teacher, self.a, self.b):
+            await each.up()
+
+    async def down(self) -> None:
+        for each in (self.teacher, self.a, self.b):
+            await each.down()
+
+    def settings(self, **changes: Any) -> OrchestratorSettings:
+        values = {
+            "database_url": self.url,
+            "teacher": {"address": f"127.0.0.1:{self.teacher.port}"},
+            "students": {"a": {"address": self.a.address}, "b": {"address": self.b.address}},
+            "retry": {"initial_s": 0.05, "maximum_s": 0.5},
+            "describe_timeout_s": 2,
+        }
+        return OrchestratorSettings(**(values | changes))
+
+    @contextlib.asynccontextmanager
+    async def engine(self, **changes: Any) -> AsyncIterator[Engine]:
+        engine = Engine(self.settings(**changes))
+        await engine.start()
+        try:
+            yield engine
+        finally:
+            await engine.stop()
+
+    async def start(self, engine: Engine, run_id: str = "run", config: str | None = None) -> None:
+        await engine.start_run(run_id, config or self.config, self.tasks, Quiz())
+
+    async def rewards(self, engine: Engine, run_id: str = "run") -> dict[tuple[str, str, int], float | None]:
+        """Every reward of the run by candidate, student and repeat; fails when one is there twice."""
+        stored = {
+            (row.student, row.evaluation_id): row.reward for row in await engine.store.evaluations(run_id) if row.final
+        }
+        rows = await engine.store.reward_rows(run_id)
+        given = {row[:3]: stored.get((row[1], row[3])) for row in rows}
+        assert len(given) == len(rows)
+        return given
+
+    async def done(self, engine: Engine, run_id: str = "run", timeout_s: float = 60) -> Any:
+        """The summary after the run has ended."""
+
+        async def last() -> Any:
+            return [summary async for summary, _ in engine.watch(run_id, 0)][-1]
+
+        return await asyncio.wait_for(last(), timeout_s)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """URL of a PostgreSQL server: TUTELAGE_TEST_POSTGRES, or one of our own when its programs are there."""
+    given = os.environ.get("TUTELAGE_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    found = shutil.which("initdb") or next(
+        (str(path) for path in sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))), None
+    )
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (no initdb) and TUTELAGE_TEST_POSTGRES is not set")
+    programs = Path(found).resolve().parent
+    as_root = os.geteuid() == 0
+    if as_root and not shutil.which("runuser"):
+        pytest.skip("PostgreSQL does not run as root, and there is no runuser")
+    prefix = ["runuser", "-u", "postgres", "--"] if as_root else []
+    with tempfile.TemporaryDirectory(prefix="tutelage-pg-", dir="/tmp") as folder:
+        if as_root:
+            shutil.chown(folder, "postgres")
+        data = f"{folder}/data"
+        made = subprocess.run(
+            [*prefix, str(programs / "initdb"), "-D", data, "-U", "tutelage", "-A", "trust", "--no-sync"],
+            cwd="/",
+            capture_output=True,
+            text=True,
+        )
+        if made.returncode:
+            pytest.skip(f"initdb failed: {made.stderr.strip()[-200:]}")
+        options = f"-k {folder} -c listen_addresses= -c fsync=off"
+        control = [*prefix, str(programs / "pg_ctl"), "-D", data, "-w", "-l", f"{folder}/log"]
+        subprocess.run([*control, "-o", options, "start"], cwd="/", check=True, stdout=subprocess.DEVNULL)
+        try:
+            yield f"postgresql://tutelage@/postgres?host={folder}"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], cwd="/", check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(f"sqlite:///{tmp_path / 'orchestrator.sqlite'}")

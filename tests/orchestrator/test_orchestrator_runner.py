@@ -1,0 +1,317 @@
+"""Whole runs over real gRPC: undisturbed, with a student that dies and returns, and with the orchestrator stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from orchestrator.report_builder import build_report
+from orchestrator.service import RENDERERS
+from tutelage.domain.errors import AlreadyExists, Conflict, InvalidInput, NotFound, Unavailable
+from tutelage.domain.evaluation import Failure
+from tutelage.domain.run import ReportFormat, RunPhase, RunState
+from tutelage.domain.self_edit import Rejection, RejectionReason
+from tutelage.domain.task import Quiz
+
+
+def in_world(world: Any, body: Any) -> Any:
+    async def whole() -> Any:
+        await world.up()
+        try:
+            return await body()
+        finally:
+            await world.down()
+
+    return asyncio.run(asyncio.wait_for(whole(), 120))
+
+
+def test_a_run_ends_scored_updated_committed_and_reported(world: Any) -> None:
+    async def body() -> None:
+        async with world.engine() as engine:
+            await world.start(engine)
+            summary = await world.done(engine)
+            assert summary.state is RunState.DONE, summary.message
+            assert summary.phase is RunPhase.ENDED
+            # 2 rounds x 2 tasks x 4 candidates x 2 students x 2 seeds
+            assert summary.evaluations_done == summary.evaluations_total == 64
+            assert (summary.rejected, summary.unscored) == (4, 0)
+            rewards = await world.rewards(engine)
+            assert len(rewards) == 64
+            # Candidates 1 and 2 are equal: one evaluation, the same reward for both; 3 was rejected by the parser.
+            assert rewards["run/1/t1/1", "a", 0] == rewards["run/1/t1/2", "a", 0] is not None
+            assert rewards["run/1/t1/3", "a", 0] is None
+            rounds = [row for row in await engine.store.evaluations("run") if row.phase == "round"]
+            assert len(rounds) == 2 * 2 * 2 * 2 * 2
+            seeds = {world.a.keys[row.evaluation_id].seed for row in rounds if row.round == 1 and row.task_id == "t1"}
+            assert len(seeds) == 2
+            assert (world.a.most_running, world.b.most_running) == (2, 1) or world.a.most_running <= 2
+            # The groups as the teacher got them, and the policy of the second round.
+            first, second = world.teacher.updates
+            assert [group.group_id for group in first.groups] == ["run/1/t1", "run/1/t2"]
+            scored = first.groups[0].candidates
+            assert scored[0].rollout == b"rollout t1 by policy-0 number 0"
+            each = [rewards["run/1/t1/0", student, repeat] for student in "ab" for repeat in (0, 1)]
+            assert scored[0].reward == pytest.approx(sum(each) / 4)
+            assert scored[3].reward is None
+            assert second.parent_version == (await engine.store.updates("run"))[0].version
+            # Each student: task 1 over the base, task 2 evaluated again over what task 1 made.
+            for student in await engine.list_students():
+                assert len(student.previous_adapter_versions) == 2
+                assert student.previous_adapter_versions[1] == ""
+            commits = await engine.store.commits("run")
+            assert [row["committed"] for row in commits] == [True] * 4
+            assert commits[1]["parent_version"] == commits[0]["version"]
+            report = await build_report(engine.store, await engine.store.run("run"), summary)
+            assert len(report.candidates) == 16
+            assert report.candidates[0].reward == pytest.approx(scored[0].reward)
+            assert {phase.phase for phase in report.phases} == {"writing", "evaluating", "updating", "committing"}
+            for render in RENDERERS.values():
+                assert render(report)
+            assert json.loads(RENDERERS[ReportFormat.JSON](report))
+            kinds = [event.kind for event in await engine.store.events("run")]
+            assert kinds[0] == "run_started"
+            assert kinds[-1] == "run_done"
+            assert kinds.count("evaluation_done") == 32 + 2
+            sequences = [event.sequence for event in await engine.store.events("run")]
+            assert sequences == list(range(1, len(sequences) + 1))
+            late = [event.sequence async for _, event in engine.watch("run", 50) if event]
+            assert late == sequences[50:]
+
+    in_world(world, body)
+
+
+async def undisturbed(world: Any) -> tuple[dict[Any, Any], list[Any], dict[str, str]]:
+    async with world.engine() as engine:
+        await world.start(engine)
+        assert (await world.done(engine)).state is RunState.DONE
+        versions = {each.name: each.current_adapter_version for each in await engine.list_students()}
+        return await world.rewards(engine), [update.groups for update in world.teacher.updates], versions
+
+
+def test_stopped_again_and_again_it_ends_where_it_would_have_ended(world: Any, tmp_path: Any) -> None:
+    calm = type(world)(f"sqlite:///{tmp_path / 'calm.sqlite'}")
+    expected = in_world(calm, lambda: undisturbed(calm))
+
+    async def body() -> None:
+        world.a.delay_s = world.b.delay_s = 0.02
+        stops = 0
+        async with world.engine() as engine:
+            await world.start(engine)
+            await asyncio.sleep(0.15)
+        while True:
+            async with world.engine() as engine:
+                if (await engine.summary("run")).state is not RunState.RUNNING:
+                    break
+                stops += 1
+                await asyncio.sleep(0.1 + 0.05 * stops)
+        assert stops >= 2
+        async with world.engine() as engine:
+            summary = await world.done(engine)
+            assert summary.state is RunState.DONE, summary.message
+            versions = {each.name: each.current_adapter_version for each in await engine.list_students()}
+            assert await world.rewards(engine) == expected[0]
+            assert versions == expected[2]
+        for student in (world.a, world.b):
+            assert len(set(student.trained)) == len(student.trained)
+        groups = {update.round: update.groups for update in world.teacher.updates}
+        assert [groups[1], groups[2]] == expected[1]
+
+    in_world(world, body)
+
+
+def test_a_student_that_dies_and_returns_costs_no_reward(world: Any, tmp_path: Any) -> None:
+    calm = type(world)(f"sqlite:///{tmp_path / 'calm.sqlite'}")
+    expected = in_world(calm, lambda: undisturbed(calm))
+
+    async def body() -> None:
+        world.b.delay_s = 0.05
+        async with world.engine() as engine:
+            await world.start(engine)
+            await asyncio.sleep(0.3)
+            await world.b.down()
+            assert not next(each for each in await engine.list_students() if each.name == "b").reachable
+            await asyncio.sleep(0.4)
+            await world.b.up()
+            summary = await world.done(engine)
+            assert (summary.state, summary.unscored) == (RunState.DONE, 0)
+            assert await world.rewards(engine) == expected[0]
+            kinds = [event.kind for event in await engine.store.events("run")]
+            assert "evaluation_retry" in kinds
+
+    in_world(world, body)
+
+
+def test_a_student_that_never_returns_leaves_its_candidates_unscored(world: Any) -> None:
+    async def body() -> None:
+        async with world.engine(retry={"initial_s": 0.01, "maximum_s": 0.02}) as engine:
+            world.b.delay_s = 0.05
+            await world.start(engine, config=world.config.replace("rounds: 2", "rounds: 1"))
+            await asyncio.sleep(0.1)
+            await world.b.down()
+            summary = await world.done(engine)
+            assert summary.state is RunState.DONE
+            assert summary.unscored > 0
+            failed = [row for row in await engine.store.evaluations("run") if row.state == "failed"]
+            assert all(row.reward is None and row.attempts == 6 and "given up after 6" in row.reason for row in failed)
+            told = [candidate.reward for update in world.teacher.updates for candidate in update.groups[1].candidates]
+            assert None in told
+            not_kept = [row for row in await engine.store.commits("run") if row["student"] == "b"]
+            assert not_kept
+            assert not any(row["committed"] for row in not_kept)
+
+    in_world(world, body)
+
+
+def test_faults_earn_nothing_and_rejections_what_the_run_says(world: Any) -> None:
+    def outcome(key: Any) -> Any:
+        text = key.self_edit.documents[0].text
+        if text.endswith("number 0"):
+            return Failure("out of disk", retryable=False)
+        if text.endswith("number 1"):
+            return Rejection(RejectionReason.OUT_OF_BOUNDS, "directives.rank", "999", "1 to 128")
+        return None
+
+    async def body() -> None:
+        world.a.outcome = world.b.outcome = outcome
+        config = (
+            "students: [a]\ncandidates: 4\nrounds: 1\nreward: {grader_weights: {contains: 1}, rejected_reward: -0.5}\n"
+        )
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+            summary = await world.done(engine)
+            assert summary.state is RunState.DONE, summary.message
+            rewards = [candidate.reward for candidate in world.teacher.updates[0].groups[0].candidates]
+            assert rewards == [None, -0.5, -0.5, -0.5]
+            assert not any(row["committed"] for row in await engine.store.commits("run"))
+            assert (summary.unscored, summary.rejected) == (2, 6)
+
+    in_world(world, body)
+
+
+def test_weights_that_are_no_longer_held_are_trained_again(world: Any) -> None:
+    async def body() -> None:
+        config = "students: [a]\ncandidates: 2\nrounds: 1\nreward: {grader_weights: {contains: 1}}\n"
+        async with world.engine() as engine:
+
+            async def forget() -> None:
+                while not world.teacher.updates:
+                    world.a.held.clear()
+                    await asyncio.sleep(0)
+                world.a.held.clear()
+
+            forgetting = asyncio.create_task(forget())
+            await world.start(engine, config=config)
+            assert (await world.done(engine)).state is RunState.DONE
+            await forgetting
+            commits = await engine.store.commits("run")
+            again = [row for row in await engine.store.evaluations("run") if row.phase == "commit"]
+            assert again
+            assert [row["committed"] or "gain" in row["reason"] for row in commits] == [True, True]
+
+    in_world(world, body)
+
+
+def test_bad_input_is_told_at_once_and_nothing_begins(world: Any) -> None:
+    async def body() -> None:
+        async with world.engine() as engine:
+            twice = (world.tasks[0], world.tasks[0])
+            config = (
+                "students: [a, zoe]\nformat: haiku\ngraders: [contains, vibes]\ninner_loop: {rank: 4096}\n"
+                "update: {algorithm: magic}\nreward: {grader_weights: {contains: 1}}\n"
+            )
+            with pytest.raises(InvalidInput) as caught:
+                await engine.start_run("Bad Id", config, twice, Quiz())
+            fields = {violation.field for violation in caught.value.violations}
+            assert fields == {
+                "run_id",
+                "tasks[1].task.id",
+                "config.students[1]",
+                "config.format",
+                "config.graders[1]",
+                "config.inner_loop.rank",
+                "config.update.algorithm",
+            }
+            with pytest.raises(InvalidInput, match=r"config\.candidates.*config\.colour"):
+                await engine.start_run("run", "students: [a]\ncandidates: 0\ncolour: red\n", world.tasks, Quiz())
+            with pytest.raises(InvalidInput, match=r"commit\.grader"):
+                await engine.start_run(
+                    "run",
+                    "students: [a]\ngraders: [loglik]\nreward: {grader_weights: {loglik: 1}}\n",
+                    world.tasks,
+                    Quiz(),
+                )
+            await world.b.down()
+            with pytest.raises(Unavailable, match="student 'b' at 127"):
+                await world.start(engine)
+            assert await engine.list_runs() == []
+            assert world.teacher.written == []
+            with pytest.raises(NotFound):
+                await engine.summary("run")
+
+    in_world(world, body)
+
+
+def test_the_same_run_attaches_and_another_under_its_id_is_refused(world: Any) -> None:
+    async def body() -> None:
+        async with world.engine() as engine:
+            first = await engine.start_run("run", world.config, world.tasks, Quiz())
+            second = await engine.start_run("run", world.config, world.tasks, Quiz())
+            assert (first[1], second[1]) == (True, False)
+            with pytest.raises(AlreadyExists):
+                await engine.start_run("run", world.config + "name: other\n", world.tasks, Quiz())
+            await world.done(engine)
+
+    in_world(world, body)
+
+
+def test_cancelling_stops_the_evaluations(world: Any) -> None:
+    async def body() -> None:
+        world.a.delay_s = world.b.delay_s = 5
+        async with world.engine() as engine:
+            await world.start(engine)
+            await asyncio.sleep(0.5)
+            summary = await engine.cancel_run("run")
+            assert (summary.state, summary.phase) == (RunState.CANCELLED, RunPhase.ENDED)
+            assert len(world.a.cancelled) == 2
+            assert len(world.b.cancelled) == 1
+            assert (await world.done(engine, timeout_s=5)).state is RunState.CANCELLED
+            assert engine.students.free() == {"a": 2, "b": 1}
+        async with world.engine() as engine:
+            assert (await engine.summary("run")).state is RunState.CANCELLED
+
+    in_world(world, body)
+
+
+def test_a_teacher_that_is_away_is_waited_for(world: Any) -> None:
+    async def body() -> None:
+        async with world.engine() as engine:
+            world.a.delay_s = 0.1
+            await world.start(engine)
+            await asyncio.sleep(0.3)
+            await world.teacher.down()
+            await asyncio.sleep(2.0)
+            await world.teacher.up()
+            assert (await world.done(engine)).state is RunState.DONE
+
+    in_world(world, body)
+
+
+def test_the_current_version_changes_by_compare_and_set(world: Any) -> None:
+    async def body() -> None:
+        async with world.engine() as engine:
+            await world.start(engine)
+            await world.done(engine)
+            a = next(each for each in await engine.list_students() if each.name == "a")
+            with pytest.raises(Conflict):
+                await engine.set_current("a", "wrong", "")
+            with pytest.raises(NotFound):
+                await engine.set_current("a", a.current_adapter_version, "unknown")
+            with pytest.raises(NotFound):
+                await engine.set_current("zoe", "", "")
+            back = await engine.set_current("a", a.current_adapter_version, a.previous_adapter_versions[0])
+            assert back.previous_adapter_versions[0] == a.current_adapter_version
+
+    in_world(world, body)

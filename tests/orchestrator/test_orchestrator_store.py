@@ -1,0 +1,146 @@
+"""The store on SQLite, and on PostgreSQL where there is one: written once means once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+
+from orchestrator.database import database_url, migrate
+from orchestrator.machine import Evaluate
+from orchestrator.schema import metadata
+from orchestrator.store import Store
+from orchestrator.student_rows import StudentRows
+from tutelage.domain.errors import Conflict
+from tutelage.domain.evaluation import Failure
+from tutelage.domain.reward import Reward
+from tutelage.domain.run import RunState
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, world: Any) -> Any:
+    return world.url if request.param == "sqlite" else request.getfixturevalue("postgres")
+
+
+@asynccontextmanager
+async def started(world: Any, url: str) -> AsyncIterator[Any]:
+    """A stored run whose students never answer, in an emptied database."""
+    world.url = url
+    world.a.delay_s = world.b.delay_s = 60
+    store = await Store.open(database_url(world.settings()))
+    async with store.engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            await connection.execute(table.delete())
+    await store.close()
+    await world.up()
+    try:
+        async with world.engine() as engine:
+            await world.start(engine)
+            yield engine
+    finally:
+        await world.down()
+
+
+def test_a_reward_is_written_once(world: Any, url: str) -> None:
+    async def body() -> None:
+        async with started(world, url) as engine:
+            work = Evaluate(1, "t1", "edit", "a", 0)
+            await engine.store.begin_evaluation("run", "e" * 64, work, "round", "")
+            candidate_ids = ["run/1/t1/0", "run/1/t1/1"]
+            rejected = Failure("x", False)
+
+            async def write(value: float) -> float | None:
+                reward = Reward(value, {"gain_contains": value})
+                row = await engine.store.end_evaluation("run", "e" * 64, "a", rejected, reward, 1.0, candidate_ids)
+                return row.reward
+
+            values = await asyncio.gather(*(write(float(number)) for number in range(8)))
+            assert len(set(values)) == 1
+            rows = [row for row in await engine.store.reward_rows("run") if row[3] == "e" * 64]
+            assert sorted(row[0] for row in rows) == candidate_ids
+            done = [each for each in await engine.store.events("run") if each.kind == "evaluation_done"]
+            assert len(done) == 1
+            again = await engine.store.begin_evaluation("run", "e" * 64, work, "round", "")
+            assert (again.final, again.reward, again.attempts) == (True, values[0], 1)
+
+    asyncio.run(body())
+
+
+def test_one_of_many_wins_a_compare_and_set(world: Any, url: str) -> None:
+    async def body() -> None:
+        async with started(world, url) as engine:
+            rows = StudentRows(engine.store.engine)
+            versions = [f"v{number}" for number in range(8)]
+            results = await asyncio.gather(
+                *(rows.compare_and_set("a", "", version) for version in versions), return_exceptions=True
+            )
+            won = [each for each in results if not isinstance(each, BaseException)]
+            assert len(won) == 1
+            assert sum(isinstance(each, Conflict) for each in results) == 7
+            current = await rows.current("a")
+            assert current.version == won[0].version
+            assert current.previous == ("",)
+            await rows.compare_and_set("a", current.version, "")
+            assert (await rows.current("a")).previous == (current.version, "")
+
+    asyncio.run(body())
+
+
+def test_a_commit_moves_the_version_with_its_record_or_not_at_all(world: Any, url: str) -> None:
+    async def body() -> None:
+        async with started(world, url) as engine:
+            rows = StudentRows(engine.store.engine)
+            row = {
+                "student": "a",
+                "task_id": "t1",
+                "candidate_id": "run/1/t1/0",
+                "evaluation_id": "e",
+                "committed": True,
+                "reason": "",
+                "version": "new",
+                "parent_version": "",
+            }
+            await rows.compare_and_set("a", "", "other")
+            with pytest.raises(Conflict):
+                await engine.store.add_commit("run", row, {})
+            assert await engine.store.commits("run") == []
+            await rows.compare_and_set("a", "other", "")
+            await engine.store.add_commit("run", row, {})
+            await engine.store.add_commit("run", row, {})
+            assert (await rows.current("a")).version == "new"
+            assert len(await engine.store.commits("run")) == 1
+
+    asyncio.run(body())
+
+
+def test_a_run_ends_once_and_reads_back_as_it_was_started(world: Any, url: str) -> None:
+    async def body() -> None:
+        async with started(world, url) as engine:
+            run = await engine.store.run("run")
+            assert tuple(run.tasks.values()) == world.tasks
+            assert tuple(run.students) == ("a", "b")
+            assert run.students["a"].description.engine_revision == "e1"
+            assert await engine.store.end_run("run", RunState.CANCELLED, "")
+            assert not await engine.store.end_run("run", RunState.DONE, "")
+            assert (await engine.store.run("run")).state is RunState.CANCELLED
+
+    asyncio.run(body())
+
+
+def test_migrations_make_the_tables_that_the_code_uses(world: Any, url: str) -> None:
+    async def body() -> list[Any]:
+        world.url = url
+        store = await Store.open(database_url(world.settings()))
+        await migrate(store.engine)
+        async with store.engine.begin() as connection:
+            found = await connection.run_sync(lambda each: compare_metadata(MigrationContext.configure(each), metadata))
+        await store.close()
+        return list(found)
+
+    world.teacher.port = world.a.port = world.b.port = 1
+    assert asyncio.run(body()) == []
