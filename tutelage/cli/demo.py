@@ -117,7 +117,8 @@ def _run_demo(console: Console, folder: Path, model: str, prepared: PreparedRun)
     _pull(console, model)
     with ServiceProcesses(THREADS) as processes:
         console.print(
-            f"2. services: a teacher, {len(prepared.config.students)} students, an orchestrator (logs in {folder}) ..."
+            f"2. services: a teacher, {len(prepared.config.students)} students, an orchestrator (logs in {folder}) ...",
+            soft_wrap=True,
         )
         address = _start_services(processes, folder, model, prepared.config.students)
         console.print(f"   ready after {time.monotonic() - begun:.0f} s; orchestrator at {address}")

@@ -104,7 +104,7 @@ def summary_text(summary: RunSummary) -> str:
 def _value_text(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    text = str(value)
+    text = " ".join(str(value).split())
     # Ids are content hashes: their first digits tell them apart.
     if len(text) == 64 and all(letter in "0123456789abcdef" for letter in text):
         return text[:12]
