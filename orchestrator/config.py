@@ -13,7 +13,7 @@ from tutelage.settings import Settings
 class RetrySettings(Settings):
     """How long to wait before a failed call is tried again: doubling from the first wait to the longest."""
 
-    initial_s: float = Field(default=0.5, gt=0, le=3600)
+    initial_s: float = Field(default=1.0, gt=0, le=3600)
     """First wait, in seconds."""
     maximum_s: float = Field(default=30.0, gt=0, le=3600)
     """Longest wait, in seconds."""

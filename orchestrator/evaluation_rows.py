@@ -11,7 +11,7 @@ from orchestrator import schema as s
 from orchestrator.database import now_us
 from orchestrator.machine import Evaluate
 from orchestrator.records import StoredEvaluation, Tally
-from orchestrator.rows import Rows, insert_or_ignore, uninterrupted
+from orchestrator.rows import Rows, insert_or_ignore, inserted, uninterrupted
 from tutelage.domain.evaluation import EvaluationReport, Failure
 from tutelage.domain.reward import Reward
 from tutelage.domain.self_edit import Rejection
@@ -43,8 +43,8 @@ class EvaluationRows(Rows):
             "started_at": now_us(),
         }
         async with self.engine.begin() as connection:
-            made = await connection.execute(insert_or_ignore(connection, s.evaluations, row))
-            if made.rowcount:
+            made = await inserted(connection, s.evaluations, row)
+            if made:
                 detail = {
                     "evaluation": evaluation_id,
                     "round": work.round,

@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator import schema as s
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
-from orchestrator.rows import Event, Rows, insert_or_ignore, uninterrupted
+from orchestrator.rows import Event, Rows, inserted, uninterrupted
 from orchestrator.student_rows import set_version
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.evaluation import QuizResult
@@ -110,8 +110,8 @@ class LearningRows(Rows):
             "payload": wire_policy.update_result_to_wire(result).SerializeToString(),
         }
         async with self.engine.begin() as connection:
-            made = await connection.execute(insert_or_ignore(connection, s.updates, row))
-            if made.rowcount:
+            made = await inserted(connection, s.updates, row)
+            if made:
                 await self._append(connection, run_id, events)
         return next(item for item in await self.updates(run_id) if item.round == round_)
 
@@ -141,8 +141,8 @@ class LearningRows(Rows):
         for name in empty:
             values[name] = wire_evaluation.quiz_result_to_wire(values[name]).SerializeToString()
         async with self.engine.begin() as connection:
-            made = await connection.execute(insert_or_ignore(connection, s.commits, values))
-            if not made.rowcount:
+            made = await inserted(connection, s.commits, values)
+            if not made:
                 return
             if row["committed"]:
                 await set_version(connection, row["student"], row["parent_version"], row["version"])

@@ -31,6 +31,14 @@ def insert_or_ignore(
     return dialect.insert(table).values(rows).on_conflict_do_nothing()
 
 
+async def inserted(connection: AsyncConnection, table: Any, row: Mapping[str, Any]) -> bool:
+    """Inserts a row unless one with its key is there; whether it was inserted."""
+    # Asked by RETURNING: PostgreSQL's driver does not count rows of an insert.
+    first = next(iter(table.primary_key.columns))
+    made = await connection.execute(insert_or_ignore(connection, table, row).returning(first))
+    return made.first() is not None
+
+
 def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Lets a transaction end before a cancellation goes on.
 
