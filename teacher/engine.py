@@ -1,7 +1,7 @@
 """Writing self-edits: a prompt, a policy version, n completions, each parsed into a self-edit or a rejection.
 
-One base model serves every policy version; a version is a LoRA adapter that is loaded when it is first asked for. One write
-runs at a time: the adapters of one model cannot serve two versions at once.
+One base model serves every policy version; a version is a LoRA adapter that is loaded when it is first asked for. One
+write runs at a time: the adapters of one model cannot serve two versions at once.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ class Writer:
         *,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[Candidate]:
-        """Candidates in the order in which they end. The same arguments on the same machine, with fixed threads, give the same ones.
+        """Candidates in the order in which they end.
+
+        The same arguments give the same candidates, on the same machine with the same number of threads.
 
         InvalidInput for a bad format or sampling or a document longer than the context, NotFound for an unknown policy.
         """
@@ -75,7 +77,7 @@ class Writer:
         metrics.WRITE_SECONDS.observe(time.monotonic() - started)
 
     def prompt_of(self, task: Task, format: Format) -> list[int]:
-        """The ids that a completion is sampled from: the instruction in the model's chat form, and the reply's given beginning."""
+        """What a completion is sampled from: ids of the instruction as a chat, and of the reply's given beginning."""
         ids = prompt_ids(self.loaded.tokenizer, render_prompt(format, task))
         start = reply_start(format)
         return ids + list(self.loaded.tokenizer(start, add_special_tokens=False)["input_ids"]) if start else ids
@@ -155,5 +157,5 @@ class Writer:
             raise InvalidInput.of(
                 "task.document.text",
                 f"a prompt of {prompt} tokens and {sampling.max_new_tokens} new ones",
-                f"at most {context} tokens together, the model's context: shorten the document or sampling.max_new_tokens",
+                f"at most {context} tokens together (the context): shorten the document or sampling.max_new_tokens",
             )

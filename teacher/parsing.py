@@ -1,7 +1,8 @@
 """From a completion to a self-edit: what a small model writes, made into training documents, or the reason why not.
 
-Pure and total: no completion raises. The task's own content comes first, once (a passage, or a few-shot task's demonstrations); then what
-was written, without lists' numbering, polite openings, repetitions and a last line that was cut off.
+Pure and total: no completion raises. The task's own content comes first, once (a passage, or a few-shot task's
+demonstrations); then what was written, without lists' numbering, polite openings, repetitions and a last line that was
+cut off.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MAX_LINE_CHARACTERS = 2000
 _NUMBERING = re.compile(r"^[ \t>#]{0,8}(?:(?:\(?\d{1,3}[.):]|[*•–-])[ \t]{1,6}|\d{1,3}[.)](?=[^\d\s]))")
 _HEADING = re.compile(r"^#{1,6}[ \t]+")
 _OPENING = re.compile(
-    r"^(?:sure|certainly|of course|okay|ok|absolutely|here(?:'s| is| are)|below (?:is|are)|the following|as requested|i have)\b",
+    r"^(?:sure|certainly|of course|okay|ok|absolutely|here(?:'s| is| are)|below (?:is|are)|the following|as requested"
+    r"|i have)\b",
     re.IGNORECASE,
 )
 _RULE = re.compile(r"^[-=*_`~ ]{3,}\w{0,12}$")
@@ -48,7 +50,7 @@ class Parsed:
 
 
 def parse_completion(text: str, format: Format, task: Task, *, ended: bool = True) -> Parsed:
-    """The self-edit that `text` holds. `ended` False says that the writer was cut off, so its last line may be half a one."""
+    """The self-edit that `text` holds. `ended` False: the writer was cut off, so its last line may be half a one."""
     body = _readable(text)
     if not body.strip():
         return Parsed(Rejection(RejectionReason.EMPTY, message="the completion is empty"))

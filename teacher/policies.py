@@ -1,7 +1,8 @@
 """Policy versions on disk: one folder a version, named by the hash of what it holds.
 
-A version is a LoRA adapter in PEFT's own format beside a manifest with its lineage and the hash of each file. It is written aside
-and renamed into place, so a folder under its final name is whole; whatever is read is checked against the manifest.
+A version is a LoRA adapter in PEFT's own format beside a manifest with its lineage and the hash of each file. It is
+written aside and renamed into place, so a folder under its final name is whole; whatever is read is checked against the
+manifest.
 """
 
 from __future__ import annotations

@@ -17,15 +17,16 @@ _ANSWER = re.compile(rf"^{_LEAD}(?:answer|ans|a)[ \t]?\d{{0,3}}[*_]{{0,2}}[ \t]?
 _LISTED = re.compile(r"^[ \t>#]{0,8}(?:\(?\d{1,3}[.):]|[*•–-])[ \t*_]{1,6}")
 # Markers inside a line begin a line of their own. `A:` alone is too common a letter to be trusted in mid-sentence.
 _INLINE = re.compile(r"[ \t]+(?=[*_]{0,2}(?:question|answer)[ \t]?\d{0,3}[*_]{0,2}[ \t]?:)", re.IGNORECASE)
-_INLINE_SHORT = re.compile(r"(?<=[?.!])[ \t]+(?=[*_]{0,2}[QA]\d{0,3}[*_]{0,2}:)")
+_INLINE_SHORT = re.compile(r"[ \t]+(?=[*_]{0,2}Q\d{0,3}[*_]{0,2}:)|(?<=[?.!])[ \t]+(?=[*_]{0,2}A\d{0,3}[*_]{0,2}:)")
 
 
 def question_answer_pairs(text: str, *, ended: bool = True) -> list[tuple[str, str]]:
     """Pairs in order, repetitions included; neither part is ever empty.
 
-    With `ended` False the last answer may have been cut off: it is left out, unless it closes its sentence or is the only one.
+    With `ended` False the last answer may have been cut off: it is left out, unless it closes its sentence or is the
+    only one.
     """
-    lines = _INLINE_SHORT.sub("\n", _INLINE.sub("\n", text)).split("\n")
+    lines = [piece for line in text.split("\n") for piece in _unfolded(line)]
     found: list[tuple[str, list[str]]] = []
     # Whether the next plain line still belongs to the current answer: a blank line after an answer ends it.
     in_question = open_answer = False
@@ -68,6 +69,13 @@ def question_answer_pairs(text: str, *, ended: bool = True) -> list[tuple[str, s
         for question, answer in pairs
         if _has_word(question) and _has_word(answer) and len(question) + len(answer) <= MAX_PAIR_CHARACTERS
     ]
+
+
+def _unfolded(line: str) -> list[str]:
+    """A line with each marker inside it on a line of its own; its numbering stays with its first marker."""
+    marker = _QUESTION.match(line) or _ANSWER.match(line)
+    start = marker.end() if marker else 0
+    return (line[:start] + _INLINE_SHORT.sub("\n", _INLINE.sub("\n", line[start:]))).split("\n")
 
 
 def _split_at_mark(text: str) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Sampling of n completions of one prompt, each from a random generator of its own.
 
 The prompt is read once and its cache repeated for the rows. A row that ends leaves the batch, so that a long completion
-does not make the short ones cost. Log-probabilities are recorded under temperature 1 and top_p 1, whatever was sampled with.
+does not make the short ones cost. Log-probabilities are recorded under temperature 1 and top_p 1, whatever
+was sampled with.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """ReST^EM's choice (arXiv 2312.06585): of each group the best candidate, if it is worth learning from at all.
 
-A threshold keeps out groups in which nothing helped; ties go to the shorter completion, then to the lower id, never to the
-order in which candidates happened to arrive.
+A threshold keeps out groups in which nothing helped; ties go to the shorter completion, then to the lower id, never to
+the order in which candidates happened to arrive.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tutelage.domain.policy import CandidateGroup, ScoredCandidate
 def best_of_each_group(
     groups: Sequence[CandidateGroup], lengths: Mapping[str, int], min_reward: float
 ) -> tuple[ScoredCandidate, ...]:
-    """At most one candidate a group, ordered by group id. Unscored ones never count; `lengths` is in tokens, by candidate id."""
+    """At most one candidate a group, ordered by group id, never an unscored one; `lengths`: tokens by candidate id."""
     kept = []
     for group in sorted(groups, key=lambda group: group.group_id):
         worth = [item for item in group.candidates if item.reward is not None and item.reward > min_reward]

@@ -1,7 +1,7 @@
 """The process of one update: `python -m teacher.update_child FOLDER`.
 
-The folder holds request.json and rows.safetensors (no pickle); the new adapter is written to its `adapter`. Progress goes to
-stdout, one JSON object a line. Standard input is the parent's lifeline: at its end the process ends too.
+The folder holds request.json and rows.safetensors (no pickle); the new adapter is written to its `adapter`. Progress
+goes to stdout, one JSON object a line. Standard input is the parent's lifeline: at its end the process ends too.
 """
 
 from __future__ import annotations

@@ -82,7 +82,10 @@ def check_request(request: UpdateRequest, max_rank: int) -> None:
 
 
 def kept_rows(request: UpdateRequest, tokenizer_hash: str) -> tuple[Row, ...]:
-    """The rows that the algorithm keeps. InvalidInput for a rollout nobody can read, PreconditionFailed for another tokenizer's."""
+    """The rows that the algorithm keeps.
+
+    InvalidInput for a rollout nobody can read, PreconditionFailed for another tokenizer's.
+    """
     rows: dict[str, Row] = {}
     for g, group in enumerate(request.groups):
         for c, item in enumerate(group.candidates):

@@ -1,7 +1,8 @@
 """Updates of the policy: each runs once, in a process of its own, and its result is kept.
 
-The same request attaches to the update that is running, or gets the stored result. Losing every watcher changes nothing. An update
-that is interrupted leaves no trace but a work folder, removed when it is asked for again: the old versions stay in force.
+The same request attaches to the update that is running, or gets the stored result. Losing all watchers changes nothing.
+An update that is interrupted leaves no trace but a work folder, removed when it is asked for again: the old versions
+stay in force.
 """
 
 from __future__ import annotations
@@ -212,7 +213,7 @@ class Updates:
             with self._lock:
                 if self._stopping:
                     raise Unavailable("the teacher is stopping")
-                # Standard input is held open and never written: when this process dies, the child sees its end and dies too.
+                # Standard input is held open, never written: when this process dies, the child sees its end.
                 child = self._child = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
                 )

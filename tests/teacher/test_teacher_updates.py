@@ -1,0 +1,209 @@
+"""Updates: once each, in a process of their own, leaving the old version in force when interrupted; and gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import threading
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+
+from teacher.config import TeacherSettings
+from teacher.policies import PolicyStore
+from teacher.service import TeacherService
+from teacher.updates import Updates
+from tutelage.client import TeacherClient
+from tutelage.domain.description import UpdateProgress
+from tutelage.domain.errors import DataLoss, InvalidInput, NotFound, PreconditionFailed, Unavailable
+from tutelage.domain.policy import (
+    CandidateGroup,
+    Format,
+    Parser,
+    Sampling,
+    ScoredCandidate,
+    UpdateRequest,
+    UpdateResult,
+    UpdateSettings,
+)
+from tutelage.domain.task import DocumentTask, Task
+from tutelage.models.loading import load_model
+from tutelage.models.tiny import write_tiny_model
+from tutelage.rpc.config import ChannelSettings
+from tutelage.rpc.interceptors import ErrorInterceptor
+from tutelage.v1 import policy_pb2
+
+HASH = "h" * 64
+PROMPT, GOOD, BAD = [5, 6, 7, 8], [20, 21, 22, 23, 2], [30, 31, 32]
+
+
+def rollout(ids: list[int], tokenizer: str = HASH) -> bytes:
+    message = policy_pb2.Rollout(prompt_ids=PROMPT, completion_ids=ids, tokenizer_hash=tokenizer, ended=True)
+    return message.SerializeToString()
+
+
+def request(parent: str, *, reward: float | None = 0.5, epochs: int = 10) -> UpdateRequest:
+    group = CandidateGroup(
+        "g", (ScoredCandidate("good", rollout(GOOD), reward), ScoredCandidate("bad", rollout(BAD), -0.1))
+    )
+    settings = UpdateSettings(rank=4, alpha=8.0, learning_rate=2e-2, epochs=epochs, batch_size=2)
+    return UpdateRequest(parent, "rest_em", settings, (group,), 7, "run", 1)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> TeacherSettings:
+    folder = tmp_path_factory.mktemp("updates")
+    model = str(write_tiny_model(folder / "model"))
+    return TeacherSettings(model=model, device="cpu", threads=1, data_dir=folder / "data")
+
+
+@pytest.fixture(scope="module")
+def store(settings: TeacherSettings) -> PolicyStore:
+    return PolicyStore(settings.data_dir / "policies", load_model(settings.model, threads=1).revision)
+
+
+def result_of(events: list[UpdateProgress | UpdateResult]) -> UpdateResult:
+    assert isinstance(events[-1], UpdateResult)
+    return events[-1]
+
+
+def log_prob(settings: TeacherSettings, store: PolicyStore, version: str) -> float:
+    from peft import PeftModel
+
+    model = load_model(settings.model, threads=1).model
+    folder = store.adapter_folder(version)
+    if folder is not None:
+        model = PeftModel.from_pretrained(model, str(folder)).eval()
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([PROMPT + GOOD])).logits.float()[0]
+    start = len(PROMPT)
+    picked = torch.log_softmax(logits, -1)[torch.arange(start - 1, start - 1 + len(GOOD)), torch.tensor(GOOD)]
+    return float(picked.sum())
+
+
+def test_update_once_raises_the_kept_and_continues(settings: TeacherSettings, store: PolicyStore) -> None:
+    updates = Updates(settings, store, HASH)
+    asked = request(store.initial.version)
+    both: list[list[UpdateProgress | UpdateResult]] = [[], []]
+    threads = [threading.Thread(target=lambda into=into: into.extend(updates.update(asked))) for into in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=200)
+    first, second = result_of(both[0]), result_of(both[1])
+    assert first == second
+    assert first.updated
+    assert first.kept_candidates == 1
+    assert any(isinstance(event, UpdateProgress) and event.steps_done for event in both[0])
+    assert list(updates.update(asked)) == [first]
+    # After a restart the stored result is returned too.
+    assert list(Updates(settings, store, HASH).update(asked)) == [first]
+    assert [policy.version for policy in store.list()] == [store.initial.version, first.policy.version]
+    assert first.policy.parent_version == store.initial.version
+    before, after = (log_prob(settings, store, v) for v in (store.initial.version, first.policy.version))
+    assert after > before + 1
+
+    following = result_of(list(updates.update(request(first.policy.version))))
+    assert following.policy.parent_version == first.policy.version
+    assert log_prob(settings, store, following.policy.version) > after
+    wider = dataclasses.replace(asked, parent_version=first.policy.version, settings=UpdateSettings(rank=8))
+    with pytest.raises(InvalidInput, match=r"settings.rank.*4"):
+        list(updates.update(wider))
+
+    weights = settings.data_dir / "policies" / following.policy.version / "adapter_model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-9])
+    with pytest.raises(DataLoss):
+        store.get(following.policy.version)
+    assert following.policy.version not in [policy.version for policy in store.list()]
+    weights.write_bytes(content)
+
+
+def test_nothing_kept_is_the_parent(settings: TeacherSettings, store: PolicyStore) -> None:
+    result = result_of(list(Updates(settings, store, HASH).update(request(store.initial.version, reward=None))))
+    assert not result.updated
+    assert result.policy == store.initial
+    assert "no reward is above" in result.message
+
+
+def test_interrupted_update_leaves_the_old_version(settings: TeacherSettings, store: PolicyStore) -> None:
+    updates = Updates(settings, store, HASH)
+    before = store.list()
+    asked = request(store.initial.version, epochs=100_000)
+
+    def watch() -> None:
+        for event in updates.update(asked):
+            if isinstance(event, UpdateProgress) and event.steps_done:
+                threading.Thread(target=updates.stop).start()
+
+    with pytest.raises(Unavailable):
+        watch()
+    assert store.list() == before
+    assert not list((settings.data_dir / "updates").glob("*/work"))
+
+
+def test_refusals(settings: TeacherSettings, store: PolicyStore) -> None:
+    updates = Updates(settings, store, HASH)
+    asked = request(store.initial.version)
+    with pytest.raises(NotFound):
+        list(updates.update(dataclasses.replace(asked, parent_version="f" * 64)))
+    with pytest.raises(InvalidInput, match=r"algorithm.*rest_em"):
+        list(updates.update(dataclasses.replace(asked, algorithm="ppo")))
+    broken = CandidateGroup("g", (ScoredCandidate("a", b"\xff\xff", 1.0),))
+    with pytest.raises(InvalidInput, match=r"groups\[0\].candidates\[0\].rollout"):
+        list(updates.update(dataclasses.replace(asked, groups=(broken,))))
+    foreign = CandidateGroup("g", (ScoredCandidate("a", rollout(GOOD, "other"), 1.0),))
+    with pytest.raises(PreconditionFailed, match="tokenizer"):
+        list(updates.update(dataclasses.replace(asked, groups=(foreign,))))
+
+
+def test_through_grpc(settings: TeacherSettings, tmp_path: Path) -> None:
+    async def talk() -> None:
+        service = TeacherService(settings.model_copy(update={"data_dir": tmp_path}))
+        server = grpc.aio.server(interceptors=[ErrorInterceptor()])
+        service.register(server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        await service.start()
+        assert await service.ready()
+        try:
+            async with TeacherClient(ChannelSettings(address=f"127.0.0.1:{port}")) as client:
+                about = await client.describe()
+                assert about.latest_policy_version == about.initial_policy_version
+                task = Task("t", DocumentTask("Velm", "Velm is a town."))
+                format = Format("own", "{title}: {text}", Parser.LINES)
+                common = {"format": format, "sampling": Sampling(max_new_tokens=8), "seed": 1}
+
+                async def written(version: str, candidates: int = 2) -> list[str]:
+                    stream = client.write_self_edits(task, candidates=candidates, policy_version=version, **common)
+                    found = [candidate async for candidate in stream]
+                    assert {candidate.policy_version for candidate in found} == {version}
+                    scored = [
+                        ScoredCandidate(f"c{candidate.index}", candidate.rollout, float(candidate.index))
+                        for candidate in found
+                    ]
+                    groups.append(CandidateGroup("g", tuple(scored)))
+                    return [candidate.text for candidate in sorted(found, key=lambda candidate: candidate.index)]
+
+                groups: list[CandidateGroup] = []
+                first = about.initial_policy_version
+                before = await written(first)
+                asked = dataclasses.replace(request(first), groups=(groups[0],))
+                events = [event async for event in client.update_policy(asked)]
+                made = result_of(events).policy.version
+                assert [policy.version for policy in await client.list_policies()] == [first, made]
+                assert (await client.describe()).latest_policy_version == made
+                await written(made)
+                # Policy 0 is as it was, with another version loaded beside it.
+                assert await written(first) == before
+                with pytest.raises(NotFound):
+                    await written("f" * 64)
+                with pytest.raises(InvalidInput, match="candidates"):
+                    await written(first, candidates=0)
+        finally:
+            await server.stop(0)
+            await service.stop()
+
+    asyncio.run(talk())
