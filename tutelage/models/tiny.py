@@ -39,7 +39,7 @@ TINY_FAMILIES = tuple(_FAMILIES)
 """The architectures that `write_tiny_model` can write."""
 
 
-def _tokenizer(chat_template: bool) -> PreTrainedTokenizerFast:
+def _tokenizer(chat_template: bool, context: int) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *alphabet])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -52,7 +52,7 @@ def _tokenizer(chat_template: bool) -> PreTrainedTokenizerFast:
         pad_token="<|pad|>",  # noqa: S106
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
         clean_up_tokenization_spaces=False,
-        model_max_length=512,
+        model_max_length=context,
     )
     if chat_template:
         tokenizer.chat_template = TINY_CHAT_TEMPLATE
@@ -67,10 +67,11 @@ def write_tiny_model(
     seed: int = 0,
     hidden: int = 32,
     layers: int = 2,
+    context: int = 512,
 ) -> Path:
-    """Write a random model of `family` with a byte-level tokenizer (260 tokens, context 512) to the folder `path`.
+    """Write a random model of `family` with a byte-level tokenizer (260 tokens) to the folder `path`.
 
-    `hidden` is the width, a multiple of 32. The same arguments write the same weights.
+    `hidden` is the width, a multiple of 32; `context` the most tokens. The same arguments write the same weights.
     InvalidInput for an unknown family.
     """
     config_class = _FAMILIES.get(family)
@@ -80,7 +81,7 @@ def write_tiny_model(
         raise InvalidInput.of("hidden", hidden, "a multiple of 32")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(chat_template)
+    tokenizer = _tokenizer(chat_template, context)
     heads = hidden // 16
     arguments: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -89,7 +90,7 @@ def write_tiny_model(
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
         "num_key_value_heads": heads if family == "phi" else heads // 2,
-        "max_position_embeddings": 512,
+        "max_position_embeddings": context,
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,

@@ -1,0 +1,170 @@
+"""Does a student learn? Held-out documents: untouched, on the passage, on self-edits before and after one RL round.
+
+Each line is a mean over documents with a 95 % interval (bootstrap over documents); gains are paired with the untouched
+student on the same questions. A rejected edit leaves the student as it is and counts as the untouched score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+
+from classroom import GRADERS, Classroom, Setup, documents, passage_only, quiz_itself
+
+from orchestrator.report.bootstrap import mean_interval, paired_interval
+from tutelage.domain.evaluation import EvaluationReport
+from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
+from tutelage.domain.reward import RewardSettings, reward_of
+from tutelage.domain.run import TaskWithQuiz
+from tutelage.domain.self_edit import Rejection, SelfEdit
+
+Scores = dict[str, list[float]]
+
+
+class Table:
+    """Rows of scores by grader, each over the same documents, beside the untouched student's."""
+
+    def __init__(self) -> None:
+        self.before: Scores = {name: [] for name in GRADERS}
+        self.rows: dict[str, Scores] = {}
+        self.rejected: dict[str, int] = {}
+        self.seconds: dict[str, float] = {}
+
+    def run(
+        self,
+        name: str,
+        room: Classroom,
+        items: Sequence[TaskWithQuiz],
+        edit_of: Callable[[TaskWithQuiz], SelfEdit | Rejection],
+    ) -> None:
+        begun, scores, rejected = time.monotonic(), {grader: [] for grader in GRADERS}, 0
+        first = not self.rows
+        for index, item in enumerate(items):
+            edit = edit_of(item)
+            outcome = room.evaluate(item, edit)[1] if isinstance(edit, SelfEdit) else edit
+            for grader in GRADERS:
+                if isinstance(outcome, EvaluationReport):
+                    scores[grader].append(outcome.after.scores[grader])
+                    if first:
+                        self.before[grader].append(outcome.before.scores[grader])
+                else:
+                    scores[grader].append(self.before[grader][index])
+            rejected += not isinstance(outcome, EvaluationReport)
+        self.rows[name], self.rejected[name] = scores, rejected
+        self.seconds[name] = time.monotonic() - begun
+        print(f"  {name}: {len(items)} documents in {self.seconds[name]:.0f} s", flush=True)
+
+    def show(self, seed: int) -> None:
+        count = len(self.before[GRADERS[0]])
+        print(f"\n| condition ({count} documents) | contains | gain [95 %] | f1 | log-likelihood | rejected | s |")
+        print("|---|---|---|---|---|---|---|")
+        for name, scores in {"untouched": self.before, **self.rows}.items():
+            level = mean_interval(scores["contains"], seed=seed)
+            gain = paired_interval(self.before["contains"], scores["contains"], seed=seed)
+            assert level is not None
+            assert gain is not None
+            f1 = sum(scores["f1"]) / count
+            loglik = sum(scores["loglik"]) / count
+            print(
+                f"| {name} | {level.mean:.3f} [{level.low:.3f}, {level.high:.3f}] "
+                f"| {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {f1:.3f} | {loglik:.2f} "
+                f"| {self.rejected.get(name, 0)} | {self.seconds.get(name, 0):.0f} |"
+            )
+
+
+def one_round(
+    room: Classroom, items: Sequence[TaskWithQuiz], format_name: str, candidates: int
+) -> tuple[str, int, int]:
+    """Writes, evaluates and updates once; the new policy version, the candidates kept and those scored."""
+    first = room.policies.initial.version
+    settings = RewardSettings(grader_weights={"contains": 1.0, "loglik": 0.1})
+    groups, scored = [], 0
+    for item in items:
+        members = []
+        for candidate in room.write(item, format_name, candidates, first, "round 1"):
+            reward = None
+            if isinstance(candidate.result, SelfEdit):
+                outcome = room.evaluate(item, candidate.result)[1]
+                if isinstance(outcome, EvaluationReport):
+                    reward, scored = reward_of(outcome, settings).value, scored + 1
+            members.append(ScoredCandidate(f"{item.task.id}/{candidate.index}", candidate.rollout, reward))
+        groups.append(CandidateGroup(item.task.id, tuple(members)))
+    result = room.update(groups, UpdateSettings(rank=32, alpha=64), first)
+    return result.policy.version, result.kept_candidates, scored
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tiny random model: proves the machinery, shows nothing")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--documents", type=int, default=56, help="held-out documents")
+    parser.add_argument("--train-documents", type=int, default=40, help="documents of the RL round")
+    parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--format", default="self-qa", help="format of the RL round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    if args.quick:
+        args.model, args.documents, args.train_documents, args.candidates = "tiny", 2, 1, 2
+    begun = time.monotonic()
+    held_out = documents("heldout", args.documents, args.model)
+    train = documents("train", args.train_documents, args.model)
+    setup = Setup(args.model, "nf4", args.threads, args.seed)
+    print(f"{setup}, {platform.machine()}, {len(held_out)} held-out documents", flush=True)
+    room = Classroom(setup)
+    try:
+        first, table = room.policies.initial.version, Table()
+        table.run("passage", room, held_out, passage_only)
+        for name in ("implications", "rewrite", "self-qa"):
+            table.run(
+                f"{name}, untrained teacher",
+                room,
+                held_out,
+                lambda item, name=name: room.write(item, name, 1, first, f"held-out {name}")[0].result,
+            )
+        version, kept, scored = one_round(room, train, args.format, args.candidates)
+        print(f"  one round: {scored} scored candidates of {len(train)} documents, {kept} kept", flush=True)
+        trained = f"{args.format}, after one round"
+        table.run(
+            trained,
+            room,
+            held_out,
+            lambda item: room.write(item, args.format, 1, version, f"held-out {args.format}")[0].result,
+        )
+        table.run("quiz itself (ceiling)", room, held_out, quiz_itself)
+        table.show(args.seed)
+    finally:
+        room.close()
+    untrained = table.rows[f"{args.format}, untrained teacher"]["contains"]
+    difference = paired_interval(untrained, table.rows[trained]["contains"], seed=args.seed)
+    assert difference is not None
+    seconds = time.monotonic() - begun
+    print(
+        f"\ntrained minus untrained teacher ({args.format}): {difference.mean:+.3f} "
+        f"[{difference.low:+.3f}, {difference.high:+.3f}]; {seconds:.0f} s, seed {args.seed}"
+    )
+    means = {name: sum(scores["contains"]) / len(scores["contains"]) for name, scores in table.rows.items()}
+    untouched = sum(table.before["contains"]) / len(table.before["contains"])
+    print(
+        json.dumps(
+            {
+                "contains": {"untouched": untouched, **means},
+                "difference": difference.mean,
+                "low": difference.low,
+                "high": difference.high,
+                "documents": len(held_out),
+                "train_documents": len(train),
+                "kept": kept,
+                "rejected": table.rejected,
+                "seed": args.seed,
+                "seconds": round(seconds, 1),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
