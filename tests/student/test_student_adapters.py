@@ -10,7 +10,6 @@ from peft import PeftModel
 
 from student.adapted import adapted
 from student.adapters import AdapterStore
-from student.evaluations import EvaluationStore
 from student.inner_loop import Row, batch_loss, learning_rate_at, micro_batches, train
 from student.lora import LoraWeights, concatenate, recompress
 from student.quiz import take_quiz
@@ -89,13 +88,6 @@ def test_versions_are_named_by_content(tiny, tmp_path):
     store.delete(adapter.version)
     with pytest.raises(NotFound):
         store.delete(adapter.version)
-
-
-def test_held_weights_are_checked_and_go_when_there_are_too_many(tiny, tmp_path):
-    store = EvaluationStore(tmp_path, hold_s=60, max_held_bytes=1)
-    assert store.held_weights("x") is None
-    assert store.outcome("x") is None
-    store.close()
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4"])

@@ -301,3 +301,19 @@ def test_directives_change_what_is_trained_with(student, make_key):
     assert report.effective_settings.alpha == 16
     assert report.clamped_fields == ("epochs",)
     assert report.cost.steps == 12
+
+
+def test_of_too_many_held_weights_the_oldest_go_and_damaged_ones_are_data_loss(student, make_key, tmp_path: Path):
+    engine = student(max_held_gib=1e-9)
+    old, new = make_key(engine), make_key(engine, seed=8)
+    report_of(engine, old)
+    report_of(engine, new)
+    with pytest.raises(PreconditionFailed, match="no longer held"):
+        engine.commit(old.id)
+    held = tmp_path / "student" / "held" / f"{new.id}.safetensors"
+    whole = held.read_bytes()
+    held.write_bytes(whole[:-1])
+    with pytest.raises(DataLoss, match="truncated"):
+        engine.commit(new.id)
+    held.write_bytes(whole)
+    assert engine.commit(new.id)
