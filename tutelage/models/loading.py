@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
-from tutelage.domain.errors import Exhausted, InvalidInput
+from tutelage.domain.errors import DataLoss, Exhausted, InvalidInput
 from tutelage.models.quantised import keep_dequantised, parameter_count, protect_gradients
 from tutelage.models.registry import resolve
 
@@ -49,8 +50,8 @@ def load_model(
 
     `device`: auto, cpu, cuda or cuda:N. `dequantise` is of NF4 only: `each-pass` is small, `once` keeps the NF4 values
     in the compute dtype and is fast; `auto` takes `once` on a CPU below a billion parameters. `threads` sets this
-    process's torch threads. InvalidInput for a setting that cannot be, NotFound for an unknown model, Exhausted without
-    memory.
+    process's torch threads. InvalidInput for a setting that cannot be, NotFound for an unknown model, DataLoss for
+    damaged weights, Exhausted without memory.
     """
     _check(quantisation, dequantise, threads)
     place = choose_device(device)
@@ -122,6 +123,7 @@ def _check(quantisation: str, dequantise: str, threads: int | None) -> None:
 
 def _read(path: Path, quantisation: Quantisation, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
     settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": str(device)}, "use_safetensors": True}
+    settings["output_loading_info"] = True
     if quantisation == "nf4":
         settings["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -134,12 +136,17 @@ def _read(path: Path, quantisation: Quantisation, device: torch.device, dtype: t
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(path, config=config, local_files_only=True, **settings)
+        model, info = AutoModelForCausalLM.from_pretrained(path, config=config, local_files_only=True, **settings)
     except torch.cuda.OutOfMemoryError as error:
         raise Exhausted(f"the model does not fit into the memory of {device}") from error
+    except SafetensorError as error:
+        raise DataLoss(f"the weights in {path} are damaged: {error}") from error
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InvalidInput.of("model", path, f"a causal language model that transformers knows ({reason})") from error
+    if info["missing_keys"]:
+        # transformers would draw them at random, and answer nonsense.
+        raise DataLoss(f"the weights in {path} lack {len(info['missing_keys'])} tensors of the model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model, tokenizer
