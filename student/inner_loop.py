@@ -2,7 +2,8 @@
 
 Micro-batches are shuffled each epoch by a seeded generator and padded to the longest of the micro-batch; pads are
 masked and carry no loss. The loss is the mean over the micro-batch's supervised tokens, and logits are computed only
-where some row has a label. Shape suffixes: B rows, T tokens, K positions with a label.
+where a label is. Shape suffixes: B rows, T tokens, K positions with a label in some row, N labelled tokens of all rows,
+D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -95,10 +96,24 @@ def batch_loss(model: nn.Module, batch: Sequence[Row], device: torch.device) -> 
     """Mean cross-entropy, nats a supervised token, float32."""
     ids_BT, labels_BT, mask_BT = _padded(batch, device)
     targets_BT = labels_BT[:, 1:]
-    positions_K = (targets_BT != NO_LOSS).any(dim=0).nonzero().squeeze(1)
+    labelled_BT = targets_BT != NO_LOSS
+    if _plain_head(model):
+        # The head only sees labelled positions: its logits are most of the memory of a step on a small model.
+        decoder, head = model.get_submodule("model"), model.get_submodule("lm_head")
+        hidden_BTD = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
+        logits_NV = head(hidden_BTD[:, :-1][labelled_BT])
+        return nn.functional.cross_entropy(logits_NV.float(), targets_BT[labelled_BT])
+    positions_K = labelled_BT.any(dim=0).nonzero().squeeze(1)
     output = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=positions_K)
     targets_BK = targets_BT[:, positions_K]
     return nn.functional.cross_entropy(output.logits.float().flatten(0, 1), targets_BK.flatten(), ignore_index=NO_LOSS)
+
+
+def _plain_head(model: nn.Module) -> bool:
+    """Whether logits are nothing but `lm_head` of the decoder's last hidden state; some families scale or cap them."""
+    changed = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+    plain = all(getattr(model.config, name, None) in (None, 1.0) for name in changed)
+    return plain and {"model", "lm_head"} <= {name for name, _ in model.named_children()}
 
 
 def _diverged(field: str, value: float, step: int, allowed: str) -> Rejection:
