@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import json
 import shutil
 import signal
 import subprocess
@@ -160,7 +159,7 @@ async def _circle(
         tree.write_bytes(await client.get_report(RUN_ID, ReportFormat.JSON))
         (folder / "metrics.jsonl").write_bytes(await client.get_report(RUN_ID, ReportFormat.METRICS))
         students = {student.name: student for student in await client.list_students()}
-    report = json.loads(tree.read_bytes())
+    report = demo_results.report_tree(tree.read_bytes())
     console.print()
     demo_results.show_edit(console, report)
     demo_results.show_scores(console, report)

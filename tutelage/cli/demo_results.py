@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,11 @@ class Shown:
     """Whether something was committed in that student."""
 
 
+def report_tree(content: bytes) -> Tree:
+    """The report in the bytes of a JSON report."""
+    return dict(json.loads(content)["report"])
+
+
 def best_candidate(report: Tree) -> Tree | None:
     """The candidate that earned most; None when none was scored."""
     scored = [item for item in report["candidates"] if item["reward"] is not None]
@@ -36,7 +42,7 @@ def score_rows(report: Tree) -> list[tuple[str, str, dict[str, float], dict[str,
     titles = {item["task_id"]: item["task_title"] for item in report["candidates"]}
     rows = []
     for commit in report["commits"]:
-        kept = f"kept as {commit['version'][:12]}" if commit["committed"] else f"not kept: {commit['reason']}"
+        kept = f"kept, {commit['version'][:8]}" if commit["committed"] else f"not kept: {commit['reason']}"
         before, after = commit["quiz_before"]["scores"], commit["quiz_after"]["scores"]
         rows.append((commit["student"], titles.get(commit["task_id"], commit["task_id"]), before, after, kept))
     return rows
@@ -90,10 +96,13 @@ def show_scores(console: Console, report: Tree) -> None:
         console.print("Nothing was offered for keeping: no self-edit was scored.")
         return
     graders = list(rows[0][2])
-    table = Table(box=SIMPLE, title="quiz scores, before -> after", title_justify="left", pad_edge=False)
-    for column in ("student", "document", *graders, "outcome"):
-        table.add_column(column)
+    table = Table(box=SIMPLE, title="quiz scores, before > after", title_justify="left", pad_edge=False)
+    table.add_column("student", no_wrap=True)
+    table.add_column("document", no_wrap=True, max_width=24)
+    for grader in graders:
+        table.add_column(grader, no_wrap=True)
+    table.add_column("outcome")
     for student, title, before, after, outcome in rows:
-        cells = [f"{before[name]:.2f} -> {after[name]:.2f}" if name in after else "" for name in graders]
-        table.add_row(student, title, *cells, Text(outcome))
+        cells = [f"{before[name]:.2f} > {after[name]:.2f}" if name in after else "" for name in graders]
+        table.add_row(student, Text(title, overflow="ellipsis"), *cells, Text(outcome))
     console.print(table)
