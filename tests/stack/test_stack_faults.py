@@ -110,8 +110,12 @@ def test_run_killed_everywhere_ends_with_the_rewards_of_an_undisturbed_run(
     start(quiet)
     summary = wait_for(quiet, ended)
     assert summary.state is RunState.DONE, summary
-    expected = rewards(report(quiet))
-    assert len(expected) == ROUNDS * CANDIDATES * TASKS * STUDENTS
+    tree = report(quiet)
+    expected = rewards(tree)
+    parsed = [candidate for candidate in tree["candidates"] if candidate["rejection"] is None]
+    assert len(tree["candidates"]) == ROUNDS * CANDIDATES * TASKS
+    # Noise may hold no word at all and be rejected; what was parsed is scored by every student.
+    assert len(expected) == len(parsed) * STUDENTS >= 10
     assert all(value is not None for value in expected.values())
     expected_commits = [(c["student"], c["task_id"], c["version"]) for c in report(quiet)["commits"]]
     quiet.stop()
@@ -125,7 +129,7 @@ def test_run_killed_everywhere_ends_with_the_rewards_of_an_undisturbed_run(
     stack.wait_ready("orchestrator")
     wait_for(stack, lambda run: (run.round == 1 and run.phase.value == "updating") or run.round == 2)
     stack.restart("teacher")
-    wait_for(stack, lambda run: run.round == 2 and run.evaluations_done >= 9)
+    wait_for(stack, lambda run: run.round == 2)
     stack.restart("ben")
     stack.restart("orchestrator")
     stack.wait_ready("orchestrator")
