@@ -22,7 +22,7 @@ from student.config import StudentSettings
 from student.evaluation import Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.lora import LoraWeights, concatenate, recompress
-from student.memory import memory_faults
+from student.memory import give_back_memory, memory_faults
 from student.metrics import StudentMetrics
 from student.quiz import GRADERS, check_quiz, take_quiz
 from student.scheduler import Job, Scheduler, Watcher
@@ -40,7 +40,7 @@ from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationOutcome,
 from tutelage.domain.task import Question
 from tutelage.models.loading import LoadedModel
 
-ENGINE_REVISION = "1"
+ENGINE_REVISION = "2"
 """Raised by every change of the code that changes what the same key results in."""
 
 log = logging.getLogger(__name__)
@@ -285,6 +285,7 @@ class StudentEngine:
                 stop=job.stop,
                 progress=observed,
             ).run()
+        give_back_memory()
         if isinstance(ended.outcome, EvaluationReport):
             self._metrics.training_tokens.inc(ended.outcome.cost.tokens)
         return self._store.finish(job.key, ended.outcome, ended.weights)

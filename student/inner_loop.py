@@ -1,9 +1,9 @@
 """The inner loop: AdamW on the fresh adapter over an edit's documents.
 
-Micro-batches are shuffled each epoch by a seeded generator and padded to the longest of the micro-batch; pads are
-masked and carry no loss. The loss is the mean over the micro-batch's supervised tokens, and logits are computed only
-where a label is. Shape suffixes: B rows, T tokens, K positions with a label in some row, N labelled tokens of all rows,
-D hidden, V vocabulary.
+Micro-batches are shuffled each epoch by a seeded generator. Rows of very different length go through in parts, each
+padded to its longest; pads are masked and carry no loss. The loss is the mean over the micro-batch's supervised tokens,
+and logits are computed only where a label is. Shape suffixes: B rows, T tokens, K positions with a label in some row,
+N labelled tokens of all rows, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ from tutelage.models.chat import NO_LOSS
 
 EXPLODED = 4.0
 """A loss this many times above both its start and that of a uniform guess has exploded."""
+
+
+WORTH_A_PASS = 96
+"""Pad tokens whose saving pays for one more pass over the weights (about what a pass costs beside its tokens)."""
 
 
 class Cancelled(Exception):
@@ -92,21 +96,35 @@ def _padded(batch: Sequence[Row], device: torch.device) -> tuple[torch.Tensor, t
     return ids_BT.to(device), labels_BT.to(device), mask_BT.to(device)
 
 
-def batch_loss(model: nn.Module, batch: Sequence[Row], device: torch.device) -> torch.Tensor:
-    """Mean cross-entropy, nats a supervised token, float32."""
-    ids_BT, labels_BT, mask_BT = _padded(batch, device)
+def of_similar_length(batch: Sequence[Row]) -> list[list[Row]]:
+    """The micro-batch in parts that are worth a pass of their own: longest first, little padding in each."""
+    parts: list[list[Row]] = []
+    rows = sorted(batch, key=lambda row: len(row.ids), reverse=True)
+    for index, row in enumerate(rows):
+        saved = (len(parts[-1][0].ids) - len(row.ids)) * (len(rows) - index) if parts else 0
+        if not parts or saved > WORTH_A_PASS:
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def summed_loss(model: nn.Module, rows: Sequence[Row], device: torch.device) -> torch.Tensor:
+    """Cross-entropy summed over the supervised tokens of rows padded to the longest, nats, float32."""
+    ids_BT, labels_BT, mask_BT = _padded(rows, device)
     targets_BT = labels_BT[:, 1:]
     labelled_BT = targets_BT != NO_LOSS
     if _plain_head(model):
-        # The head only sees labelled positions: its logits are most of the memory of a step on a small model.
+        # The head only sees labelled positions: its logits are much of the memory of a step on a small model.
         decoder, head = model.get_submodule("model"), model.get_submodule("lm_head")
         hidden_BTD = decoder(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).last_hidden_state
         logits_NV = head(hidden_BTD[:, :-1][labelled_BT])
-        return nn.functional.cross_entropy(logits_NV.float(), targets_BT[labelled_BT])
+        return nn.functional.cross_entropy(logits_NV.float(), targets_BT[labelled_BT], reduction="sum")
     positions_K = labelled_BT.any(dim=0).nonzero().squeeze(1)
     output = model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False, logits_to_keep=positions_K)
     targets_BK = targets_BT[:, positions_K]
-    return nn.functional.cross_entropy(output.logits.float().flatten(0, 1), targets_BK.flatten(), ignore_index=NO_LOSS)
+    return nn.functional.cross_entropy(
+        output.logits.float().flatten(0, 1), targets_BK.flatten(), ignore_index=NO_LOSS, reduction="sum"
+    )
 
 
 def _plain_head(model: nn.Module) -> bool:
@@ -156,14 +174,18 @@ def train(
             raise Cancelled
         for group in optimiser.param_groups:
             group["lr"] = learning_rate_at(step, len(batches), settings)
-        loss = batch_loss(adapted.model, batch, device)
-        last = float(loss.detach())
+        optimiser.zero_grad(set_to_none=True)
+        supervised = sum(row.supervised for row in batch)
+        last = 0.0
+        for part in of_similar_length(batch):
+            # The parts' shares add up to the micro-batch's mean, and so do their gradients.
+            share = summed_loss(adapted.model, part, device) / supervised
+            share.backward()
+            last += float(share.detach())
         first = last if step == 0 else first
         limit = EXPLODED * max(first, uniform)
         if not last <= limit:
             return _diverged("loss", last, step, f"at most {limit:.1f}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         if not bool(torch.isfinite(norm)):
             return _diverged("gradient norm", float(norm), step, "a finite number")

@@ -6,11 +6,13 @@ import threading
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import PeftModel
 
 from student.adapted import adapted
 from student.adapters import AdapterStore
-from student.inner_loop import Row, batch_loss, learning_rate_at, micro_batches, train
+from student.inner_loop import Row, learning_rate_at, micro_batches, of_similar_length, summed_loss, train
 from student.lora import LoraWeights, concatenate, recompress
 from student.quiz import take_quiz
 from tutelage.domain.errors import DataLoss, NotFound, PreconditionFailed
@@ -108,7 +110,7 @@ def test_gradients_are_right_after_a_quiz(tiny_path, quantisation):
                 stop=threading.Event(),
             )
         with adapted(loaded, fresh=SETTINGS, seed=3) as model:
-            batch_loss(model.model, ROWS, torch.device("cpu")).backward()
+            summed_loss(model.model, ROWS, torch.device("cpu")).backward()
             return [parameter.grad for parameter in model.trainable()]
 
     for before, after in zip(gradients(False), gradients(True), strict=True):
@@ -117,11 +119,26 @@ def test_gradients_are_right_after_a_quiz(tiny_path, quantisation):
 
 
 def test_pads_carry_no_loss(tiny):
-    one, two = (batch_loss(tiny.model, [row], torch.device("cpu")) for row in ROWS)
-    both = batch_loss(tiny.model, ROWS, torch.device("cpu"))
-    weights = [row.supervised for row in ROWS]
-    assert weights == [19, 5]
-    assert float(both) == pytest.approx(float(one * weights[0] + two * weights[1]) / sum(weights), abs=1e-5)
+    one, two = (summed_loss(tiny.model, [row], torch.device("cpu")) for row in ROWS)
+    both = summed_loss(tiny.model, ROWS, torch.device("cpu"))
+    assert [row.supervised for row in ROWS] == [19, 5]
+    assert float(both) == pytest.approx(float(one + two), rel=1e-6)
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=12))
+def test_parts_hold_every_row_once_with_little_padding(lengths):
+    rows = [Row((1,) * length, (1,) * length) for length in lengths]
+    parts = of_similar_length(rows)
+    assert sorted(len(row.ids) for part in parts for row in part) == sorted(lengths)
+    padded = sum(len(part[0].ids) * len(part) for part in parts)
+    assert padded - sum(lengths) <= len(parts) * 96 * len(lengths)
+    if max(lengths) - min(lengths) <= 96 // len(lengths):
+        assert len(parts) == 1
+
+
+def test_one_long_row_does_not_pad_the_short_ones():
+    rows = [Row((1,) * length, (1,) * length) for length in (20, 250, 25, 22)]
+    assert [[len(row.ids) for row in part] for part in of_similar_length(rows)] == [[250], [25, 22, 20]]
 
 
 def test_a_batch_answers_as_each_question_alone(tiny):
