@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -27,9 +29,12 @@ from tutelage.domain.task import DocumentTask, Quiz
 from tutelage.models.loading import load_model
 from tutelage.models.tiny import write_tiny_model
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "documents"
 GRADERS = ("contains", "f1", "loglik")
-INNER_LOOP = InnerLoopSettings(rank=16, alpha=32, learning_rate=1e-3, epochs=8, batch_size=4)
+INNER_LOOP = InnerLoopSettings(rank=16, alpha=32, learning_rate=1e-3, epochs=6, batch_size=1)
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,25 @@ class Setup:
     model: str
     quantisation: str
     threads: int
+    """Of each slot's arithmetic."""
     seed: int
+    slots: int = 1
+    """Evaluations at once; what they result in does not depend on it."""
 
 
 class Classroom:
     """One teacher and one student."""
 
-    def __init__(self, setup: Setup, inner_loop: InnerLoopSettings = INNER_LOOP, max_new_tokens: int = 192) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="tutelage-benchmark-")
-        root = Path(self._folder.name)
+    def __init__(
+        self,
+        setup: Setup,
+        inner_loop: InnerLoopSettings = INNER_LOOP,
+        max_new_tokens: int = 192,
+        folder: Path | None = None,
+    ) -> None:
+        """With a `folder`, reports are kept in it, and the same benchmark started again goes on from them."""
+        self._folder = None if folder else tempfile.TemporaryDirectory(prefix="tutelage-benchmark-")
+        root = folder or Path(self._folder.name if self._folder else "")
         model = str(write_tiny_model(root / "tiny", context=2048)) if setup.model == "tiny" else setup.model
         self.setup, self.inner_loop = setup, inner_loop
         self._sampling = Sampling(max_new_tokens=24 if setup.model == "tiny" else max_new_tokens)
@@ -58,8 +73,10 @@ class Classroom:
             {**loading, "data_dir": root / "student", "lease_s": 86400}
         )
         teacher = TeacherSettings.model_validate({**loading, "data_dir": root / "teacher"})
-        base = load_model(model, quantisation=student.quantisation, threads=setup.threads)
-        self.student = StudentEngine([base], student, StudentMetrics(CollectorRegistry()))
+        bases = [
+            load_model(model, quantisation=student.quantisation, threads=setup.threads) for _ in range(setup.slots)
+        ]
+        self.student = StudentEngine(bases, student, StudentMetrics(CollectorRegistry()))
         writing = load_model(model, quantisation=teacher.quantisation, threads=setup.threads)
         self.policies = PolicyStore(teacher.data_dir / "policies", writing.revision)
         self.writer = Writer(writing, self.policies, teacher)
@@ -70,7 +87,13 @@ class Classroom:
     def close(self) -> None:
         self.updates.stop()
         self.student.close()
-        self._folder.cleanup()
+        if self._folder:
+            self._folder.cleanup()
+
+    def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """The results in the order of the items, worked on as many at once as the student has slots."""
+        with ThreadPoolExecutor(self.setup.slots) as pool:
+            return list(pool.map(work, items))
 
     def evaluate(
         self, item: TaskWithQuiz, edit: SelfEdit, *, adapter_version: str = "", repeat: int = 0

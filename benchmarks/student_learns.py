@@ -11,6 +11,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from classroom import GRADERS, Classroom, Setup, documents, passage_only, quiz_itself
 
@@ -42,9 +43,12 @@ class Table:
     ) -> None:
         begun, scores, rejected = time.monotonic(), {grader: [] for grader in GRADERS}, 0
         first = not self.rows
-        for index, item in enumerate(items):
+
+        def outcome_of(item: TaskWithQuiz) -> EvaluationReport | Rejection:
             edit = edit_of(item)
-            outcome = room.evaluate(item, edit)[1] if isinstance(edit, SelfEdit) else edit
+            return room.evaluate(item, edit)[1] if isinstance(edit, SelfEdit) else edit
+
+        for index, outcome in enumerate(room.each(outcome_of, items)):
             for grader in GRADERS:
                 if isinstance(outcome, EvaluationReport):
                     scores[grader].append(outcome.after.scores[grader])
@@ -81,17 +85,17 @@ def one_round(
     """Writes, evaluates and updates once; the new policy version, the candidates kept and those scored."""
     first = room.policies.initial.version
     settings = RewardSettings(grader_weights={"contains": 1.0, "loglik": 0.1})
-    groups, scored = [], 0
-    for item in items:
+
+    def group_of(item: TaskWithQuiz) -> CandidateGroup:
         members = []
         for candidate in room.write(item, format_name, candidates, first, "round 1"):
-            reward = None
-            if isinstance(candidate.result, SelfEdit):
-                outcome = room.evaluate(item, candidate.result)[1]
-                if isinstance(outcome, EvaluationReport):
-                    reward, scored = reward_of(outcome, settings).value, scored + 1
+            outcome = room.evaluate(item, candidate.result)[1] if isinstance(candidate.result, SelfEdit) else None
+            reward = reward_of(outcome, settings).value if isinstance(outcome, EvaluationReport) else None
             members.append(ScoredCandidate(f"{item.task.id}/{candidate.index}", candidate.rollout, reward))
-        groups.append(CandidateGroup(item.task.id, tuple(members)))
+        return CandidateGroup(item.task.id, tuple(members))
+
+    groups = room.each(group_of, items)
+    scored = sum(member.reward is not None for group in groups for member in group.candidates)
     result = room.update(groups, UpdateSettings(rank=32, alpha=64), first)
     return result.policy.version, result.kept_candidates, scored
 
@@ -104,17 +108,19 @@ def main() -> None:
     parser.add_argument("--train-documents", type=int, default=40, help="documents of the RL round")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--format", default="self-qa", help="format of the RL round")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="of each evaluation")
+    parser.add_argument("--slots", type=int, default=2, help="evaluations at once")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keeps reports here; the same command goes on from them")
     args = parser.parse_args()
     if args.quick:
         args.model, args.documents, args.train_documents, args.candidates = "tiny", 2, 1, 2
     begun = time.monotonic()
     held_out = documents("heldout", args.documents, args.model)
     train = documents("train", args.train_documents, args.model)
-    setup = Setup(args.model, "nf4", args.threads, args.seed)
+    setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots)
     print(f"{setup}, {platform.machine()}, {len(held_out)} held-out documents", flush=True)
-    room = Classroom(setup)
+    room = Classroom(setup, folder=args.folder)
     try:
         first, table = room.policies.initial.version, Table()
         table.run("passage", room, held_out, passage_only)
