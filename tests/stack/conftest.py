@@ -1,7 +1,8 @@
-"""A whole stack of real processes on a tiny random model, on free loopback ports that survive a restart."""
+"""Real processes on a tiny random model: one service, or a whole stack on loopback ports that survive a restart."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -118,6 +119,72 @@ class Stack:
 
     def orchestrator(self) -> SyncOrchestratorClient:
         return SyncOrchestratorClient(ChannelSettings(address=self._addresses["orchestrator"]))
+
+
+class Service:
+    """One service as a process, started by the command that an operator types."""
+
+    def __init__(self, folder: Path, room: str, settings: dict[str, Any]) -> None:
+        self._ready, self._out, self._err = folder / "ready.json", folder / "out.txt", folder / "err.txt"
+        config = folder / "service.yaml"
+        server = {"ready_file": str(self._ready), **settings.pop("server", {})}
+        config.write_text(yaml.safe_dump({"data_dir": str(folder / "data"), **settings, "server": server}))
+        with self._out.open("ab") as out, self._err.open("ab") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tutelage.cli.main", room, "serve", "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"},
+            )
+
+    @property
+    def out(self) -> str:
+        return self._out.read_text(encoding="utf-8", errors="replace")
+
+    @property
+    def err(self) -> str:
+        return self._err.read_text(encoding="utf-8", errors="replace")
+
+    def wait_ready(self) -> str:
+        """Its address."""
+        deadline = time.monotonic() + READY_S
+        while not self._ready.exists():
+            assert self.process.poll() is None, f"ended:\n{self.err}"
+            assert time.monotonic() < deadline, f"not ready:\n{self.err}"
+            time.sleep(0.05)
+        return str(json.loads(self._ready.read_text(encoding="utf-8"))["address"])
+
+    def stop(self, timeout_s: float = 20) -> int:
+        """SIGTERM; the exit code."""
+        self.process.terminate()
+        return self.process.wait(timeout_s)
+
+    def kill(self) -> None:
+        """Ends whatever of it is left."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def start_service(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[..., Service]]:
+    """Starts services by room and settings (a tiny model where none is named); none is left at the end."""
+    services: list[Service] = []
+
+    def start(room: str, name: str = "service", **settings: Any) -> Service:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        if room != "orchestrator":
+            plain = {"model": str(tiny_model), "quantisation": "none", "compute_dtype": "float32", "threads": 1}
+            settings = {**plain, **settings}
+        services.append(Service(folder, room, settings))
+        return services[-1]
+
+    yield start
+    for service in services:
+        service.kill()
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from tutelage.models.noise import without_progress_bars
+
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model in `gguf` to `folder` in bfloat16, with its tokenizer and chat template.
@@ -15,13 +17,14 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     """
     source = str(gguf.parent)
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(
-        source,
-        gguf_file=gguf.name,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-        device_map="cpu",
-    )
+    with without_progress_bars():
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            gguf_file=gguf.name,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.bfloat16,
+            device_map="cpu",
+        )
     # What was read is plain weights now: the folder must not claim another quantisation.
     for holder in (model, model.config):
         if hasattr(holder, "quantization_config"):
@@ -31,5 +34,6 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
     model.generation_config.do_sample = False
     for setting in ("temperature", "top_p", "top_k"):
         setattr(model.generation_config, setting, None)
-    model.save_pretrained(folder)
+    with without_progress_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tutelage.domain.errors import DataLoss, Exhausted, InvalidInput
+from tutelage.models.noise import without_progress_bars
 from tutelage.models.quantised import keep_dequantised, parameter_count, protect_gradients
 from tutelage.models.registry import resolve
 
@@ -132,7 +133,8 @@ def _read(path: Path, quantisation: Quantisation, device: torch.device, dtype: t
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        model, info = AutoModelForCausalLM.from_pretrained(path, config=config, local_files_only=True, **settings)
+        with without_progress_bars():
+            model, info = AutoModelForCausalLM.from_pretrained(path, config=config, local_files_only=True, **settings)
     except torch.cuda.OutOfMemoryError as error:
         raise Exhausted(f"the model does not fit into the memory of {device}") from error
     except SafetensorError as error:
