@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, cast
 
-from orchestrator.machine import candidate_rewards
+import yaml
+
+from orchestrator.evaluating import round_seed
+from orchestrator.machine import Evaluate, candidate_rewards
 from orchestrator.records import Run, StoredCandidate, StoredEvaluation
 from orchestrator.report.data import (
     CandidateRecord,
@@ -49,13 +52,13 @@ async def build_report(store: Store, run: Run, summary: RunSummary) -> RunReport
     for candidate_id, student, repeat, evaluation_id in await store.reward_rows(run.run_id):
         row = by_candidate.get((student, evaluation_id, repeat))
         if row is not None:
-            given.setdefault(candidate_id, []).append(_evaluation(row, candidate_id))
+            given.setdefault(candidate_id, []).append(_evaluation(run, row, candidate_id))
     for row in evaluations:
         if row.phase == "commit" and row.final:
             owner = next(
                 (c.id for c in candidates if (c.round, c.task_id, c.edit) == (row.round, row.task_id, row.edit)), ""
             )
-            given.setdefault(owner, []).append(_evaluation(row, owner))
+            given.setdefault(owner, []).append(_evaluation(run, row, owner))
     events = await store.events(run.run_id)
     return RunReport(
         header=_header(run, summary),
@@ -87,7 +90,9 @@ def _header(run: Run, summary: RunSummary) -> ReportHeader:
         )
         versions[f"student {name} engine"] = described.engine_revision
         versions[f"student {name} adapter at start"] = student.adapter_version or "base model"
-    return ReportHeader(summary, run.config_yaml, versions, tuple(run.tasks.values()), run.retention_quiz)
+    resolved = yaml.safe_dump(run.config.model_dump(mode="json"), sort_keys=False)
+    tasks = tuple(run.tasks.values())
+    return ReportHeader(summary, run.config_yaml, versions, tasks, run.retention_quiz, resolved, run.content_hash)
 
 
 def _candidate(
@@ -116,10 +121,11 @@ def _candidate(
         reward=rewards[written.index] if rewards is not None else running_mean,
         evaluations=tuple(sorted(evaluations, key=lambda record: (record.phase, record.student, record.repeat))),
         seed=written.seed,
+        completion_tokens=written.completion_tokens,
     )
 
 
-def _evaluation(row: StoredEvaluation, candidate_id: str) -> EvaluationRecord:
+def _evaluation(run: Run, row: StoredEvaluation, candidate_id: str) -> EvaluationRecord:
     return EvaluationRecord(
         evaluation_id=row.evaluation_id,
         candidate_id=candidate_id,
@@ -132,6 +138,10 @@ def _evaluation(row: StoredEvaluation, candidate_id: str) -> EvaluationRecord:
         reward=row.reward,
         parts=dict(row.parts or {}),
         report=row.outcome if isinstance(row.outcome, EvaluationReport) else None,
+        seconds=row.seconds,
+        seed=round_seed(run, Evaluate(row.round, row.task_id, row.edit, row.student, row.repeat))
+        if row.phase == "round"
+        else None,
     )
 
 

@@ -10,6 +10,11 @@ import grpc
 
 from orchestrator.config import OrchestratorSettings
 from orchestrator.engine import Engine
+from orchestrator.report.comparison import compare
+from orchestrator.report.comparison_html import render_comparison_html
+from orchestrator.report.comparison_json import render_comparison_json
+from orchestrator.report.csv_table import render_csv
+from orchestrator.report.data import RunReport
 from orchestrator.report.html import render_html
 from orchestrator.report.json_report import render_json
 from orchestrator.report.metrics import metrics_lines
@@ -36,8 +41,11 @@ CHUNK = 256 * 1024
 RENDERERS = {
     ReportFormat.HTML: render_html,
     ReportFormat.JSON: render_json,
+    ReportFormat.CSV: render_csv,
     ReportFormat.METRICS: lambda report: "".join(f"{line}\n" for line in metrics_lines(report)),
 }
+
+COMPARISONS = {ReportFormat.HTML: render_comparison_html, ReportFormat.JSON: render_comparison_json}
 
 
 class OrchestratorService(OrchestratorServiceServicer):
@@ -108,12 +116,24 @@ class OrchestratorService(OrchestratorServiceServicer):
 
     async def GetReport(self, request: pb.GetReportRequest, context: Any) -> AsyncIterator[pb.GetReportResponse]:
         render = RENDERERS[report_format_from_wire(request.format, "format")]
-        run = await self.engine.store.run(request.run_id)
-        report = await build_report(self.engine.store, run, await self.engine.summary(request.run_id))
+        report = await self._report(request.run_id)
         # Plots of a long run take a while: not on the loop that drives runs.
         content = (await asyncio.to_thread(render, report)).encode()
         for start in range(0, len(content), CHUNK):
             yield pb.GetReportResponse(chunk=content[start : start + CHUNK])
+
+    async def CompareRuns(self, request: pb.CompareRunsRequest, context: Any) -> AsyncIterator[pb.CompareRunsResponse]:
+        wanted = report_format_from_wire(request.format, "format")
+        if wanted not in COMPARISONS:
+            raise InvalidInput.of("format", wanted.value, "html or json")
+        first, other = await self._report(request.run_id), await self._report(request.other_run_id)
+        content = await asyncio.to_thread(lambda: COMPARISONS[wanted](compare(first, other)).encode())
+        for start in range(0, len(content), CHUNK):
+            yield pb.CompareRunsResponse(chunk=content[start : start + CHUNK])
+
+    async def _report(self, run_id: str) -> RunReport:
+        run = await self.engine.store.run(run_id)
+        return await build_report(self.engine.store, run, await self.engine.summary(run_id))
 
     async def ListStudents(self, request: pb.ListStudentsRequest, context: Any) -> pb.ListStudentsResponse:
         students = await self.engine.list_students()

@@ -1,4 +1,7 @@
-"""Percentile bootstrap of a mean and of a paired difference, seeded, so that a report repeats to the digit."""
+"""Percentile bootstrap of a mean and of differences, paired or not, seeded, so that a report repeats to the digit.
+
+The percentile method: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,10 @@ class Interval:
     @property
     def excludes_zero(self) -> bool:
         return self.count > 1 and (self.low > 0 or self.high < 0)
+
+    def scaled(self, factor: float) -> Interval:
+        """In another unit; the factor is above 0."""
+        return Interval(self.mean * factor, self.low * factor, self.high * factor, self.count)
 
 
 def mean_interval(
@@ -51,3 +58,23 @@ def paired_interval(
         raise ValueError(f"{len(before)} values before and {len(after)} after make no pairs")
     differences = [later - earlier for earlier, later in zip(before, after, strict=True)]
     return mean_interval(differences, level=level, resamples=resamples, seed=seed)
+
+
+def unpaired_interval(
+    first: Sequence[float], second: Sequence[float], *, level: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval | None:
+    """The mean of `second` less that of `first`, each resampled by itself; None when either has no value.
+
+    `count` is that of the smaller one, so that a single value on either side never excludes zero.
+    """
+    if not first or not second:
+        return None
+    random = np.random.default_rng(seed)
+    means = []
+    for values in (first, second):
+        sample = np.asarray(values, dtype=np.float64)
+        means.append(sample[random.integers(0, len(sample), size=(resamples, len(sample)))].mean(axis=1))
+    tail = (1.0 - level) / 2.0
+    low, high = np.quantile(means[1] - means[0], (tail, 1.0 - tail))
+    difference = float(np.mean(second)) - float(np.mean(first))
+    return Interval(difference, float(low), float(high), min(len(first), len(second)))

@@ -21,6 +21,10 @@ class ReportHeader:
     tasks: tuple[TaskWithQuiz, ...] = ()
     """The run's tasks, for the questions' texts; without them answers are shown by question id."""
     retention_quiz: Quiz = field(default_factory=Quiz)
+    resolved_yaml: str = ""
+    """Every setting with its value, defaults filled in."""
+    content_hash: str = ""
+    """Of settings, tasks and retention quiz as they were sent: runs with the same one were asked the same."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,10 @@ class EvaluationRecord:
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     report: EvaluationReport | None = None
+    seconds: float | None = None
+    """From a slot to the outcome, retries included; wall-clock."""
+    seed: int | None = None
+    """Of the inner loop."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,7 @@ class CandidateRecord:
     chosen: bool | None = None
     """Whether the update kept it. None: not recorded, the best of its group above zero is marked."""
     seed: int | None = None
+    completion_tokens: int | None = None
 
 
 class RoundUpdate(NamedTuple):

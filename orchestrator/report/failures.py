@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.report.data import RunReport
-from tutelage.domain.run import RunState
+from tutelage.domain.run import RunEvent, RunState
 from tutelage.domain.self_edit import Rejection
 
 
@@ -30,8 +31,8 @@ def describe_rejection(rejection: Rejection) -> str:
 
 
 def problems(report: RunReport) -> tuple[Problem, ...]:
-    """Rejected edits, rejected and failed evaluations, updates and commits that did not happen, a failed run."""
-    return tuple(_problems(report))
+    """A run that ended early, what was rejected or failed, updates and commits that did not happen, retries."""
+    return (*_problems(report), *_interruptions(report.events))
 
 
 def _problems(report: RunReport) -> Iterator[Problem]:
@@ -65,3 +66,22 @@ def _problems(report: RunReport) -> Iterator[Problem]:
         if not commit.committed:
             where = f"student {commit.student}, {commit.task_id}"
             yield Problem("not committed", where, commit.reason or "no reason given", "The student stayed as it was.")
+
+
+def _interruptions(events: Sequence[RunEvent]) -> Iterator[Problem]:
+    """What was overcome: attempts that failed and were made again, and restarts of the orchestrator."""
+    attempts: Counter[tuple[str, str]] = Counter()
+    resumed = 0
+    for event in events:
+        if event.kind == "evaluation_retry":
+            attempts[f"student {event.detail.get('student', '?')}", str(event.detail.get("reason", ""))] += 1
+        elif event.kind == "teacher_retry":
+            attempts["teacher", str(event.detail.get("reason", ""))] += 1
+        elif event.kind == "run_resumed":
+            resumed += 1
+    for (where, reason), count in attempts.items():
+        yield Problem(f"tried again, {count} ×", where, reason or "no reason given", "Waited and asked again.")
+    if resumed:
+        yield Problem(
+            f"resumed, {resumed} ×", "orchestrator", "It was stopped or killed.", "The run went on from its last row."
+        )

@@ -6,16 +6,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.report.costs import costs, totals
 from orchestrator.report.data import CandidateRecord, EvaluationRecord, RunReport
-from orchestrator.report.failures import describe_rejection, problems
-from orchestrator.report.quiz_scores import student_scores
+from orchestrator.report.failures import problems
+from orchestrator.report.pages import template, unit
+from orchestrator.report.quiz_scores import EVERYONE, QuizKind, StudentScores, student_scores
 from orchestrator.report.rewards import (
     DocumentGain,
     RoundReward,
-    best_and_worst,
+    extremes,
     gain_by_document,
     groups,
     reward_by_round,
@@ -24,8 +25,9 @@ from orchestrator.report.svg import BarRow, DotRow, Series, dot_rows, interval_p
 from tutelage.domain.evaluation import Answer, InnerLoopSettings
 from tutelage.domain.task import Question
 
-MINUS = "−"
 _CORRECT_FROM = 0.5
+_LINES = 6
+_HALF = 520.0
 
 
 @dataclass(frozen=True)
@@ -40,74 +42,37 @@ class AnsweredQuestion:
 
 def render_html(report: RunReport) -> str:
     """A self-contained page; the same report gives the same bytes."""
-    environment = Environment(
-        loader=PackageLoader("orchestrator", "report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "signed": signed,
-        "score": score,
-        "duration": duration,
-        "short": short,
-        "rejection": describe_rejection,
-    }
     made = groups(report)
     rounds = reward_by_round(made)
+    scores = student_scores(report, made)
     questions = _questions(report)
-    best, worst = best_and_worst(report)
-    return environment.get_template("page.html").render(
+    best, worst = extremes(report)
+    spent = costs(report)
+    return template("page.html").render(
         report=report,
         summary=report.header.summary,
         rounds=rounds,
         groups=made,
-        scores=student_scores(report, made),
+        scores=scores,
+        unit=unit,
         reward_plot=_reward_plot(rounds),
+        curves=_curves(scores, "quiz"),
+        retention_curves=_curves(scores, "retention"),
         gain_plot=_gain_plot(gain_by_document(made)),
         time_plot=_time_plot(report),
         extremes=[
-            (name, candidate, _answer_tables(candidate, questions))
-            for name, candidate in (("Best", best), ("Worst", worst))
-            if candidate is not None
+            (f"{name} edit", rank, candidate, _answer_tables(candidate, questions))
+            for name, found in (("Best", best), ("Worst", worst))
+            for rank, candidate in enumerate(found, start=1)
         ],
+        costs=spent,
+        totals=totals(spent),
         problems=problems(report),
         settings=_settings(report),
         seconds=_seconds(report),
         reward_scale=max([abs(item.reward) for item in report.candidates if item.reward is not None] or [1.0]) or 1.0,
         first_reports=_first_reports,
     )
-
-
-def signed(value: float | None, digits: int = 3) -> str:
-    """`+0.125`, with a true minus sign; a dash for what is not known."""
-    if value is None:
-        return "–"
-    return f"{value:+.{digits}f}".replace("-", MINUS)
-
-
-def score(value: float, grader: str, *, sign: bool = False) -> str:
-    """A mean score in the grader's unit: nats a token for loglik, per cent for all others."""
-    scaled, digits = (value, 2) if grader == "loglik" else (value * 100, 1)
-    return (f"{scaled:+.{digits}f}" if sign else f"{scaled:.{digits}f}").replace("-", MINUS)
-
-
-def duration(seconds: float | None) -> str:
-    """Such as `48 s`, `12 min 5 s` or `3 h 10 min`."""
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def short(identifier: str, length: int = 12) -> str:
-    """The head of a hash; shorter names stay whole."""
-    return identifier if len(identifier) <= length + 4 else identifier[:length] + "…"
 
 
 def _seconds(report: RunReport) -> float | None:
@@ -127,6 +92,30 @@ def _reward_plot(rounds: Sequence[RoundReward]) -> Markup:
         x_label="round",
         y_label="reward (gain over the untouched student)",
     )
+
+
+def _curves(scores: Sequence[StudentScores], quiz: QuizKind) -> list[tuple[str, Markup]]:
+    """By grader the change over all edits of each round, a line a student; nothing for a single round."""
+    drawn = []
+    # More lines than colours would tell nothing: then all students together are the one line.
+    shown = scores if len(scores) <= _LINES else [table for table in scores if table.student == EVERYONE]
+    numbers = sorted({row.round for table in scores for row in table.of(quiz) if row.round is not None})
+    graders = dict.fromkeys(grader for table in scores for grader in table.graders) if len(numbers) > 1 else {}
+    for grader in graders:
+        scale = 1.0 if grader == "loglik" else 100.0
+        series = []
+        for table in shown:
+            by_round = {
+                row.round: change.difference.scaled(scale)
+                for row in table.of(quiz)
+                if row.edits == "all" and row.round is not None and (change := row.change(grader)) is not None
+            }
+            series.append(Series(table.student or "all students", tuple(by_round.get(number) for number in numbers)))
+        label = f"change in {grader} ({unit(grader)})"
+        plot = interval_plot([str(number) for number in numbers], series, x_label="round", y_label=label, width=_HALF)
+        if plot:
+            drawn.append((grader, plot))
+    return drawn
 
 
 def _gain_plot(gains: Sequence[DocumentGain]) -> Markup:

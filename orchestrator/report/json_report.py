@@ -1,4 +1,4 @@
-"""The whole run report as one JSON document: times in ISO 8601, numbers that are not finite as null."""
+"""The whole run report as one JSON document, with its statistics: times in ISO 8601, numbers not finite as null."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import math
 from datetime import datetime
 from enum import Enum
 
+from orchestrator.report.costs import costs, totals
 from orchestrator.report.data import RoundUpdate, RunReport
+from orchestrator.report.failures import problems
+from orchestrator.report.quiz_scores import student_scores
+from orchestrator.report.rewards import groups, reward_by_round
 
 
 def plain(value: object) -> object:
@@ -32,7 +36,40 @@ def plain(value: object) -> object:
     raise TypeError(f"{type(value).__name__} has no JSON form")
 
 
+def statistics(report: RunReport) -> dict[str, object]:
+    """What the report derives from its records: gains and rewards with 95 % intervals, costs, what failed."""
+    made = groups(report)
+    gains = [
+        {
+            "student": table.student or None,
+            "quiz": row.quiz,
+            "edits": row.edits,
+            "round": row.round,
+            "format": row.format,
+            "grader": change.grader,
+            "before": change.before,
+            "after": change.after,
+            "difference": change.difference,
+        }
+        for table in student_scores(report, made)
+        for row in table.rows
+        for change in row.changes
+    ]
+    spent = costs(report)
+    return {
+        "gains": gains,
+        "rewards": reward_by_round(made),
+        "costs": spent,
+        "totals": totals(spent),
+        "problems": problems(report),
+    }
+
+
 def render_json(report: RunReport) -> str:
-    """Indented JSON with the fields of `RunReport`, and `format` to tell later forms apart."""
-    document = {"format": "tutelage-run-report-1", "report": plain(report)}
+    """Indented JSON: the fields of `RunReport`, the statistics, and `format` to tell later forms apart."""
+    document = {
+        "format": "tutelage-run-report-1",
+        "report": plain(report),
+        "statistics": plain(statistics(report)),
+    }
     return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

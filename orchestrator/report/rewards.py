@@ -110,12 +110,15 @@ def _last_mean(gain: DocumentGain) -> float:
     return float("-inf")
 
 
-def best_and_worst(report: RunReport) -> tuple[CandidateRecord | None, CandidateRecord | None]:
-    """The scored candidates with the greatest and the least reward; the worst is None when there is only one."""
-    scored = sorted(
-        (candidate for candidate in report.candidates if candidate.reward is not None),
-        key=lambda candidate: candidate.reward or 0.0,
-    )
-    if not scored:
-        return None, None
-    return scored[-1], (scored[0] if len(scored) > 1 else None)
+def extremes(report: RunReport, most: int = 3) -> tuple[tuple[CandidateRecord, ...], tuple[CandidateRecord, ...]]:
+    """The scored candidates with the greatest rewards and those with the least, the most extreme first.
+
+    At most `most` of each and none in both; equal edits of a group count once.
+    """
+    distinct: dict[tuple[int, str, str, float], CandidateRecord] = {}
+    for candidate in report.candidates:
+        if candidate.reward is not None:
+            distinct.setdefault((candidate.round, candidate.task_id, candidate.text, candidate.reward), candidate)
+    scored = sorted(distinct.values(), key=lambda candidate: -(candidate.reward or 0.0))
+    count = min(most, (len(scored) + 1) // 2)
+    return tuple(scored[:count]), tuple(reversed(scored[max(count, len(scored) - count) :]))

@@ -35,6 +35,12 @@ class BarRow:
     """Lengths of the stacked parts, in the order of the names."""
 
 
+@dataclass(frozen=True)
+class IntervalRow:
+    label: str
+    interval: Interval
+
+
 def _element(tag: str, body: str = "", **attributes: object) -> Markup:
     written = Markup("").join(
         Markup(' {}="{}"').format(
@@ -88,12 +94,14 @@ def _legend(names: Sequence[str], x: float, y: float, css: str = "s") -> list[Ma
     return parts
 
 
-def interval_plot(categories: Sequence[str], series: Sequence[Series], *, x_label: str, y_label: str) -> Markup:
-    """Means joined by lines, with whiskers for their intervals, over categories."""
+def interval_plot(
+    categories: Sequence[str], series: Sequence[Series], *, x_label: str, y_label: str, width: float = _WIDTH
+) -> Markup:
+    """Means joined by lines, with whiskers for their intervals, over categories; a `width` of half fits half a page."""
     known = [point for item in series for point in item.points if point is not None]
     if not known:
         return Markup("")
-    width, height, left, right, top, bottom = _WIDTH, 360.0, 74.0, 20.0, 44.0, 56.0
+    height, left, right, top, bottom = 360.0, 74.0, 20.0, 44.0, 56.0
     marks = ticks(min(0.0, *(point.low for point in known)), max(0.0, *(point.high for point in known)))
     low, high, step = marks[0], marks[-1], marks[1] - marks[0]
 
@@ -215,5 +223,34 @@ def stacked_bars(rows: Sequence[BarRow], names: Sequence[str], *, x_label: str, 
                 )
                 start += part
         parts.append(_text(x_of(total) + 8, y + 16, f"{total:,.0f}", "tick", "start"))
+    parts.append(_text(left + (width - left - right) / 2, height - 10, x_label, "axis"))
+    return _figure(width, height, title, parts)
+
+
+def interval_rows(rows: Sequence[IntervalRow], *, x_label: str, title: str) -> Markup:
+    """A row for each interval: its mean as a dot on a bar from end to end, beside a line at zero."""
+    if not rows:
+        return Markup("")
+    width, left, right, top, bottom, row_height = _WIDTH, 300.0, 24.0, 14.0, 52.0, 30.0
+    height = top + row_height * len(rows) + bottom
+    lows, highs = [row.interval.low for row in rows], [row.interval.high for row in rows]
+    marks = ticks(min(0.0, *lows), max(0.0, *highs), about=6)
+    low, high, step = marks[0], marks[-1], marks[1] - marks[0]
+
+    def x_of(value: float) -> float:
+        return left + (value - low) / (high - low) * (width - left - right)
+
+    parts: list[Markup] = []
+    for mark in marks:
+        parts.append(_line(x_of(mark), top, x_of(mark), height - bottom, "zero" if abs(mark) < step / 2 else "grid"))
+        parts.append(_text(x_of(mark), height - bottom + 18, tick_label(mark, step)))
+    for index, row in enumerate(rows):
+        y, item = top + row_height * (index + 0.5), row.interval
+        colour = "s0" if not item.excludes_zero else "s2" if item.low > 0 else "s1"
+        label = row.label if len(row.label) <= 42 else row.label[:41] + "…"
+        parts.append(_text(left - 12, y + 4, label, "row", "end"))
+        parts.append(_line(x_of(item.low), y, x_of(item.high), y, f"{colour} whisker"))
+        tip = _element("title", f"{row.label}: {item.mean:.3f} [{item.low:.3f}, {item.high:.3f}]")
+        parts.append(_element("circle", tip, cx=x_of(item.mean), cy=y, r=5.5, class_=f"{colour} fill dot"))
     parts.append(_text(left + (width - left - right) / 2, height - 10, x_label, "axis"))
     return _figure(width, height, title, parts)

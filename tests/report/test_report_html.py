@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from orchestrator.report.data import CandidateRecord, ReportHeader, RunReport
-from orchestrator.report.html import duration, render_html, score, signed
+from orchestrator.report.html import render_html
+from orchestrator.report.pages import duration, score, signed
 from tutelage.domain.run import RunState
 
 HOSTILE = '</pre></style><script>alert(1)</script><img src=x onerror=alert(2)>" onload="alert(3)'
@@ -62,13 +63,29 @@ def test_a_full_report_has_all_its_parts_and_no_network(run_report: RunReport) -
     assert page.lstrip().startswith("<!doctype html>")
     assert "prefers-color-scheme: dark" in page
     sections = re.findall(r'<section id="(\w+)"', page)
-    assert sections == ["scores", "rewards", "edits", "candidates", "updates", "failures", "time", "repeat"]
+    assert sections == [
+        "scores",
+        "retention",
+        "rewards",
+        "edits",
+        "candidates",
+        "updates",
+        "failures",
+        "time",
+        "repeat",
+    ]
     assert set(re.findall(r'<a href="#(\w+)"', page)) == set(sections)
     for text in (
         "Reward by round",
         "Gain by document",
         "Time by phase",
         "time (seconds)",
+        "Learning curves",
+        "Best edit 3",
+        "Worst edit 2",
+        "Further worst edits",
+        "All students",
+        "Tokens",
         "no group beat",
         "Socket closed",
     ):

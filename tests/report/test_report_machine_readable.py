@@ -1,11 +1,14 @@
-"""The JSON report and metrics.jsonl are valid JSON, complete, and never hold NaN."""
+"""The JSON report, metrics.jsonl and the CSV table are well-formed and complete, and never hold NaN."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 from collections import Counter
 
+from orchestrator.report.csv_table import render_csv
 from orchestrator.report.data import RunReport
 from orchestrator.report.json_report import render_json
 from orchestrator.report.metrics import metrics_lines
@@ -46,3 +49,49 @@ def test_metrics_have_one_line_for_each_thing(run_report: RunReport) -> None:
     assert rounds[0]["mean_reward"]["low"] <= rounds[0]["mean_reward"]["mean"] <= rounds[0]["mean_reward"]["high"]
     failed = next(record for record in records if record["type"] == "evaluation" and record["state"] == "failed")
     assert failed["reward"] is None
+
+
+def test_the_json_report_holds_the_statistics(run_report: RunReport) -> None:
+    statistics = json.loads(render_json(run_report))["statistics"]
+    gains = statistics["gains"]
+    assert {(item["student"], item["quiz"]) for item in gains} == {
+        (student, quiz) for student in (None, "a", "b") for quiz in ("quiz", "retention")
+    }
+    one = next(
+        item
+        for item in gains
+        if (item["student"], item["quiz"], item["edits"], item["round"], item["grader"])
+        == ("a", "quiz", "all", 2, "loglik")
+    )
+    assert one["after"] - one["before"] - one["difference"]["mean"] < 1e-9
+    assert one["difference"]["low"] < one["difference"]["mean"] < one["difference"]["high"]
+    assert statistics["totals"]["tokens"] == sum(row["tokens"] for row in statistics["costs"] if row["worker"] in "ab")
+    assert {"edit rejected", "evaluation failed", "not committed", "no update"} <= {
+        item["kind"] for item in statistics["problems"]
+    }
+
+
+def test_the_table_has_a_row_for_each_evaluation_and_each_edit_without_one(run_report: RunReport) -> None:
+    rows = list(csv.DictReader(io.StringIO(render_csv(run_report), newline="")))
+    evaluations = [item for candidate in run_report.candidates for item in candidate.evaluations]
+    lone = [candidate for candidate in run_report.candidates if not candidate.evaluations]
+    assert lone
+    assert len(rows) == len(evaluations) + len(lone)
+    by_id = {row["evaluation_id"]: row for row in rows if row["evaluation_id"]}
+    for item in evaluations:
+        row = by_id[item.evaluation_id]
+        assert row["state"] == item.state
+        assert (float(row["reward"]) if row["reward"] else None) == item.reward
+        if item.report is not None:
+            assert float(row["gain_contains"]) == (
+                item.report.after.scores["contains"] - item.report.before.scores["contains"]
+            )
+            assert int(row["tokens"]) == item.report.cost.tokens
+    assert {row["rejection"] for row in rows if not row["evaluation_id"]} == {"out_of_bounds"}
+
+
+def test_no_text_of_the_table_is_a_formula(run_report: RunReport) -> None:
+    hostile = dataclasses.replace(run_report.candidates[0], task_title='=HYPERLINK("http://x","y")', reward=-0.5)
+    rows = list(csv.DictReader(io.StringIO(render_csv(RunReport(run_report.header, (hostile,))), newline="")))
+    assert rows[0]["task_title"].startswith("'=")
+    assert rows[0]["candidate_reward"] == "-0.5"

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.report.bootstrap import mean_interval, paired_interval
+from orchestrator.report.bootstrap import mean_interval, paired_interval, unpaired_interval
+from orchestrator.report.costs import costs, totals
 from orchestrator.report.data import CandidateRecord, RunReport
 from orchestrator.report.failures import problems
 from orchestrator.report.quiz_scores import student_scores
-from orchestrator.report.rewards import best_and_worst, chosen_ids, gain_by_document, groups, reward_by_round
+from orchestrator.report.rewards import chosen_ids, extremes, gain_by_document, groups, reward_by_round
 
 
 def _candidate(index: int, reward: float | None, text: str = "text", chosen: bool | None = None) -> CandidateRecord:
@@ -78,8 +79,8 @@ def test_rewards_are_averaged_by_document_first(run_report: RunReport) -> None:
 
 def test_the_score_table_matches_the_reports(run_report: RunReport) -> None:
     tables = student_scores(run_report, groups(run_report))
-    assert [table.student for table in tables] == ["a", "b"]
-    row = next(row for row in tables[0].rows if row.label == "Round 1, all edits")
+    assert [table.student for table in tables] == ["", "a", "b"]
+    row = next(row for row in tables[1].rows if row.label == "Round 1, all edits")
     by_document: dict[str, list[float]] = {}
     for candidate in run_report.candidates:
         for evaluation in candidate.evaluations:
@@ -90,16 +91,76 @@ def test_the_score_table_matches_the_reports(run_report: RunReport) -> None:
     assert row.documents == len(by_document)
     assert change.after == pytest.approx(sum(sum(v) / len(v) for v in by_document.values()) / len(by_document))
     assert change.difference.low <= change.after - change.before <= change.difference.high
-    assert "Retention quiz, all edits" in [row.label for row in tables[0].rows]
+    kept = {row.label for row in tables[1].of("retention")}
+    assert {"Round 1, all edits", "Round 3, kept edits", "All rounds, all edits", "Committed"} <= kept
+
+
+def test_gains_are_told_by_format_where_a_run_has_several(run_report: RunReport) -> None:
+    other = tuple(
+        dataclasses.replace(candidate, format="implications") if candidate.index % 2 else candidate
+        for candidate in run_report.candidates
+    )
+    report = dataclasses.replace(run_report, candidates=other)
+    tables = student_scores(report, groups(report))
+    rows = {row.format: row for row in tables[0].of("quiz") if row.format is not None}
+    assert set(rows) == {"implications", "self-qa"}
+    values: dict[str, list[float]] = {}
+    for candidate in report.candidates:
+        for evaluation in candidate.evaluations:
+            if candidate.format == "implications" and evaluation.report is not None:
+                change = evaluation.report.after.scores["f1"] - evaluation.report.before.scores["f1"]
+                values.setdefault(candidate.task_id, []).append(change)
+    told = rows["implications"].change("f1")
+    assert told is not None
+    assert told.difference.mean == pytest.approx(sum(sum(v) / len(v) for v in values.values()) / len(values))
+    assert not [row for row in student_scores(run_report, groups(run_report))[0].rows if row.format is not None]
+
+
+def test_costs_are_summed_once_for_each_evaluation(run_report: RunReport) -> None:
+    first = run_report.candidates[0]
+    twin = dataclasses.replace(first, id="twin", index=9)
+    report = RunReport(run_report.header, (first, twin))
+    rows = [row for row in costs(report) if row.phase == "evaluating"]
+    reports = [item.report for item in first.evaluations if item.report is not None]
+    assert sum(row.evaluations for row in rows) == len(reports)
+    assert totals(costs(report))["tokens"] == sum(item.cost.tokens for item in reports)
+    whole = {(row.round, row.phase, row.worker) for row in costs(run_report)}
+    assert {
+        (1, "evaluating", "a"),
+        (3, "evaluating", "b"),
+        (1, "updating", "teacher"),
+        (2, "writing", "teacher"),
+    } <= whole
+    assert (2, "updating", "teacher") not in whole
+
+
+def test_unpaired_values_are_resampled_each_by_itself() -> None:
+    apart = unpaired_interval([0.0, 0.1] * 10, [1.0, 1.1] * 10)
+    assert apart is not None
+    # Normal theory: sd 0.05 each, 1.96 x 0.05 x sqrt(2 / 20) = 0.031.
+    assert apart.mean == pytest.approx(1.0)
+    assert apart.high - apart.low == pytest.approx(2 * 0.031, rel=0.15)
+    assert unpaired_interval([], [1.0]) is None
+    single = unpaired_interval([0.0], [1.0, 1.0, 1.0])
+    assert single is not None
+    assert not single.excludes_zero
 
 
 def test_best_and_worst_are_the_extremes(run_report: RunReport) -> None:
-    best, worst = best_and_worst(run_report)
-    rewards = [candidate.reward for candidate in run_report.candidates if candidate.reward is not None]
-    assert best is not None
-    assert worst is not None
-    assert (best.reward, worst.reward) == (max(rewards), min(rewards))
-    assert best_and_worst(RunReport(run_report.header)) == (None, None)
+    best, worst = extremes(run_report)
+    rewards = sorted(candidate.reward for candidate in run_report.candidates if candidate.reward is not None)
+    assert [item.reward for item in best] == rewards[:-4:-1]
+    assert [item.reward for item in worst] == rewards[:3]
+    assert extremes(RunReport(run_report.header)) == ((), ())
+
+
+def test_few_edits_are_never_best_and_worst_at_once(run_report: RunReport) -> None:
+    for count in range(1, 7):
+        made = tuple(_candidate(index, float(index), f"text {index}") for index in range(count))
+        best, worst = extremes(RunReport(run_report.header, made))
+        assert not {item.id for item in best} & {item.id for item in worst}
+        assert len(best) == min(3, (count + 1) // 2)
+        assert len(worst) == min(3, count // 2)
 
 
 def test_every_failure_is_listed(run_report: RunReport) -> None:
@@ -109,3 +170,16 @@ def test_every_failure_is_listed(run_report: RunReport) -> None:
     assert kinds.count("edit rejected") == sum(item.rejection is not None for item in run_report.candidates) > 0
     assert kinds.count("not committed") == sum(not item.committed for item in run_report.commits) > 0
     assert kinds.count("no update") == 1
+
+
+def test_what_was_overcome_is_listed_too(run_report: RunReport) -> None:
+    retry = dataclasses.replace(
+        run_report.events[0], kind="evaluation_retry", detail={"student": "a", "reason": "Socket closed"}
+    )
+    resumed = dataclasses.replace(retry, kind="run_resumed", detail={})
+    found = {
+        item.kind: item for item in problems(RunReport(run_report.header, events=(retry, resumed, retry, resumed)))
+    }
+    assert found["tried again, 2 ×"].where == "student a"
+    assert found["tried again, 2 ×"].reason == "Socket closed"
+    assert "resumed, 2 ×" in found

@@ -167,7 +167,7 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File to write; standard output if not given.")
     ] = None,
-    format: Annotated[ReportFormat, typer.Option(help="html, json, or metrics (JSON lines).")] = ReportFormat.HTML,
+    format: Annotated[ReportFormat, typer.Option(help="html, json, csv, or metrics (JSON lines).")] = ReportFormat.HTML,
 ) -> None:
     """Fetch a run's report, of a finished run or of one under way."""
 
@@ -175,7 +175,29 @@ def report(
         async with orchestrator_client(orchestrator) as client:
             return await client.get_report(run_id, format)
 
-    content = asyncio.run(call())
+    _deliver(asyncio.run(call()), output)
+
+
+@app.command("compare")
+def compare_runs(
+    run_id: Annotated[str, typer.Argument(metavar="A", help="The run that is compared with.")],
+    other_run_id: Annotated[str, typer.Argument(metavar="B", help="The other run; differences are B less A.")],
+    orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; standard output if not given.")
+    ] = None,
+    format: Annotated[ReportFormat, typer.Option(help="html or json.")] = ReportFormat.HTML,
+) -> None:
+    """Put two runs side by side, with the 95 % intervals of their differences."""
+
+    async def call() -> bytes:
+        async with orchestrator_client(orchestrator) as client:
+            return await client.compare_runs(run_id, other_run_id, format)
+
+    _deliver(asyncio.run(call()), output)
+
+
+def _deliver(content: bytes, output: Path | None) -> None:
     if output is None:
         typer.echo(content, nl=False)
     else:

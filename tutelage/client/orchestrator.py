@@ -42,7 +42,7 @@ def _cancelled(message: pb.CancelRunResponse) -> RunSummary:
     return run_summary_from_wire(message.run)
 
 
-def _chunk(message: pb.GetReportResponse) -> bytes:
+def _chunk(message: pb.GetReportResponse | pb.CompareRunsResponse) -> bytes:
     return message.chunk
 
 
@@ -57,6 +57,10 @@ def _student(message: pb.SetCurrentAdapterResponse) -> LogicalStudent:
 
 def _watch(run_id: str, after_sequence: int) -> pb.WatchRunRequest:
     return pb.WatchRunRequest(run_id=run_id, after_sequence=fitting("after_sequence", after_sequence, INT64_MAX))
+
+
+def _compared(run_id: str, other_run_id: str, format: ReportFormat) -> pb.CompareRunsRequest:
+    return pb.CompareRunsRequest(run_id=run_id, other_run_id=other_run_id, format=report_format_to_wire(format))
 
 
 class OrchestratorClient(AsyncConnection):
@@ -101,6 +105,13 @@ class OrchestratorClient(AsyncConnection):
         """The whole report."""
         request = pb.GetReportRequest(run_id=run_id, format=report_format_to_wire(format))
         return b"".join([chunk async for chunk in self._stream(self._stub.GetReport, request, _chunk, timeout_s)])
+
+    async def compare_runs(
+        self, run_id: str, other_run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S
+    ) -> bytes:
+        """Two runs side by side, as HTML or JSON; differences are the other's less the first's."""
+        request = _compared(run_id, other_run_id, format)
+        return b"".join([chunk async for chunk in self._stream(self._stub.CompareRuns, request, _chunk, timeout_s)])
 
     async def list_students(self, *, timeout_s: float = QUICK_S) -> tuple[LogicalStudent, ...]:
         """The logical students and their current versions."""
@@ -156,6 +167,11 @@ class SyncOrchestratorClient(SyncConnection):
         """The whole report."""
         request = pb.GetReportRequest(run_id=run_id, format=report_format_to_wire(format))
         return b"".join(self._stream(self._stub.GetReport, request, _chunk, timeout_s))
+
+    def compare_runs(self, run_id: str, other_run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
+        """Two runs side by side, as HTML or JSON; differences are the other's less the first's."""
+        request = _compared(run_id, other_run_id, format)
+        return b"".join(self._stream(self._stub.CompareRuns, request, _chunk, timeout_s))
 
     def list_students(self, *, timeout_s: float = QUICK_S) -> tuple[LogicalStudent, ...]:
         """The logical students and their current versions."""

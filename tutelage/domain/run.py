@@ -75,3 +75,4 @@ class ReportFormat(StrEnum):
     HTML = "html"
     JSON = "json"
     METRICS = "metrics"
+    CSV = "csv"

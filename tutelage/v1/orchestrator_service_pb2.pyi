@@ -76,6 +76,8 @@ class _ReportFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReportFo
     REPORT_FORMAT_JSON: _ReportFormat.ValueType  # 2
     REPORT_FORMAT_METRICS: _ReportFormat.ValueType  # 3
     """metrics.jsonl, one JSON object a line."""
+    REPORT_FORMAT_CSV: _ReportFormat.ValueType  # 4
+    """A table with one row an evaluation."""
 
 class ReportFormat(_ReportFormat, metaclass=_ReportFormatEnumTypeWrapper): ...
 
@@ -84,6 +86,8 @@ REPORT_FORMAT_HTML: ReportFormat.ValueType  # 1
 REPORT_FORMAT_JSON: ReportFormat.ValueType  # 2
 REPORT_FORMAT_METRICS: ReportFormat.ValueType  # 3
 """metrics.jsonl, one JSON object a line."""
+REPORT_FORMAT_CSV: ReportFormat.ValueType  # 4
+"""A table with one row an evaluation."""
 Global___ReportFormat: _TypeAlias = ReportFormat  # noqa: Y015
 
 @_typing.final
@@ -496,6 +500,52 @@ class GetReportResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetReportResponse: _TypeAlias = GetReportResponse  # noqa: Y015
+
+@_typing.final
+class CompareRunsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    OTHER_RUN_ID_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run that is compared with: differences are the other run's less this one's."""
+    other_run_id: _builtins.str
+    format: Global___ReportFormat.ValueType
+    """HTML or JSON."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        other_run_id: _builtins.str = ...,
+        format: Global___ReportFormat.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "other_run_id", b"other_run_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRunsRequest: _TypeAlias = CompareRunsRequest  # noqa: Y015
+
+@_typing.final
+class CompareRunsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompareRunsResponse: _TypeAlias = CompareRunsResponse  # noqa: Y015
 
 @_typing.final
 class LogicalStudent(_message.Message):

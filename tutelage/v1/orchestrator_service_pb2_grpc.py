@@ -64,6 +64,11 @@ class OrchestratorServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportResponse.FromString,
                 _registered_method=True)
+        self.CompareRuns = channel.unary_stream(
+                '/tutelage.v1.OrchestratorService/CompareRuns',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsResponse.FromString,
+                _registered_method=True)
         self.ListStudents = channel.unary_unary(
                 '/tutelage.v1.OrchestratorService/ListStudents',
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListStudentsRequest.SerializeToString,
@@ -118,6 +123,13 @@ class OrchestratorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CompareRuns(self, request, context):
+        """Two runs side by side with the intervals of their differences, as HTML or JSON; the bytes in chunks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListStudents(self, request, context):
         """Logical students and the adapter version that is current for each.
         """
@@ -164,6 +176,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.GetReport,
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportResponse.SerializeToString,
+            ),
+            'CompareRuns': grpc.unary_stream_rpc_method_handler(
+                    servicer.CompareRuns,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsResponse.SerializeToString,
             ),
             'ListStudents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStudents,
@@ -338,6 +355,33 @@ class OrchestratorService(object):
             '/tutelage.v1.OrchestratorService/GetReport',
             tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.SerializeToString,
             tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/CompareRuns',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class OrchestratorServiceStub:
     CancelRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CancelRunRequest, _orchestrator_service_pb2.CancelRunResponse]
     GetReport: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.GetReportRequest, _orchestrator_service_pb2.GetReportResponse]
     """The report's bytes in chunks."""
+    CompareRuns: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.CompareRunsRequest, _orchestrator_service_pb2.CompareRunsResponse]
+    """Two runs side by side with the intervals of their differences, as HTML or JSON; the bytes in chunks."""
     ListStudents: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ListStudentsRequest, _orchestrator_service_pb2.ListStudentsResponse]
     """Logical students and the adapter version that is current for each."""
     SetCurrentAdapter: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.SetCurrentAdapterRequest, _orchestrator_service_pb2.SetCurrentAdapterResponse]
@@ -57,6 +59,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     CancelRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CancelRunRequest, _orchestrator_service_pb2.CancelRunResponse]  # type: ignore[assignment]
     GetReport: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.GetReportRequest, _orchestrator_service_pb2.GetReportResponse]  # type: ignore[assignment]
     """The report's bytes in chunks."""
+    CompareRuns: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.CompareRunsRequest, _orchestrator_service_pb2.CompareRunsResponse]  # type: ignore[assignment]
+    """Two runs side by side with the intervals of their differences, as HTML or JSON; the bytes in chunks."""
     ListStudents: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ListStudentsRequest, _orchestrator_service_pb2.ListStudentsResponse]  # type: ignore[assignment]
     """Logical students and the adapter version that is current for each."""
     SetCurrentAdapter: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.SetCurrentAdapterRequest, _orchestrator_service_pb2.SetCurrentAdapterResponse]  # type: ignore[assignment]
@@ -107,6 +111,14 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_service_pb2.GetReportResponse], _abc.AsyncIterator[_orchestrator_service_pb2.GetReportResponse]]:
         """The report's bytes in chunks."""
+
+    @_abc_1.abstractmethod
+    def CompareRuns(
+        self,
+        request: _orchestrator_service_pb2.CompareRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestrator_service_pb2.CompareRunsResponse], _abc.AsyncIterator[_orchestrator_service_pb2.CompareRunsResponse]]:
+        """Two runs side by side with the intervals of their differences, as HTML or JSON; the bytes in chunks."""
 
     @_abc_1.abstractmethod
     def ListStudents(

@@ -31,6 +31,7 @@ _FORMATS: dict[int, ReportFormat] = {
     pb.REPORT_FORMAT_HTML: ReportFormat.HTML,
     pb.REPORT_FORMAT_JSON: ReportFormat.JSON,
     pb.REPORT_FORMAT_METRICS: ReportFormat.METRICS,
+    pb.REPORT_FORMAT_CSV: ReportFormat.CSV,
 }
 _FORMAT_VALUES = reverse(_FORMATS)
 
