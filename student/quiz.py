@@ -188,6 +188,7 @@ def take_quiz(
         scores = {}
         for name in graders if question.answer else ():
             gold = (question.answer, *question.aliases)
-            scores[name] = logliks[i] if name == LOGLIK else grade(name, texts[i], gold)
+            known = f"{question.topic} {question.text}"
+            scores[name] = logliks[i] if name == LOGLIK else grade(name, texts[i], gold, known)
         answers_out.append(Answer(question.id, texts[i], scores))
     return tuple(answers_out)

@@ -1,4 +1,4 @@
-"""String graders: each takes an answer and the gold answers, and scores 0 to 1 by the gold answer it fits best."""
+"""String graders: each takes an answer, the gold answers and the question, and scores 0 to 1 by the best fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from tutelage.domain.errors import InvalidInput
+from tutelage.grading.lenient import THRESHOLD, probability
 from tutelage.grading.normalise import normalise
 
 
@@ -22,20 +23,20 @@ def is_within(needle: Sequence[str], words: Sequence[str]) -> bool:
     return width > 0 and any(list(words[start : start + width]) == wanted for start in range(len(words) - width + 1))
 
 
-def exact(answer: str, gold: Sequence[str]) -> float:
+def exact(answer: str, gold: Sequence[str], question: str = "") -> float:
     """1 where the normalised answer equals a normalised gold answer."""
     words = _words(answer)
     return float(any(words == _words(item) for item in gold if item.strip()))
 
 
-def contains(answer: str, gold: Sequence[str]) -> float:
+def contains(answer: str, gold: Sequence[str], question: str = "") -> float:
     """1 where the answer contains a gold answer, in whole words ("art" is not in "party")."""
     words, raw = _words(answer), answer.lower().split()
     # The second form is for gold answers that normalise to nothing, which `_words` leaves as they are.
     return float(any(is_within(_words(item), words) or is_within(_words(item), raw) for item in gold))
 
 
-def f1(answer: str, gold: Sequence[str]) -> float:
+def f1(answer: str, gold: Sequence[str], question: str = "") -> float:
     """Harmonic mean of precision and recall over words, of the best gold answer."""
     return max((_f1(_words(answer), _words(item)) for item in gold), default=0.0)
 
@@ -45,15 +46,25 @@ def _f1(words: list[str], wanted: list[str]) -> float:
     return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
 
 
-STRING_GRADERS: Mapping[str, Callable[[str, Sequence[str]], float]] = MappingProxyType(
-    {"exact": exact, "contains": contains, "f1": f1}
+def lenient(answer: str, gold: Sequence[str], question: str = "") -> float:
+    """1 where a judge would probably call the answer right: other spellings, inflections and orders are."""
+    return float(probability(answer, gold, question) >= THRESHOLD)
+
+
+def probable(answer: str, gold: Sequence[str], question: str = "") -> float:
+    """The probability that `lenient` decides by: a reward that tells a half answer from none."""
+    return probability(answer, gold, question)
+
+
+STRING_GRADERS: Mapping[str, Callable[[str, Sequence[str], str], float]] = MappingProxyType(
+    {"exact": exact, "contains": contains, "f1": f1, "lenient": lenient, "probable": probable}
 )
 """The graders by name."""
 
 
-def grade(name: str, answer: str, gold: Sequence[str]) -> float:
-    """Score 0 to 1 of `answer` by the grader `name`; InvalidInput for an unknown grader."""
+def grade(name: str, answer: str, gold: Sequence[str], question: str = "") -> float:
+    """Score 0 to 1 of `answer` to `question` by the grader `name`; InvalidInput for an unknown grader."""
     grader = STRING_GRADERS.get(name)
     if grader is None:
         raise InvalidInput.of("graders", name, "one of " + ", ".join(STRING_GRADERS))
-    return grader(answer, gold)
+    return grader(answer, gold, question)
