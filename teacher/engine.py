@@ -66,7 +66,7 @@ class Writer:
         self._check(candidates, sampling)
         adapter = self._policies.adapter_folder(policy_version)
         prompt = self.prompt_of(task, format)
-        self._check_length(len(prompt), sampling)
+        self._check_length(task.id, len(prompt), sampling)
         # Each candidate is sampled by its own seed alone.
         seeds = [derived_seed(seed, index) for index in range(candidates)]
         started = time.monotonic()
@@ -151,11 +151,11 @@ class Writer:
         if wrong:
             raise InvalidInput(wrong)
 
-    def _check_length(self, prompt: int, sampling: Sampling) -> None:
+    def _check_length(self, task: str, prompt: int, sampling: Sampling) -> None:
         context = self.loaded.context_length
         if prompt + sampling.max_new_tokens > context:
             raise InvalidInput.of(
                 "task.document.text",
-                f"a prompt of {prompt} tokens and {sampling.max_new_tokens} new ones",
+                f"a prompt of {prompt} tokens for task {task!r} and {sampling.max_new_tokens} new ones",
                 f"at most {context} tokens together (the context): shorten the document or sampling.max_new_tokens",
             )

@@ -128,7 +128,9 @@ class Service:
         self._ready, self._out, self._err = folder / "ready.json", folder / "out.txt", folder / "err.txt"
         config = folder / "service.yaml"
         server = {"ready_file": str(self._ready), **settings.pop("server", {})}
-        config.write_text(yaml.safe_dump({"data_dir": str(folder / "data"), **settings, "server": server}))
+        config.write_text(
+            yaml.safe_dump({"data_dir": str(folder / "data"), **settings, "server": server}, sort_keys=False)
+        )
         with self._out.open("ab") as out, self._err.open("ab") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tutelage.cli.main", room, "serve", "--config", str(config)],
@@ -168,14 +170,13 @@ class Service:
         self.process.wait()
 
 
-@pytest.fixture
-def start_service(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[..., Service]]:
-    """Starts services by room and settings (a tiny model where none is named); none is left at the end."""
+@pytest.fixture(scope="module")
+def start_service(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Callable[..., Service]]:
+    """Starts services by room and settings (a tiny model where none is named); none is left at the module's end."""
     services: list[Service] = []
 
-    def start(room: str, name: str = "service", **settings: Any) -> Service:
-        folder = tmp_path / name
-        folder.mkdir(exist_ok=True)
+    def start(room: str, **settings: Any) -> Service:
+        folder = tmp_path_factory.mktemp(room)
         if room != "orchestrator":
             plain = {"model": str(tiny_model), "quantisation": "none", "compute_dtype": "float32", "threads": 1}
             settings = {**plain, **settings}
