@@ -19,6 +19,7 @@ from orchestrator.runner import Runner, rebuild, run_hash
 from orchestrator.store import Store
 from orchestrator.student_rows import StudentRows
 from orchestrator.students import Students
+from orchestrator.teaching import first_policy
 from tutelage.client import TeacherClient
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.errors import AlreadyExists, FieldViolation, InvalidInput, NotFound, Unavailable
@@ -152,12 +153,16 @@ class Engine:
         ]
         try:
             teacher = await self.teacher.describe(timeout_s=self.settings.describe_timeout_s)
+            policy = await first_policy(config.policy, teacher, self.teacher)
             described = await self._described([name for name in config.students if name in self.settings.students])
         except Unavailable as error:
             # What is wrong with the input is told first: it will not get better by waiting.
             if wrong:
                 raise InvalidInput(wrong) from None
             raise Unavailable(f"the run cannot start: {error}", error.retry_after_s) from None
+        if not policy:
+            allowed = "`initial`, `latest` or a version that the teacher keeps"
+            wrong.append(FieldViolation("config.policy", config.policy, allowed))
         wrong += service_violations(config, teacher, described)
         if wrong:
             raise InvalidInput(wrong)
@@ -171,7 +176,7 @@ class Engine:
             retention_quiz=retention_quiz,
             format=resolve_format(config, teacher),
             teacher=teacher,
-            policy_version=teacher.initial_policy_version,
+            policy_version=policy,
             students={name: RunStudent(name, described[name], versions[name]) for name in described},
             state=RunState.RUNNING,
             message="",

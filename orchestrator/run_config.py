@@ -86,6 +86,8 @@ class RewardConfig(Settings):
 class UpdateConfig(Settings):
     """How the teacher learns from a round."""
 
+    when: Literal["round", "never"] = "round"
+    """After each round, or never: the teacher then stays as it is."""
     algorithm: str = Field(default="rest_em", min_length=1)
     """One of the teacher's algorithms."""
     rank: int = Field(default=64, ge=1)
@@ -139,6 +141,8 @@ class RunConfig(Settings):
     """Logical students that learn from each candidate."""
     format: str | InlineFormat = "implications"
     """Name of one of the teacher's formats, or a format written here."""
+    policy: str = Field(default="initial", min_length=1)
+    """Who writes in round 1: `initial` (the untouched teacher), `latest` (the newest policy), or a version."""
     candidates: int = Field(default=4, ge=1, le=1024)
     """Self-edits a task and round."""
     evaluation_seeds: int = Field(default=1, ge=1, le=64)
@@ -197,7 +201,8 @@ class RunConfig(Settings):
 
     def update_settings(self) -> UpdateSettings:
         """The domain's settings of a policy update."""
-        return UpdateSettings(**{name: value for name, value in dict(self.update).items() if name != "algorithm"})
+        kept = {name: value for name, value in dict(self.update).items() if name not in ("when", "algorithm")}
+        return UpdateSettings(**kept)
 
 
 def resolve_format(config: RunConfig, teacher: TeacherDescription) -> Format:
@@ -254,7 +259,7 @@ def service_violations(
 ) -> list[FieldViolation]:
     """What the run asks of teacher and students that they do not have."""
     found = []
-    if config.update.algorithm not in teacher.algorithms:
+    if config.update.when != "never" and config.update.algorithm not in teacher.algorithms:
         allowed = "one of the teacher's algorithms: " + (", ".join(teacher.algorithms) or "none")
         found.append(FieldViolation("config.update.algorithm", config.update.algorithm, allowed))
     try:

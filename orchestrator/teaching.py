@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from orchestrator import metrics
 from orchestrator.config import OrchestratorSettings
@@ -13,8 +14,19 @@ from orchestrator.rows import Event
 from orchestrator.store import Store
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
+from tutelage.domain.description import TeacherDescription
 from tutelage.domain.errors import TutelageError, Unavailable
-from tutelage.domain.policy import Candidate, CandidateGroup, ScoredCandidate, UpdateRequest, UpdateResult
+from tutelage.domain.policy import Candidate, CandidateGroup, Policy, ScoredCandidate, UpdateRequest, UpdateResult
+from tutelage.domain.run import NO_UPDATE
+
+
+async def first_policy(wanted: str, described: TeacherDescription, teacher: TeacherClient) -> str:
+    """The version that `initial`, `latest` or a version means to this teacher; empty when it does not keep it."""
+    named = {"initial": described.initial_policy_version, "latest": described.latest_policy_version}
+    if wanted in named:
+        return named[wanted]
+    known = {described.initial_policy_version} | {policy.version for policy in await teacher.list_policies()}
+    return wanted if wanted in known else ""
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,10 @@ class Teaching:
                     return event
             raise Unavailable("the teacher ended the stream without a result")
 
-        result = await patiently(call, "teacher", self.settings.retry, told=self._told)
+        if run.config.update.when == "never":
+            result = _unchanged(decision.parent_version, run.run_id, round_)
+        else:
+            result = await patiently(call, "teacher", self.settings.retry, told=self._told)
         told: list[Event] = [
             (
                 "policy_updated",
@@ -117,5 +132,12 @@ class Teaching:
         elif run.plan.commits:
             told.append(("commit_started", {"students": list(run.config.students)}))
         made = await self.store.add_update(run.run_id, round_, result, told)
-        metrics.POLICY_ROUND.set(made.result.policy.round)
+        if run.config.update.when != "never":
+            metrics.POLICY_ROUND.set(made.result.policy.round)
         return made
+
+
+def _unchanged(version: str, run_id: str, round_: int) -> UpdateResult:
+    """The end of a round after which the teacher was not to learn."""
+    policy = Policy(version, version, run_id, round_, NO_UPDATE, "", "", datetime.now(UTC))
+    return UpdateResult(policy, "", False, 0, 0.0, "the run does not update the teacher")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.report.data import RunReport
-from tutelage.domain.run import RunEvent, RunState
+from tutelage.domain.run import NO_UPDATE, RunEvent, RunState
 from tutelage.domain.self_edit import Rejection
 
 
@@ -58,7 +58,7 @@ def _problems(report: RunReport) -> Iterator[Problem]:
                 earned = "no reward" if evaluation.reward is None else f"reward {evaluation.reward:.3g}"
                 yield Problem("evaluation rejected", there, evaluation.reason, f"Earned {earned}.")
     for number, result in report.updates:
-        if not result.updated:
+        if not result.updated and result.policy.algorithm != NO_UPDATE:
             yield Problem(
                 "no update", f"round {number}", result.message or "no reason given", "The policy stayed as it was."
             )

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from tutelage.domain.task import Quiz, Task
 
+NO_UPDATE = "none"
+"""The algorithm that is recorded for a round after which the teacher was not to learn."""
+
 
 class RunState(StrEnum):
     RUNNING = "running"
