@@ -38,6 +38,14 @@ runs = Table(
     Column("message", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("finished_at", BigInteger),
+    # The settings with every default filled in as it was then; empty in runs older than this column.
+    Column("resolved_yaml", Text, nullable=False, server_default=""),
+    # Rounds that were added to those of the settings.
+    Column("extra_rounds", Integer, nullable=False, server_default="0"),
+    # Which orchestrator drives the run until when, and how often that changed: writes of an earlier epoch are refused.
+    Column("owner", String(200), nullable=False, server_default=""),
+    Column("leased_until", BigInteger, nullable=False, server_default="0"),
+    Column("epoch", BigInteger, nullable=False, server_default="0"),
 )
 
 run_students = Table(
@@ -95,6 +103,8 @@ evaluations = Table(
     Column("seconds", Float),
     Column("started_at", BigInteger, nullable=False),
     Column("ended_at", BigInteger),
+    # Address of the replica that gave the outcome: it holds the weights.
+    Column("replica", Text, nullable=False, server_default=""),
     _run_key(),
     Index("evaluations_by_task", "run_id", "student", "task_id"),
 )
@@ -137,6 +147,18 @@ commits = Table(
     Column("parent_version", Text, nullable=False),
     Column("quiz_before", LargeBinary, nullable=False),
     Column("quiz_after", LargeBinary, nullable=False),
+    _run_key(),
+)
+
+utilisation = Table(
+    "utilisation",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    # `teacher` or `student/NAME`.
+    Column("actor", String(80), primary_key=True),
+    # Slot-seconds that were used, and that there were while the run was driven.
+    Column("busy_s", Float, nullable=False),
+    Column("capacity_s", Float, nullable=False),
     _run_key(),
 )
 
