@@ -77,6 +77,17 @@ def test_goes_on_after_the_last_sequence_seen() -> None:
 
 
 @pytest.mark.usefixtures("_no_pause")
+def test_a_run_that_ended_meanwhile_is_told_to_its_end() -> None:
+    pieces = [[(_RUNNING, event(1))], [(_DONE, None), (_DONE, event(2)), (_DONE, event(3)), (_DONE, None)]]
+    client = RestartingOrchestrator(pieces)
+    told: list[int] = []
+    display = watching.PlainDisplay(Console(file=io.StringIO()))
+    follow = watching.follow(client, "r", display, 30, lambda event: told.append(event.sequence))  # type: ignore[arg-type]
+    assert asyncio.run(follow).state is RunState.DONE
+    assert told == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("_no_pause")
 def test_never_reached_is_an_error_at_once() -> None:
     with pytest.raises(Unavailable):
         follow(RestartingOrchestrator([]), Console(file=io.StringIO()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -35,14 +35,17 @@ async def watch(
     """
     seen, lost_since, pause, met = after_sequence, time.monotonic(), _FIRST_PAUSE_S, False
     while True:
+        ended = False
         try:
             async for summary, event in client.watch_run(run_id, after_sequence=seen):
                 met, lost_since, pause = True, time.monotonic(), _FIRST_PAUSE_S
                 if event is not None:
                     seen = max(seen, event.sequence)
+                ended = summary.state is not RunState.RUNNING
                 yield summary, event
-                if summary.state is not RunState.RUNNING and event is None:
-                    return
+            # The first word of a stream is the summary, of an ended run, too: only its end means that all was told.
+            if ended:
+                return
             summary, _ = await client.get_run(run_id)
             if summary.state is not RunState.RUNNING:
                 yield summary, None
@@ -56,14 +59,22 @@ async def watch(
         pause = min(pause * 2, _LONGEST_PAUSE_S)
 
 
-async def follow(client: OrchestratorClient, run_id: str, display: Display, patience_s: float = 600.0) -> RunSummary:
-    """Shows a run until it ends, and returns its last summary."""
+async def follow(
+    client: OrchestratorClient,
+    run_id: str,
+    display: Display,
+    patience_s: float = 600.0,
+    told: Callable[[RunEvent], None] | None = None,
+) -> RunSummary:
+    """Shows a run until it ends, and returns its last summary; `told` gets each event once, in order."""
     last: RunSummary | None = None
     async for item in watch(client, run_id, patience_s):
         if isinstance(item, Unavailable):
             display.lost(str(item))
             continue
         last = item[0]
+        if told is not None and item[1] is not None:
+            told(item[1])
         display.show(*item)
     if last is None:
         raise Unavailable(f"nothing was heard of run {run_id!r}")
@@ -190,9 +201,15 @@ class LiveDisplay(AbstractContextManager["LiveDisplay"]):
         self._note = f"orchestrator lost ({reason}); trying again"
 
 
-async def follow_on(console: Console, client: OrchestratorClient, run_id: str, patience_s: float) -> RunSummary:
+async def follow_on(
+    console: Console,
+    client: OrchestratorClient,
+    run_id: str,
+    patience_s: float,
+    told: Callable[[RunEvent], None] | None = None,
+) -> RunSummary:
     """Follows with a live display on a terminal and with plain lines in a pipe."""
     if not console.is_terminal:
-        return await follow(client, run_id, PlainDisplay(console), patience_s)
+        return await follow(client, run_id, PlainDisplay(console), patience_s, told)
     with LiveDisplay(console) as display:
-        return await follow(client, run_id, display, patience_s)
+        return await follow(client, run_id, display, patience_s, told)

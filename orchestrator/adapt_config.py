@@ -1,0 +1,106 @@
+"""How documents are turned into knowledge of students without teaching the teacher: the recipe of an adaptation.
+
+An adaptation is a run of one round whose teacher stays as it is: n candidates for each document, each tried on every
+student, the best by its quiz offered to the gates, committed or not. A recipe becomes that run's settings.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, model_validator
+
+from orchestrator.committing import TRIES
+from orchestrator.run_config import DeadlineConfig, InlineFormat, InnerLoopConfig, RunConfig, SamplingConfig
+from tutelage.settings import Settings
+
+
+class GateConfig(Settings):
+    """What the best candidate of a document has to show before a student keeps it."""
+
+    grader: str = "contains"
+    """Grader of the document's quiz by which candidates are ranked and gains measured."""
+    min_gain: float = 0.0
+    """The gain on the quiz must be above this: once as evaluated, and once more as the version is stored."""
+    retention_grader: str = "loglik"
+    """Grader of the retention quiz."""
+    max_retention_loss: float | None = Field(default=0.5, ge=0)
+    """Most that may be lost on the retention quiz; nothing means no limit."""
+
+
+class Recipe(Settings):
+    """How a document is learned."""
+
+    students: tuple[str, ...] = Field(min_length=1)
+    """Logical students that learn."""
+    policy: str = Field(default="latest", min_length=1)
+    """Who writes: `latest` (the newest policy of the teacher), `initial` (the untouched model), or a version."""
+    format: str | InlineFormat = "implications"
+    """Name of one of the teacher's formats, or a format written here."""
+    candidates: int = Field(default=4, ge=1, le=1024)
+    """Self-edits a document, of which the best is offered to the gates."""
+    evaluation_seeds: int = Field(default=1, ge=1, le=64)
+    """Evaluations of a candidate on each student, with different seeds."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of everything random in it."""
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    """How the teacher samples."""
+    inner_loop: InnerLoopConfig = Field(default_factory=InnerLoopConfig)
+    """How students train."""
+    graders: tuple[str, ...] = Field(default=("contains", "loglik"), min_length=1)
+    """Graders of the quizzes."""
+    gate: GateConfig = Field(default_factory=GateConfig)
+    """What the best candidate has to show."""
+    deadlines: DeadlineConfig = Field(default_factory=DeadlineConfig)
+    """How long and how often an evaluation is tried."""
+
+    @model_validator(mode="after")
+    def _is_a_run(self) -> Recipe:
+        # The run's own checks (graders that are missing, students named twice) hold for the recipe, too.
+        RunConfig.model_validate(self._run_values("adapt"))
+        return self
+
+    def _run_values(self, name: str) -> dict[str, Any]:
+        values = self.model_dump(mode="json", exclude={"gate", "name", "documents", "retention_quiz", "limit"})
+        gate = self.gate
+        return {
+            "name": name,
+            **{key: value for key, value in values.items() if key in RunConfig.model_fields},
+            "rounds": 1,
+            "reward": {"grader_weights": {gate.grader: 1.0}, "retention_grader": gate.retention_grader},
+            "update": {"when": "never"},
+            "commit": {
+                "when": "end",
+                "grader": gate.grader,
+                "min_gain": gate.min_gain,
+                "max_retention_loss": gate.max_retention_loss,
+            },
+        }
+
+    def run_yaml(self, name: str) -> str:
+        """The settings of the run that does it, as YAML."""
+        return yaml.safe_dump(self._run_values(name), sort_keys=False)
+
+    @property
+    def evaluations_per_document(self) -> int:
+        """The most evaluations that one document can take.
+
+        Every candidate on every student, and what a commit may train again: a student that moved on since, or no
+        longer holds the weights.
+        """
+        return len(self.students) * (self.candidates * self.evaluation_seeds + TRIES)
+
+
+class AdaptConfig(Recipe):
+    """The file that `tutelage adapt` takes. `documents`, `retention_quiz` and `limit` are read by the command line."""
+
+    name: str = Field(default="adapt", max_length=200)
+    """A title for people."""
+    documents: Path | None = None
+    """File with the documents and their questions."""
+    retention_quiz: Path | None = None
+    """File with questions about other things; without it forgetting is not measured."""
+    limit: int | None = Field(default=None, ge=1)
+    """First documents of the file to use."""

@@ -1,0 +1,178 @@
+"""An adaptation commits the best candidate that passes its gates, leaves students alone otherwise, teaches no one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from orchestrator.adapt_config import AdaptConfig, Recipe
+from orchestrator.run_config import RunConfig
+from tutelage.cli.main import app
+from tutelage.domain.errors import InvalidInput
+from tutelage.domain.evaluation import Answer, QuizResult
+from tutelage.domain.run import RunState
+from tutelage.domain.task import Quiz
+from tutelage.settings import load_settings, parse_settings
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "runs" / "adapt.yaml"
+
+
+def _recipe(**changes: Any) -> Recipe:
+    return parse_settings({"students": ["a", "b"], "candidates": 3, "policy": "initial"} | changes, Recipe)
+
+
+async def _adapt(world: Any, engine: Any, run_id: str = "run", quiz: Quiz | None = None, **changes: Any) -> Any:
+    await engine.start_run(run_id, _recipe(**changes).run_yaml("adapt"), world.tasks, quiz or Quiz())
+    return await world.done(engine, run_id)
+
+
+def test_the_best_is_committed_and_the_teacher_learns_nothing(world: Any) -> None:
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            summary = await _adapt(world, engine)
+            assert summary.state is RunState.DONE
+            assert summary.policy_version == "policy-0"
+            commits = await engine.store.commits("run")
+            assert {(row["student"], row["task_id"]) for row in commits} == {
+                (student, task) for student in ("a", "b") for task in ("t1", "t2")
+            }
+            assert all(row["committed"] for row in commits)
+            best: dict[tuple[str, str], float] = {}
+            for row in await engine.store.evaluations("run"):
+                if row.phase == "round" and row.outcome is not None:
+                    key = (row.student, row.task_id)
+                    best[key] = max(best.get(key, 0.0), row.outcome.after.scores["contains"])
+            first = next(row for row in commits if (row["student"], row["task_id"]) == ("a", "t1"))
+            assert first["quiz_after"].scores["contains"] == best["a", "t1"]
+            last = {row["student"]: row for row in commits if row["task_id"] == "t2"}
+            for student in await engine.list_students():
+                assert student.current_adapter_version == last[student.name]["version"]
+        assert world.teacher.updates == []
+        await world.down()
+
+    asyncio.run(body())
+
+
+def test_below_the_gate_a_student_stays_as_it_is(world: Any) -> None:
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            summary = await _adapt(world, engine, gate={"min_gain": 2.0})
+            assert summary.state is RunState.DONE
+            commits = await engine.store.commits("run")
+            assert len(commits) == 4
+            assert not any(row["committed"] for row in commits)
+            assert all("is not above 2.0" in row["reason"] for row in commits)
+            assert {student.current_adapter_version for student in await engine.list_students()} == {""}
+        assert world.a.adapters == {}
+        await world.down()
+
+    asyncio.run(body())
+
+
+def test_a_student_that_forgets_too_much_is_left_alone_and_the_other_learns(world: Any) -> None:
+    plain = world.a.report
+
+    def forgetful(key: Any) -> Any:
+        def answered(value: float) -> QuizResult:
+            return QuizResult.of((Answer("r", "text", {"contains": 1.0, "loglik": value}),))
+
+        return dataclasses.replace(plain(key), retention_before=answered(-1.0), retention_after=answered(-1.75))
+
+    world.a.report = forgetful
+
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            await _adapt(world, engine, gate={"max_retention_loss": 0.5})
+            commits = await engine.store.commits("run")
+            assert {row["student"] for row in commits if row["committed"]} == {"b"}
+            reasons = [row["reason"] for row in commits if row["student"] == "a"]
+            assert all("0.7500 forgotten on loglik is above 0.5" in reason for reason in reasons)
+        await world.down()
+
+    asyncio.run(body())
+
+
+def test_the_example_is_a_recipe_and_its_run_is_valid() -> None:
+    config = load_settings(EXAMPLE, AdaptConfig)
+    run = parse_settings(config.run_yaml("x"), RunConfig)
+    assert (run.rounds, run.update.when, run.commit.when) == (1, "never", "end")
+    assert run.commit.min_gain == config.gate.min_gain
+    assert run.inner_loop == config.inner_loop
+    assert run.documents is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"gate": {"grader": "judge"}}, "commit.grader"),
+        ({"graders": ["contains"]}, "reward.retention_grader"),
+        ({"students": ["a", "a"]}, "each name once"),
+        ({"rounds": 2}, "rounds"),
+        ({"candidates": 0}, "candidates"),
+    ],
+)
+def test_a_recipe_that_is_no_run_is_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(InvalidInput, match=named):
+        _recipe(**changes)
+
+
+def test_a_policy_that_the_teacher_does_not_keep_is_refused(world: Any) -> None:
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            with pytest.raises(InvalidInput, match=r"config\.update\.algorithm"):
+                await engine.start_run("r", "students: [a]\nupdate: {algorithm: none}\n", world.tasks, Quiz())
+            assert (await _adapt(world, engine, policy="latest")).policy_version == "policy-0"
+        await world.down()
+
+    asyncio.run(body())
+
+
+DOCUMENTS = "\n".join(
+    json.dumps({"id": name, "title": f"Title {name}", "text": "Text.", "questions": [{"question": "?", "answer": "!"}]})
+    for name in ("d1", "d2")
+)
+
+
+def test_the_command_tells_what_became_of_each_document(served: Any, tmp_path: Path) -> None:
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(DOCUMENTS, encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    values = {"students": ["a", "b"], "candidates": 2, "policy": "initial", "documents": "documents.jsonl"}
+    recipe.write_text(yaml.safe_dump(values), encoding="utf-8")
+    with served() as address:
+        common = ["--orchestrator", address]
+        told = CliRunner().invoke(app, ["adapt", str(documents), "--student", "a", *common], env={"COLUMNS": "160"})
+        assert told.exit_code == 0, told.output
+        assert "Title d1" in told.stdout
+        assert told.stdout.count("committed") == 3
+        assert "2 committed, 0 left alone" in told.stdout
+        assert "no retention quiz" in told.stderr
+        again = CliRunner().invoke(app, ["adapt", "--settings", str(recipe), "--run-id", "mine", "--json", *common])
+        document = json.loads(again.stdout)
+        assert document["run"]["state"] == "done"
+        decided = {(item["student"], item["task_id"]): item for item in document["decisions"]}
+        assert len(decided) == len(document["decisions"]) == 4
+        assert all(item["after"]["contains"] > item["before"]["contains"] for item in decided.values())
+        attached = CliRunner().invoke(app, ["adapt", "--settings", str(recipe), "--run-id", "mine", "--json", *common])
+        assert json.loads(attached.stdout)["decisions"] == document["decisions"]
+
+
+def test_a_dry_run_counts_the_work(tmp_path: Path) -> None:
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text(DOCUMENTS, encoding="utf-8")
+    arguments = ["adapt", str(documents), "--student", "a", "--student", "b", "--candidates", "5", "--dry-run"]
+    told = CliRunner().invoke(app, arguments)
+    assert told.exit_code == 0, told.output
+    assert "# 2 documents, 0 retention questions, 20 evaluations (32 at most" in told.stdout
+    assert AdaptConfig.model_validate(yaml.safe_load(told.stdout)).candidates == 5
