@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -19,9 +23,7 @@ from tutelage.domain.errors import FieldViolation, InvalidInput
 class Settings(pydantic.BaseModel):
     """Base of all settings: frozen, unknown keys refused, field docstrings are the documentation."""
 
-    model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
-    )
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 SettingsT = TypeVar("SettingsT", bound=pydantic.BaseModel)
@@ -153,14 +155,29 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def _field_docs(model: type[pydantic.BaseModel]) -> dict[str, str]:
+    """The fields' docstrings by name, read from the source: pydantic would read it for every class at every start."""
+    found = {}
+    for owner in reversed(model.__mro__):
+        if issubclass(owner, pydantic.BaseModel) and owner is not pydantic.BaseModel:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
+            for field, doc in itertools.pairwise(getattr(tree, "body", ())):
+                if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                    match doc:
+                        case ast.Expr(ast.Constant(str(text))):
+                            found[field.target.id] = inspect.cleandoc(text)
+    return found
+
+
 def _rows(model: type[pydantic.BaseModel], prefix: str, seen: tuple[type, ...]) -> list[str]:
     rows = []
+    docs = _field_docs(model)
     for name, info in model.model_fields.items():
         members = _members(info.annotation)
         nested = [m for m in members if isinstance(m, type) and issubclass(m, pydantic.BaseModel) and m not in seen]
         keyed = typing.get_origin(info.annotation) is dict
         path = f"{prefix}{name}"
-        cells = (f"`{path}`", _type_name(info.annotation), _default_text(info), info.description or "")
+        cells = (f"`{path}`", _type_name(info.annotation), _default_text(info), docs.get(name, ""))
         rows.append("| " + " | ".join(_cell(cell) for cell in cells) + " |")
         for inner in nested:
             rows.extend(_rows(inner, f"{path}.<name>." if keyed else f"{path}.", (*seen, inner)))

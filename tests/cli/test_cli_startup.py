@@ -41,3 +41,20 @@ def test_help_answers_in_half_a_second() -> None:
     # Processor time of the best of three: other work on the machine must not decide.
     assert min(cpu_seconds() for _ in range(3)) < 0.5
     assert time.monotonic() - begun < 30
+
+
+def test_the_orchestrator_starts_without_torch_and_in_about_a_second() -> None:
+    probe = (
+        "import resource, sys\nimport orchestrator.main\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF)\nprint(used.ru_utime + used.ru_stime)\n"
+        "print(' '.join(name for name in ('torch', 'transformers', 'peft', 'safetensors') if name in sys.modules))"
+    )
+
+    def cpu_seconds() -> float:
+        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+        seconds, heavy = done.stdout.split("\n")[:2]
+        assert heavy == ""
+        return float(seconds)
+
+    # A busy neighbour on the same core doubles even processor time; torch alone would take more than the rest.
+    assert min(cpu_seconds() for _ in range(3)) < 2.0
