@@ -164,6 +164,8 @@ class Engine:
             allowed = "`initial`, `latest` or a version that the teacher keeps"
             wrong.append(FieldViolation("config.policy", config.policy, allowed))
         wrong += service_violations(config, teacher, described)
+        if config.update.algorithm in teacher.algorithms:
+            wrong += await self._update_violations(config)
         if wrong:
             raise InvalidInput(wrong)
         versions = {name: (await self.rows.current(name)).version for name in described}
@@ -183,6 +185,19 @@ class Engine:
             created_at=datetime.now(UTC),
             finished_at=None,
         )
+
+    async def _update_violations(self, config: RunConfig) -> list[FieldViolation]:
+        """What the teacher would refuse once a round is paid for: the algorithm's settings, or the sampling."""
+        try:
+            await self.teacher.check_update(
+                config.update.algorithm, config.update_settings(), config.sampling_settings()
+            )
+        except InvalidInput as error:
+            return [
+                FieldViolation("config." + re.sub(r"^settings\b", "update", item.field), item.value, item.allowed)
+                for item in error.violations
+            ]
+        return []
 
     async def _described(self, names: Sequence[str]) -> dict[str, StudentDescription]:
         found = await asyncio.gather(*(self.students.describe(name) for name in names), return_exceptions=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.evaluation import InnerLoopSettings
-from tutelage.domain.policy import Format, Parser, Sampling, UpdateSettings
+from tutelage.domain.policy import Format, Parser, Sampling, StaleCandidates, UpdateSettings
 from tutelage.domain.reward import RewardSettings
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import LossMask, Schedule
@@ -102,6 +102,12 @@ class UpdateConfig(Settings):
     """Candidates a step."""
     min_reward: float = 0.0
     """A group's best is kept only if its reward is above this."""
+    max_staleness: int = Field(default=1, ge=0)
+    """Most updates that may lie between the policy that wrote a candidate and the one that learns from it."""
+    stale: StaleCandidates = StaleCandidates.DROP
+    """What happens to older ones: `drop`, or `weight` by importance where the algorithm can (grpo, rloo)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """The algorithm's own settings; docs/algorithms.md has those of each."""
 
 
 class CommitConfig(Settings):

@@ -26,6 +26,8 @@ class TeacherSettings(Settings):
     """CPU threads of the model; nothing leaves torch's own choice. A fixed number makes writing repeatable."""
     update_threads: int | None = Field(default=None, ge=1)
     """CPU threads of an update's process; nothing means as `threads`."""
+    update_rows: int | None = Field(default=None, ge=1)
+    """Most candidates in one pass of an update; nothing means 1 on a CPU, where pads cost, and 8 on a GPU."""
     cache_dir: Path | None = None
     """Where models are cached; nothing means TUTELAGE_CACHE or ~/.cache/tutelage."""
     data_dir: Path = Path("data/teacher")

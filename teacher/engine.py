@@ -25,7 +25,6 @@ from teacher.sampling import Sampled, sample_completions
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.policy import Candidate, Format, Sampling
-from tutelage.domain.self_edit import SelfEdit
 from tutelage.domain.task import Task
 from tutelage.models.chat import prompt_ids, stop_ids, tokenizer_hash
 from tutelage.models.loading import LoadedModel
@@ -73,7 +72,7 @@ class Writer:
         metrics.TOKENS.labels("prompt").inc(len(prompt))
         with self._lock, self._serving(policy_version, adapter) as model:
             for sampled in sample_completions(model, prompt, seeds, sampling, self._stop_ids, cancelled=cancelled):
-                yield self._candidate(sampled, prompt, task, format, policy_version, seeds[sampled.row])
+                yield self._candidate(sampled, prompt, task, format, policy_version, seeds[sampled.row], sampling)
         metrics.WRITE_SECONDS.observe(time.monotonic() - started)
 
     def prompt_of(self, task: Task, format: Format) -> list[int]:
@@ -83,14 +82,20 @@ class Writer:
         return ids + list(self.loaded.tokenizer(start, add_special_tokens=False)["input_ids"]) if start else ids
 
     def _candidate(
-        self, sampled: Sampled, prompt: list[int], task: Task, format: Format, version: str, seed: int
+        self,
+        sampled: Sampled,
+        prompt: list[int],
+        task: Task,
+        format: Format,
+        version: str,
+        seed: int,
+        sampling: Sampling,
     ) -> Candidate:
         written = self.loaded.tokenizer.decode(sampled.ids, skip_special_tokens=True)
         text = reply_start(format) + written
         # What counts is what the model wrote: a given beginning alone is still an empty completion.
         parsed = parse_completion(text if written.strip() else "", format, task, ended=sampled.ended)
-        outcome = "parsed" if isinstance(parsed.result, SelfEdit) else "rejected"
-        metrics.CANDIDATES.labels(outcome).inc()
+        metrics.count_parsed(parsed)
         metrics.TOKENS.labels("completion").inc(len(sampled.ids))
         rollout = policy_pb2.Rollout(
             policy_version=version,
@@ -99,11 +104,13 @@ class Writer:
             completion_ids=sampled.ids,
             log_probs=sampled.log_probs,
             ended=sampled.ended,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
         )
         return Candidate(
             index=sampled.row,
             policy_version=version,
-            format=format.name,
+            format=f"{format.name}: {parsed.chosen_format}" if parsed.chosen_format else format.name,
             text=text.encode("utf-8", "replace").decode("utf-8"),
             result=parsed.result,
             rollout=rollout.SerializeToString(deterministic=True),

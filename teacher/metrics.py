@@ -4,8 +4,19 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from teacher.parsing import Parsed
+from tutelage.domain.self_edit import Rejection
+
 TOKENS = Counter("tutelage_teacher_tokens", "Tokens read (prompt) and written (completion).", ["direction"])
 CANDIDATES = Counter("tutelage_teacher_candidates", "Candidates by what the parser made of them.", ["outcome"])
+REJECTED = Counter("tutelage_teacher_rejected", "Candidates that hold no self-edit, by reason.", ["reason"])
+REPAIRS = Counter(
+    "tutelage_teacher_repairs",
+    "What the parser took out of candidates, by kind: duplicate, unreadable (characters), thought, cut_off, preamble, "
+    "loop, split, echo, over_limit.",
+    ["kind"],
+)
+CHOSEN_FORMATS = Counter("tutelage_teacher_chosen_formats", "Formats that the policy chose for itself.", ["format"])
 WRITE_SECONDS = Histogram(
     "tutelage_teacher_write_seconds",
     "Seconds to write all candidates of one task.",
@@ -17,6 +28,11 @@ UPDATE_SECONDS = Histogram(
     buckets=(1, 5, 15, 30, 60, 120, 300, 600, 1800, 3600, 7200),
 )
 UPDATES = Counter("tutelage_teacher_updates", "Updates by how they ended.", ["outcome"])
+LEARNT = Counter(
+    "tutelage_teacher_update_candidates",
+    "Candidates given to updates, by what became of them: kept, passed_over, stale, unscored.",
+    ["outcome"],
+)
 POLICY = Gauge("tutelage_teacher_policy_info", "The policy version most recently made.", ["version", "base_model"])
 LAST_UPDATE = Gauge("tutelage_teacher_last_update_success_timestamp_seconds", "When an update last succeeded.")
 
@@ -25,3 +41,21 @@ def show_policy(version: str, base_model: str) -> None:
     """Make `version` the one that the policy metric tells."""
     POLICY.clear()
     POLICY.labels(version, base_model).set(1)
+
+
+def count_lessons(kept: int, passed_over: int, stale: int, unscored: int) -> None:
+    """Count the candidates of one update."""
+    counts = {"kept": kept, "passed_over": passed_over, "stale": stale, "unscored": unscored}
+    for outcome, count in counts.items():
+        LEARNT.labels(outcome).inc(count)
+
+
+def count_parsed(parsed: Parsed) -> None:
+    """Count how one candidate ended, and what the parser mended in it."""
+    CANDIDATES.labels("rejected" if isinstance(parsed.result, Rejection) else "parsed").inc()
+    if isinstance(parsed.result, Rejection):
+        REJECTED.labels(parsed.result.reason.value).inc()
+    for kind, count in {"duplicate": parsed.duplicates_removed, **parsed.repairs}.items():
+        REPAIRS.labels(kind).inc(count)
+    if parsed.chosen_format:
+        CHOSEN_FORMATS.labels(parsed.chosen_format).inc()

@@ -67,6 +67,20 @@ class PolicyStore:
                 _log.error("a stored policy is left out: %s", error)
         return [self._initial, *sorted(found, key=lambda policy: (policy.created_at, policy.version))]
 
+    def ages(self, version: str) -> dict[str, int]:
+        """How many updates each ancestor of a version is behind it; the version itself is 0 behind."""
+        found: dict[str, int] = {}
+        current: str = version
+        while current and current not in found:
+            found[current] = len(found)
+            try:
+                current = self.get(current).parent_version
+            except (DataLoss, NotFound, PreconditionFailed) as error:
+                # What it wrote is still in the lineage; what came before it is not known.
+                _log.warning("the lineage of policy %s ends early: %s", version, error)
+                break
+        return found
+
     def add(self, source: Path, lineage: Policy) -> Policy:
         """Store the adapter in `source` (moved away) under its content hash; `lineage.version` is ignored."""
         for name in ADAPTER_FILES:

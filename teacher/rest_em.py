@@ -1,116 +1,71 @@
-"""ReST^EM's second half: fine-tune on what was kept, continuing the parent's LoRA with a fresh optimiser (TRL's SFT).
+"""ReST^EM (arXiv 2312.06585): keep what was worth it, fine-tune on it, continuing the parent's LoRA (TRL's SFT).
 
-Runs in the update's own process: trainers patch the model that they touch.
+The expectation step is the sampling and scoring that went before; this is the maximisation step, on the best candidate
+of each group.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-import torch
-from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
-
-from teacher.update_request import Row
-from tutelage.domain.policy import UpdateSettings
-from tutelage.models.loading import LoadedModel
-
-Report = Callable[[int, int, float], None]
-"""Called with steps done, steps in all, and the last loss in nats a token."""
+from teacher.algorithm import Algorithm, SampleGroup, Training, in_order
+from teacher.selection import best_of_each_group, why_nothing_kept
+from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
 
 
-@dataclass(frozen=True)
-class _Loss:
-    value: float = 0.0
+class RestEM(Algorithm):
+    """Fine-tune on the best of each group."""
 
+    summary = "fine-tunes on the best candidate of each group (SFT)"
 
-class _Progress(TrainerCallback):
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self._loss = _Loss()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        if logs and "loss" in logs:
-            self._loss = _Loss(float(logs["loss"]))
-            self._report(state.global_step, state.max_steps, self._loss.value)
-
-
-def train_on_kept(
-    loaded: LoadedModel,
-    rows: tuple[Row, ...],
-    settings: UpdateSettings,
-    seed: int,
-    *,
-    parent: Path | None,
-    output: Path,
-    scratch: Path,
-    report: Report,
-    gradient_checkpointing: bool = False,
-) -> None:
-    """Train on `rows` and save the adapter in PEFT's format to `output`."""
-    torch.manual_seed(seed)
-    if parent is None:
-        # A fresh LoRA's B is zero: it starts as the untouched model.
-        config = LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=0.0,
-            target_modules="all-linear",
-            task_type="CAUSAL_LM",
+    def select(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> tuple[SampleGroup, ...]:
+        """The best of each group that is above `min_reward`."""
+        samples = {sample.candidate_id: sample for group in groups for sample in group.samples}
+        lengths = {name: len(sample.completion_ids) for name, sample in samples.items()}
+        kept = {item.candidate_id for item in best_of_each_group(_scored(groups), lengths, settings.min_reward)}
+        chosen = (
+            SampleGroup(group.group_id, tuple(sample for sample in group.samples if sample.candidate_id in kept))
+            for group in in_order(groups)
         )
-        model = get_peft_model(loaded.model, config)
-    else:
-        model = PeftModel.from_pretrained(loaded.model, str(parent), is_trainable=True)
-    arguments = SFTConfig(
-        output_dir=str(scratch),
-        # One row at a time: no pads, and the logits of one row are what fills the memory.
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=min(settings.batch_size, len(rows)),
-        num_train_epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        completion_only_loss=True,
-        packing=False,
-        max_length=None,
-        report_to="none",
-        save_strategy="no",
-        logging_steps=1,
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        seed=seed,
-        data_seed=seed,
-        bf16=False,
-        fp16=False,
-        use_cpu=loaded.device == "cpu",
-        dataloader_pin_memory=False,
-        gradient_checkpointing=gradient_checkpointing,
-    )
-    data = Dataset.from_list(
-        [
+        return tuple(group for group in chosen if group.samples)
+
+    def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> str:
+        """The best reward beside the threshold."""
+        return why_nothing_kept(_scored(groups), settings.min_reward)
+
+    def train(self, training: Training) -> None:
+        """Supervised fine-tuning on prompt and completion, with loss on the completion."""
+        from datasets import Dataset
+        from trl import SFTConfig, SFTTrainer
+
+        from teacher.trl_training import Progress, common_arguments, train_in_float32
+
+        samples = training.samples
+        rows = [
             {
-                "input_ids": [*row.prompt_ids, *row.completion_ids],
-                "completion_mask": [0] * len(row.prompt_ids) + [1] * len(row.completion_ids),
+                "input_ids": [*sample.prompt_ids, *sample.completion_ids],
+                "completion_mask": [0] * len(sample.prompt_ids) + [1] * len(sample.completion_ids),
             }
-            for row in rows
+            for sample in samples
         ]
+        arguments = SFTConfig(
+            **common_arguments(training, len(rows)), completion_only_loss=True, packing=False, max_length=None
+        )
+        trainer = SFTTrainer(
+            model=training.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=training.tokenizer,
+            callbacks=[Progress(training.report)],
+        )
+        train_in_float32(trainer)
+
+
+def _scored(groups: Sequence[SampleGroup]) -> tuple[CandidateGroup, ...]:
+    return tuple(
+        CandidateGroup(
+            group.group_id, tuple(ScoredCandidate(sample.candidate_id, b"", sample.reward) for sample in group.samples)
+        )
+        for group in groups
     )
-    trainer = SFTTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=data,
-        processing_class=loaded.tokenizer,
-        callbacks=[_Progress(report)],
-    )
-    # On a quantised base the trainer casts the LoRA to bf16; steps of 1e-4 need more than eight bits.
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    trainer.train()
-    broken = [name for name, value in model.named_parameters() if value.requires_grad and not value.isfinite().all()]
-    if broken:
-        raise FloatingPointError(f"the update diverged: {len(broken)} of its tensors are not finite")
-    model.save_pretrained(str(output), safe_serialization=True, save_embedding_layers=False)

@@ -9,15 +9,16 @@ import grpc
 
 import tutelage
 from teacher import metrics
+from teacher.algorithms import algorithm_names, find_algorithm, settings_violations
 from teacher.config import TeacherSettings
 from teacher.engine import Writer
 from teacher.formats import builtin_formats
 from teacher.policies import PolicyStore
 from teacher.threaded import iterate_in_thread
-from teacher.update_request import ALGORITHMS
+from teacher.update_request import sampling_violations
 from teacher.updates import Updates
 from tutelage.domain.description import TeacherDescription
-from tutelage.domain.errors import Unavailable
+from tutelage.domain.errors import InvalidInput, Unavailable
 from tutelage.domain.policy import Policy, UpdateResult
 from tutelage.models.loading import load_model
 from tutelage.rpc.logging import bind
@@ -32,6 +33,7 @@ from tutelage.wire.policy import (
     update_progress_to_wire,
     update_request_from_wire,
     update_result_to_wire,
+    update_settings_from_wire,
 )
 from tutelage.wire.task import task_from_wire
 
@@ -79,7 +81,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             tokenizer_hash=writer.tokenizer_hash,
             context_length=loaded.context_length,
             formats=builtin_formats(),
-            algorithms=ALGORITHMS,
+            algorithms=algorithm_names(),
             version=tutelage.__version__,
         )
         return teacher_description_to_wire(description)
@@ -111,6 +113,20 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
                     yield pb.UpdatePolicyResponse(result=update_result_to_wire(event))
                 else:
                     yield pb.UpdatePolicyResponse(progress=update_progress_to_wire(event))
+
+    async def CheckUpdate(
+        self, request: pb.CheckUpdateRequest, context: grpc.aio.ServicerContext
+    ) -> pb.CheckUpdateResponse:
+        """Refuses what UpdatePolicy would refuse after the candidates are paid for."""
+        settings = update_settings_from_wire(request.settings)
+        wrong = settings_violations(request.algorithm, settings, self._settings.max_rank)
+        if not wrong and request.HasField("sampling"):
+            sampling = sampling_from_wire(request.sampling)
+            algorithm = find_algorithm(request.algorithm)
+            wrong = sampling_violations(algorithm, request.algorithm, sampling.temperature, sampling.top_p)
+        if wrong:
+            raise InvalidInput(wrong)
+        return pb.CheckUpdateResponse()
 
     async def ListPolicies(
         self, request: pb.ListPoliciesRequest, context: grpc.aio.ServicerContext

@@ -1,62 +1,147 @@
 """The process of one update: `python -m teacher.update_child FOLDER`.
 
-The folder holds request.json and rows.safetensors (no pickle); the new adapter is written to its `adapter`. Progress
-goes to stdout, one JSON object a line. Standard input is the parent's lifeline: at its end the process ends too.
+The folder holds request.json and groups.safetensors (no pickle); the new adapter is written to its `adapter`. Progress
+goes to stdout, one JSON object a line, and at last the most memory that was held. Standard input is the parent's
+lifeline: at its end the process ends too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from teacher.update_request import Row
+from teacher.algorithm import Report, Sample, SampleGroup, Training
+from teacher.algorithms import find_algorithm, options_of
 from tutelage.domain.policy import UpdateSettings
+
+if TYPE_CHECKING:
+    from tutelage.models.loading import LoadedModel
 
 CANCELLED = 75
 """Exit code after the parent is gone or has closed the lifeline."""
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Rows as safetensors: all ids in one row, with the lengths of prompts and completions."""
+def write_groups(groups: Sequence[SampleGroup], path: Path) -> None:
+    """Groups as safetensors: all ids in one row, with the lengths of prompts and completions; names as metadata."""
     import torch
     from safetensors.torch import save_file
 
-    flat = [token for row in rows for token in (*row.prompt_ids, *row.completion_ids)]
+    samples = [sample for group in groups for sample in group.samples]
+    numbers = {
+        "ids": [token for sample in samples for token in (*sample.prompt_ids, *sample.completion_ids)],
+        "prompt_lengths": [len(sample.prompt_ids) for sample in samples],
+        "completion_lengths": [len(sample.completion_ids) for sample in samples],
+        "recorded": [len(sample.log_probs) for sample in samples],
+        "ended": [int(sample.ended) for sample in samples],
+        "group_sizes": [len(group.samples) for group in groups],
+    }
+    reals = {
+        "log_probs": [value for sample in samples for value in sample.log_probs],
+        "rewards": [sample.reward for sample in samples],
+        "weights": [sample.weight for sample in samples],
+    }
+    names = {"groups": [group.group_id for group in groups], "candidates": [s.candidate_id for s in samples]}
     save_file(
-        {
-            "ids": torch.tensor(flat, dtype=torch.int64),
-            "prompt_lengths": torch.tensor([len(row.prompt_ids) for row in rows], dtype=torch.int64),
-            "completion_lengths": torch.tensor([len(row.completion_ids) for row in rows], dtype=torch.int64),
-        },
+        {name: torch.tensor(values, dtype=torch.int64) for name, values in numbers.items()}
+        | {name: torch.tensor(values, dtype=torch.float64) for name, values in reals.items()},
         path,
+        {name: json.dumps(values) for name, values in names.items()},
     )
 
 
-def read_rows(path: Path) -> tuple[Row, ...]:
-    """The rows of `write_rows`."""
-    from safetensors.torch import load_file
+def read_groups(path: Path) -> tuple[SampleGroup, ...]:
+    """The groups of `write_groups`."""
+    from safetensors import safe_open
 
-    tensors = load_file(path)
-    ids: list[int] = tensors["ids"].tolist()
-    rows = []
-    start = 0
-    for prompt, completion in zip(
-        tensors["prompt_lengths"].tolist(), tensors["completion_lengths"].tolist(), strict=True
-    ):
-        middle, end = start + prompt, start + prompt + completion
-        rows.append(Row(tuple(ids[start:middle]), tuple(ids[middle:end])))
-        start = end
-    return tuple(rows)
+    with safe_open(path, "pt") as stored:
+        columns: dict[str, Any] = {name: stored.get_tensor(name).tolist() for name in stored.keys()}  # noqa: SIM118
+        names = {name: json.loads(text) for name, text in stored.metadata().items()}
+    ids, log_probs = iter(columns["ids"]), iter(columns["log_probs"])
+
+    def taken(source: Any, count: int) -> tuple[Any, ...]:
+        return tuple(next(source) for _ in range(count))
+
+    samples = iter(
+        [
+            Sample(
+                name,
+                taken(ids, columns["prompt_lengths"][place]),
+                taken(ids, columns["completion_lengths"][place]),
+                columns["rewards"][place],
+                taken(log_probs, columns["recorded"][place]),
+                bool(columns["ended"][place]),
+                columns["weights"][place],
+            )
+            for place, name in enumerate(names["candidates"])
+        ]
+    )
+    return tuple(
+        SampleGroup(name, taken(samples, size))
+        for name, size in zip(names["groups"], columns["group_sizes"], strict=True)
+    )
+
+
+def peak_memory() -> int:
+    """Most memory that this process has held, in bytes.
+
+    Not `getrusage`: on Linux its maximum begins with that of the process which started this one.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
 
 
 def _end_with_parent(lifeline: TextIO) -> None:
     lifeline.read()
     os._exit(CANCELLED)
+
+
+def learn(
+    loaded: LoadedModel,
+    name: str,
+    settings: UpdateSettings,
+    groups: Sequence[SampleGroup],
+    seed: int,
+    scratch: Path,
+    report: Report,
+    *,
+    parent: Path | None = None,
+    rows_a_pass: int = 1,
+    gradient_checkpointing: bool = False,
+) -> Any:
+    """The base model (patched for good by its trainer) with the LoRA that the algorithm `name` trained."""
+    import torch
+
+    from teacher.policy_lora import attach_lora
+
+    algorithm = find_algorithm(name)
+    torch.manual_seed(seed)
+    model = attach_lora(loaded.model, settings, parent)
+    algorithm.train(
+        Training(
+            model=model,
+            tokenizer=loaded.tokenizer,
+            device=loaded.device,
+            groups=tuple(groups),
+            settings=settings,
+            options=options_of(algorithm, settings),
+            seed=seed,
+            scratch=scratch,
+            report=report,
+            rows_a_pass=rows_a_pass,
+            gradient_checkpointing=gradient_checkpointing,
+        )
+    )
+    return model
 
 
 def main(folder: Path) -> None:
@@ -67,12 +152,14 @@ def main(folder: Path) -> None:
     threading.Thread(target=_end_with_parent, args=(sys.stdin,), daemon=True).start()
     request: dict[str, Any] = json.loads((folder / "request.json").read_text(encoding="utf-8"))
 
-    # Imported here so that a parent that only writes rows loads no trainer.
-    from teacher.rest_em import train_on_kept
+    # Imported here so that a parent that only writes groups loads no trainer.
+    import torch
+
+    from teacher.policy_lora import save_lora
     from tutelage.models.loading import load_model
 
-    def report(done: int, total: int, loss: float) -> None:
-        protocol.write(json.dumps({"steps_done": done, "steps_total": total, "loss": loss}) + "\n")
+    def tell(**values: float) -> None:
+        protocol.write(json.dumps(values) + "\n")
         protocol.flush()
 
     loaded = load_model(
@@ -83,17 +170,23 @@ def main(folder: Path) -> None:
         threads=request["threads"],
         cache_dir=Path(request["cache_dir"]) if request["cache_dir"] else None,
     )
-    train_on_kept(
+    scratch = folder / "scratch"
+    scratch.mkdir()
+    model = learn(
         loaded,
-        read_rows(folder / "rows.safetensors"),
+        request["algorithm"],
         UpdateSettings(**request["settings"]),
+        read_groups(folder / "groups.safetensors"),
         request["seed"],
+        scratch,
+        lambda done, total, loss: tell(steps_done=done, steps_total=total, loss=loss),
         parent=Path(request["parent_folder"]) if request["parent_folder"] else None,
-        output=folder / "adapter",
-        scratch=folder / "scratch",
-        report=report,
+        rows_a_pass=request["rows_a_pass"] or (1 if loaded.device == "cpu" else 8),
         gradient_checkpointing=request["gradient_checkpointing"],
     )
+    save_lora(model, folder / "adapter")
+    gpu = torch.cuda.max_memory_allocated() if loaded.device != "cpu" else 0
+    tell(peak_memory_bytes=peak_memory(), peak_gpu_memory_bytes=gpu)
 
 
 if __name__ == "__main__":

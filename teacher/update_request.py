@@ -1,29 +1,37 @@
-"""An update's identity and its rows: what it is called, and what of it is fit to learn from."""
+"""An update's identity and its lessons: what it is called, and what of it is fit to learn from."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from teacher.selection import best_of_each_group
+from teacher.algorithm import Algorithm, Sample, SampleGroup, in_order
+from teacher.algorithms import find_algorithm, options_of, settings_violations
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.errors import FieldViolation, InvalidInput, PreconditionFailed
-from tutelage.domain.policy import UpdateRequest
+from tutelage.domain.policy import StaleCandidates, UpdateRequest
 from tutelage.v1 import policy_pb2
-
-ALGORITHMS = ("rest_em",)
-"""The algorithms that an update may name."""
 
 
 @dataclass(frozen=True)
-class Row:
-    """A kept rollout: ids of prompt and completion; only the completion carries loss."""
+class Lessons:
+    """What an update learns from, and how many candidates it leaves out for which reason."""
 
-    prompt_ids: tuple[int, ...]
-    completion_ids: tuple[int, ...]
+    groups: tuple[SampleGroup, ...]
+    unscored: int = 0
+    stale: int = 0
+    passed_over: int = 0
+    """Scored and fresh, but not chosen by the algorithm."""
+    message: str = ""
+    """For people: why there is nothing to learn."""
+
+    @property
+    def kept(self) -> int:
+        """How many candidates are learnt from."""
+        return sum(len(group.samples) for group in self.groups)
 
 
 def update_id(request: UpdateRequest) -> str:
@@ -60,18 +68,7 @@ def scored_content(request: UpdateRequest) -> list[object]:
 
 def check_request(request: UpdateRequest, max_rank: int) -> None:
     """InvalidInput with every field that no update could have."""
-    settings = request.settings
-    wrong = []
-    if request.algorithm not in ALGORITHMS:
-        wrong.append(FieldViolation("algorithm", request.algorithm, "one of " + ", ".join(ALGORITHMS)))
-    if not 1 <= settings.rank <= max_rank:
-        wrong.append(FieldViolation("settings.rank", str(settings.rank), f"1 to {max_rank}"))
-    for name, value in (("alpha", settings.alpha), ("learning_rate", settings.learning_rate)):
-        if not value > 0:
-            wrong.append(FieldViolation(f"settings.{name}", str(value), "a number above 0"))
-    for name, count in (("epochs", settings.epochs), ("batch_size", settings.batch_size)):
-        if count < 1:
-            wrong.append(FieldViolation(f"settings.{name}", str(count), "1 or more"))
+    wrong = settings_violations(request.algorithm, request.settings, max_rank)
     if not request.groups:
         wrong.append(FieldViolation("groups", "", "at least one group of candidates"))
     wrong += _repeated("groups.group_id", [group.group_id for group in request.groups])
@@ -81,28 +78,94 @@ def check_request(request: UpdateRequest, max_rank: int) -> None:
         raise InvalidInput(wrong)
 
 
-def kept_rows(request: UpdateRequest, tokenizer_hash: str) -> tuple[Row, ...]:
-    """The rows that the algorithm keeps.
+def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, int]) -> Lessons:
+    """What the algorithm of a checked request learns from.
 
-    InvalidInput for a rollout nobody can read, PreconditionFailed for another tokenizer's.
+    `ages`: how many updates each version of the parent's lineage is behind the parent; a version that is not in it is
+    stale however old. InvalidInput for a rollout nobody can read, PreconditionFailed for another tokenizer's.
     """
-    rows: dict[str, Row] = {}
+    algorithm, settings = find_algorithm(request.algorithm), request.settings
+    groups, unscored, stale = [], 0, 0
     for g, group in enumerate(request.groups):
+        samples = []
         for c, item in enumerate(group.candidates):
             field = f"groups[{g}].candidates[{c}].rollout"
-            rollout = policy_pb2.Rollout()
-            try:
-                rollout.ParseFromString(item.rollout)
-            except DecodeError:
-                raise InvalidInput.of(field, f"{len(item.rollout)} bytes", "a rollout of this teacher") from None
-            if not rollout.prompt_ids or not rollout.completion_ids:
-                raise InvalidInput.of(field, "no ids", "a rollout with prompt and completion ids")
-            if rollout.tokenizer_hash != tokenizer_hash:
-                raise PreconditionFailed(f"{field} was written with another tokenizer, {rollout.tokenizer_hash[:12]}")
-            rows[item.candidate_id] = Row(tuple(rollout.prompt_ids), tuple(rollout.completion_ids))
-    lengths = {name: len(row.completion_ids) for name, row in rows.items()}
-    kept = best_of_each_group(request.groups, lengths, request.settings.min_reward)
-    return tuple(rows[item.candidate_id] for item in kept)
+            rollout = _read(item.rollout, field, tokenizer_hash)
+            if item.reward is None:
+                unscored += 1
+                continue
+            if ages.get(rollout.policy_version, settings.max_staleness + 1) > settings.max_staleness:
+                stale += 1
+                if settings.stale is StaleCandidates.DROP:
+                    continue
+            if algorithm.needs_log_probs:
+                _check_log_probs(rollout, field, request.algorithm)
+            samples.append(
+                Sample(
+                    item.candidate_id,
+                    tuple(rollout.prompt_ids),
+                    tuple(rollout.completion_ids),
+                    item.reward,
+                    tuple(rollout.log_probs),
+                    rollout.ended,
+                )
+            )
+        if samples:
+            groups.append(SampleGroup(group.group_id, tuple(samples)))
+    dropped = stale if settings.stale is StaleCandidates.DROP else 0
+    return _chosen(algorithm, in_order(groups), request, unscored, dropped)
+
+
+def sampling_violations(algorithm: Algorithm, name: str, temperature: float, top_p: float) -> list[FieldViolation]:
+    """What is wrong with a sampling whose log-probabilities the algorithm would use."""
+    if not algorithm.needs_log_probs:
+        return []
+    return [
+        FieldViolation(f"sampling.{field}", str(value), f"1 for {name}, whose log-probabilities are taken under it")
+        for field, value in (("temperature", temperature), ("top_p", top_p))
+        if value != 1
+    ]
+
+
+def _chosen(
+    algorithm: Algorithm, groups: tuple[SampleGroup, ...], request: UpdateRequest, unscored: int, stale: int
+) -> Lessons:
+    options = options_of(algorithm, request.settings)
+    fit = sum(len(group.samples) for group in groups)
+    if not fit:
+        every = sum(len(group.candidates) for group in request.groups)
+        reason = f"none of the {every} candidates was scored" if unscored == every else "no scored candidate is fresh"
+        detail = f" ({unscored} unscored, {stale} stale)" if stale else ""
+        return Lessons((), unscored, stale, 0, reason + detail)
+    chosen = algorithm.select(groups, request.settings, options)
+    kept = sum(len(group.samples) for group in chosen)
+    message = "" if kept else algorithm.why_nothing(groups, request.settings, options)
+    return Lessons(chosen if kept else (), unscored, stale, fit - kept, message)
+
+
+def _read(content: bytes, field: str, tokenizer_hash: str) -> policy_pb2.Rollout:
+    rollout = policy_pb2.Rollout()
+    try:
+        rollout.ParseFromString(content)
+    except DecodeError:
+        raise InvalidInput.of(field, f"{len(content)} bytes", "a rollout of this teacher") from None
+    if not rollout.prompt_ids or not rollout.completion_ids:
+        raise InvalidInput.of(field, "no ids", "a rollout with prompt and completion ids")
+    if rollout.tokenizer_hash != tokenizer_hash:
+        raise PreconditionFailed(f"{field} was written with another tokenizer, {rollout.tokenizer_hash[:12]}")
+    return rollout
+
+
+def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str) -> None:
+    if len(rollout.log_probs) != len(rollout.completion_ids):
+        raise InvalidInput.of(
+            f"{field}.log_probs", f"{len(rollout.log_probs)} of them", f"{len(rollout.completion_ids)}, one a token"
+        )
+    for given in ("temperature", "top_p"):
+        if rollout.HasField(given) and getattr(rollout, given) != 1:
+            raise InvalidInput.of(
+                f"{field}.{given}", getattr(rollout, given), f"1: {name} uses the recorded log-probabilities"
+            )
 
 
 def _repeated(field: str, values: Sequence[str]) -> list[FieldViolation]:

@@ -24,15 +24,24 @@ from pathlib import Path
 from teacher import metrics
 from teacher.config import TeacherSettings
 from teacher.policies import PolicyStore, policy_from_json, policy_to_json, write_atomically
-from teacher.selection import why_nothing_kept
-from teacher.update_child import write_rows
-from teacher.update_request import Row, check_request, data_hash, kept_rows, update_id
+from teacher.update_child import write_groups
+from teacher.update_request import Lessons, check_request, data_hash, lessons_of, update_id
 from tutelage.domain.description import UpdateProgress
 from tutelage.domain.errors import DataLoss, InvalidInput, TutelageError, Unavailable
 from tutelage.domain.policy import Policy, UpdateRequest, UpdateResult
 
 _log = logging.getLogger(__name__)
 _RESULT = "result.json"
+_QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+"""Environment of an update's process: it has all it needs, and tells nobody."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Peaks:
+    """Most memory that an update's process held, in bytes."""
+
+    peak_memory_bytes: int = 0
+    peak_gpu_memory_bytes: int = 0
 
 
 class _Job:
@@ -94,9 +103,9 @@ class Updates:
         check_request(request, self._settings.max_rank)
         parent = self._policies.get(request.parent_version)
         self._check_shape(request)
-        rows = kept_rows(request, self._tokenizer_hash)
+        lessons = lessons_of(request, self._tokenizer_hash, self._policies.ages(parent.version))
         name = update_id(request)
-        job, stored = self._job_or_stored(name, request, parent, rows)
+        job, stored = self._job_or_stored(name, request, parent, lessons)
         if job is None:
             assert stored is not None
             yield stored
@@ -104,7 +113,7 @@ class Updates:
         yield from job.watch(cancelled)
 
     def _job_or_stored(
-        self, name: str, request: UpdateRequest, parent: Policy, rows: tuple[Row, ...]
+        self, name: str, request: UpdateRequest, parent: Policy, lessons: Lessons
     ) -> tuple[_Job | None, UpdateResult | None]:
         """The running job, or a new one; or the stored result. Of callers at the same time only one starts it."""
         with self._lock:
@@ -117,7 +126,7 @@ class Updates:
             if self._stopping:
                 raise Unavailable("the teacher is stopping")
             job = self._jobs[name] = _Job()
-            thread = threading.Thread(target=self._run, args=(name, job, request, parent, rows), name="update")
+            thread = threading.Thread(target=self._run, args=(name, job, request, parent, lessons), name="update")
             self._threads = [*(old for old in self._threads if old.is_alive()), thread]
             thread.start()
             return job, None
@@ -132,16 +141,17 @@ class Updates:
         for thread in self._threads:
             thread.join(timeout=20)
 
-    def _run(self, name: str, job: _Job, request: UpdateRequest, parent: Policy, rows: tuple[Row, ...]) -> None:
+    def _run(self, name: str, job: _Job, request: UpdateRequest, parent: Policy, lessons: Lessons) -> None:
         result: UpdateResult | None = None
         error: Exception | None = None
         try:
             with self._turn:
-                result = self._train(name, job, request, parent, rows)
+                result = self._train(name, job, request, parent, lessons)
                 stored = {**dataclasses.asdict(result), "policy": policy_to_json(result.policy)}
                 (self._folder / name).mkdir(exist_ok=True)
                 write_atomically(self._folder / name / _RESULT, json.dumps(stored, indent=1, sort_keys=True))
             metrics.UPDATES.labels("updated" if result.updated else "unchanged").inc()
+            metrics.count_lessons(lessons.kept, lessons.passed_over, lessons.stale, lessons.unscored)
             metrics.LAST_UPDATE.set_to_current_time()
             if result.updated:
                 metrics.UPDATE_SECONDS.observe(result.train_seconds)
@@ -155,19 +165,16 @@ class Updates:
                 self._jobs.pop(name, None)
             job.end(result, error)
 
-    def _train(
-        self, name: str, job: _Job, request: UpdateRequest, parent: Policy, rows: tuple[Row, ...]
-    ) -> UpdateResult:
-        if not rows:
-            message = why_nothing_kept(request.groups, request.settings.min_reward)
-            return UpdateResult(parent, name, False, 0, 0.0, message)
+    def _train(self, name: str, job: _Job, request: UpdateRequest, parent: Policy, lessons: Lessons) -> UpdateResult:
+        if not lessons.kept:
+            return UpdateResult(parent, name, False, 0, 0.0, lessons.message, lessons.unscored, lessons.stale)
         work = self._folder / name / "work"
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         started = time.monotonic()
         try:
-            self._write_request(work, request, rows)
-            self._run_child(work, job)
+            self._write_request(work, request, lessons)
+            peaks = self._run_child(work, job)
             seconds = time.monotonic() - started
             lineage = Policy(
                 version="",
@@ -182,9 +189,11 @@ class Updates:
             policy = self._policies.add(work / "adapter", lineage)
         finally:
             shutil.rmtree(work, ignore_errors=True)
-        return UpdateResult(policy, name, True, len(rows), seconds)
+        return UpdateResult(
+            policy, name, True, lessons.kept, seconds, "", lessons.unscored, lessons.stale, **vars(peaks)
+        )
 
-    def _write_request(self, work: Path, request: UpdateRequest, rows: tuple[Row, ...]) -> None:
+    def _write_request(self, work: Path, request: UpdateRequest, lessons: Lessons) -> None:
         settings = self._settings
         parent = self._policies.adapter_folder(request.parent_version)
         content = {
@@ -195,16 +204,19 @@ class Updates:
             "compute_dtype": settings.compute_dtype,
             "threads": settings.update_threads or settings.threads,
             "gradient_checkpointing": settings.gradient_checkpointing,
+            "rows_a_pass": settings.update_rows,
+            "algorithm": request.algorithm,
             "settings": dataclasses.asdict(request.settings),
             "seed": request.seed % 2**32,
             "parent_folder": str(parent.absolute()) if parent else "",
         }
         (work / "request.json").write_text(json.dumps(content), encoding="utf-8")
-        write_rows(rows, work / "rows.safetensors")
+        write_groups(lessons.groups, work / "groups.safetensors")
 
-    def _run_child(self, work: Path, job: _Job) -> None:
+    def _run_child(self, work: Path, job: _Job) -> _Peaks:
+        """Run the update's process to its end and return the most memory that it held."""
         command = [sys.executable, "-m", "teacher.update_child", str(work.absolute())]
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        environment = {**os.environ, **_QUIET}
         threads = self._settings.update_threads or self._settings.threads
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
@@ -217,10 +229,15 @@ class Updates:
                 child = self._child = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
                 )
+            peaks = _Peaks()
             try:
                 assert child.stdout is not None
                 for line in child.stdout:
-                    job.tell(UpdateProgress(**json.loads(line)))
+                    told = json.loads(line)
+                    if "steps_done" in told:
+                        job.tell(UpdateProgress(**told))
+                    else:
+                        peaks = _Peaks(**told)
                 code = child.wait()
             finally:
                 child.kill()
@@ -236,6 +253,7 @@ class Updates:
             raise RuntimeError(
                 f"the update's process ended with code {code}: {log.read_text(errors='replace')[-2000:]}"
             )
+        return peaks
 
     def _check_shape(self, request: UpdateRequest) -> None:
         """An update continues its parent's LoRA, so it cannot have another shape."""

@@ -21,7 +21,7 @@ from orchestrator.config import OrchestratorSettings
 from orchestrator.engine import Engine
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.description import Adapter, StudentDescription, TeacherDescription
-from tutelage.domain.errors import PreconditionFailed
+from tutelage.domain.errors import InvalidInput, PreconditionFailed
 from tutelage.domain.evaluation import (
     Answer,
     Bounds,
@@ -206,6 +206,11 @@ class FakeTeacher(teacher_grpc.TeacherServiceServicer):
                 index, request.policy_version, request.format.name, text, result, f"rollout {text}".encode(), 5, index
             )
             yield teacher_pb.WriteSelfEditsResponse(candidate=wp.candidate_to_wire(candidate))
+
+    async def CheckUpdate(self, request: Any, context: Any) -> Any:
+        if "wrong" in request.settings.options:
+            raise InvalidInput.of("settings.options.wrong", "1", "no such option")
+        return teacher_pb.CheckUpdateResponse()
 
     async def UpdatePolicy(self, request_iterator: Any, context: Any) -> AsyncIterator[Any]:
         request = wp.update_request_from_wire([message async for message in request_iterator])

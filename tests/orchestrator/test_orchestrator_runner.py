@@ -243,6 +243,8 @@ def test_bad_input_is_told_at_once_and_nothing_begins(world: Any) -> None:
                     world.tasks,
                     Quiz(),
                 )
+            with pytest.raises(InvalidInput, match=r"config\.update\.options\.wrong"):
+                await engine.start_run("run", "students: [a]\nupdate: {options: {wrong: 1}}\n", world.tasks, Quiz())
             await world.b.down()
             with pytest.raises(Unavailable, match="student 'b' at 127"):
                 await world.start(engine)

@@ -39,14 +39,17 @@ HASH = "h" * 64
 PROMPT, GOOD, BAD = [5, 6, 7, 8], [20, 21, 22, 23, 2], [30, 31, 32]
 
 
-def rollout(ids: list[int], tokenizer: str = HASH) -> bytes:
-    message = policy_pb2.Rollout(prompt_ids=PROMPT, completion_ids=ids, tokenizer_hash=tokenizer, ended=True)
+def rollout(parent: str, ids: list[int], tokenizer: str = HASH) -> bytes:
+    message = policy_pb2.Rollout(
+        policy_version=parent, prompt_ids=PROMPT, completion_ids=ids, tokenizer_hash=tokenizer, ended=True
+    )
     return message.SerializeToString()
 
 
 def request(parent: str, *, reward: float | None = 0.5, epochs: int = 10) -> UpdateRequest:
     group = CandidateGroup(
-        "g", (ScoredCandidate("good", rollout(GOOD), reward), ScoredCandidate("bad", rollout(BAD), -0.1))
+        "g",
+        (ScoredCandidate("good", rollout(parent, GOOD), reward), ScoredCandidate("bad", rollout(parent, BAD), -0.1)),
     )
     settings = UpdateSettings(rank=4, alpha=8.0, learning_rate=2e-2, epochs=epochs, batch_size=2)
     return UpdateRequest(parent, "rest_em", settings, (group,), 7, "run", 1)
@@ -154,7 +157,7 @@ def test_refusals(settings: TeacherSettings, store: PolicyStore) -> None:
     broken = CandidateGroup("g", (ScoredCandidate("a", b"\xff\xff", 1.0),))
     with pytest.raises(InvalidInput, match=r"groups\[0\].candidates\[0\].rollout"):
         list(updates.update(dataclasses.replace(asked, groups=(broken,))))
-    foreign = CandidateGroup("g", (ScoredCandidate("a", rollout(GOOD, "other"), 1.0),))
+    foreign = CandidateGroup("g", (ScoredCandidate("a", rollout(store.initial.version, GOOD, "other"), 1.0),))
     with pytest.raises(PreconditionFailed, match="tokenizer"):
         list(updates.update(dataclasses.replace(asked, groups=(foreign,))))
 
@@ -202,6 +205,14 @@ def test_through_grpc(settings: TeacherSettings, tmp_path: Path) -> None:
                     await written("f" * 64)
                 with pytest.raises(InvalidInput, match="candidates"):
                     await written(first, candidates=0)
+                assert about.algorithms[:4] == ("rest_em", "grpo", "rloo", "dpo")
+                grpo = UpdateSettings(options={"beta": 0.1})
+                await client.check_update("grpo", grpo, Sampling())
+                await client.check_update("rest_em", UpdateSettings(), Sampling(temperature=0.7))
+                with pytest.raises(InvalidInput, match=r"sampling\.temperature.*grpo"):
+                    await client.check_update("grpo", grpo, Sampling(temperature=0.7))
+                with pytest.raises(InvalidInput, match=r"settings\.options\.beta.*settings\.rank"):
+                    await client.check_update("dpo", UpdateSettings(rank=9999, options={"beta": 0}))
         finally:
             await server.stop(0)
             await service.stop()

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.description import TeacherDescription, UpdateProgress
-from tutelage.domain.policy import Candidate, Format, Policy, Sampling, UpdateRequest, UpdateResult
+from tutelage.domain.policy import Candidate, Format, Policy, Sampling, UpdateRequest, UpdateResult, UpdateSettings
 from tutelage.domain.task import Task
 from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import teacher_service_pb2 as pb
@@ -21,6 +21,7 @@ from tutelage.wire.policy import (
     update_progress_from_wire,
     update_request_to_wire,
     update_result_from_wire,
+    update_settings_to_wire,
 )
 from tutelage.wire.task import task_to_wire
 
@@ -52,6 +53,18 @@ def _write(
         seed=fitting("seed", seed, INT64_MAX),
         run_id=run_id,
     )
+
+
+def _check(algorithm: str, settings: UpdateSettings, sampling: Sampling | None) -> pb.CheckUpdateRequest:
+    return pb.CheckUpdateRequest(
+        algorithm=algorithm,
+        settings=update_settings_to_wire(settings),
+        sampling=sampling_to_wire(sampling) if sampling else None,
+    )
+
+
+def _nothing(message: pb.CheckUpdateResponse) -> None:
+    return None
 
 
 class TeacherClient(AsyncConnection):
@@ -88,6 +101,17 @@ class TeacherClient(AsyncConnection):
         """Progress, then the result; the same content updates once."""
         messages = list(update_request_to_wire(request))
         return self._stream(self._stub.UpdatePolicy, messages, _update, timeout_s)
+
+    async def check_update(
+        self,
+        algorithm: str,
+        settings: UpdateSettings,
+        sampling: Sampling | None = None,
+        *,
+        timeout_s: float = QUICK_S,
+    ) -> None:
+        """InvalidInput names every field that an update with these settings would be refused for."""
+        await self._call(self._stub.CheckUpdate, _check(algorithm, settings, sampling), _nothing, timeout_s)
 
     async def list_policies(self, *, timeout_s: float = QUICK_S) -> tuple[Policy, ...]:
         """The policies it keeps."""
@@ -128,6 +152,17 @@ class SyncTeacherClient(SyncConnection):
         """Progress, then the result; the same content updates once."""
         messages = iter(list(update_request_to_wire(request)))
         return self._stream(self._stub.UpdatePolicy, messages, _update, timeout_s)
+
+    def check_update(
+        self,
+        algorithm: str,
+        settings: UpdateSettings,
+        sampling: Sampling | None = None,
+        *,
+        timeout_s: float = QUICK_S,
+    ) -> None:
+        """InvalidInput names every field that an update with these settings would be refused for."""
+        self._call(self._stub.CheckUpdate, _check(algorithm, settings, sampling), _nothing, timeout_s)
 
     def list_policies(self, *, timeout_s: float = QUICK_S) -> tuple[Policy, ...]:
         """The policies it keeps."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from tutelage.domain.canonical import as_floats
 from tutelage.domain.self_edit import Rejection, SelfEdit
@@ -15,6 +16,10 @@ class Parser(StrEnum):
     WHOLE = "whole"
     QUESTION_ANSWER = "question_answer"
     PARAGRAPHS = "paragraphs"
+    THOUGHT_LINES = "thought_lines"
+    """Lines, behind a train of thought that is no note."""
+    MIXED = "mixed"
+    """The completion's first line names the format that the writer chose; its parser reads the rest."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,14 @@ class CandidateGroup:
     candidates: tuple[ScoredCandidate, ...]
 
 
+class StaleCandidates(StrEnum):
+    """What happens to a candidate whose policy is further behind the parent than allowed."""
+
+    DROP = "drop"
+    WEIGHT = "weight"
+    """Kept, weighted by its probability now over that at which it was sampled."""
+
+
 @dataclass(frozen=True)
 class UpdateSettings:
     """SEAL, appendix B: teacher LoRA r 64, alpha 128, all linear layers, lr 3e-4, 2 epochs, batch 10."""
@@ -79,9 +92,15 @@ class UpdateSettings:
     batch_size: int = 10
     min_reward: float = 0.0
     """A group's best is kept only if its reward is above this."""
+    max_staleness: int = 1
+    """Most updates between the policy that wrote a candidate and the parent."""
+    stale: StaleCandidates = StaleCandidates.DROP
+    options: dict[str, Any] = field(default_factory=dict)
+    """The algorithm's own settings: JSON values by name; numbers are floats, as JSON has one kind."""
 
     def __post_init__(self) -> None:
         as_floats(self, "alpha", "learning_rate", "min_reward")
+        object.__setattr__(self, "options", _one_kind_of_number(self.options))
 
 
 @dataclass(frozen=True)
@@ -116,3 +135,17 @@ class UpdateResult:
     kept_candidates: int
     train_seconds: float
     message: str = ""
+    unscored_candidates: int = 0
+    stale_candidates: int = 0
+    """Dropped because their policy was too far behind."""
+    peak_memory_bytes: int = 0
+    """Most that the update's process held; 0 where it is not known."""
+    peak_gpu_memory_bytes: int = 0
+
+
+def _one_kind_of_number(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _one_kind_of_number(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_one_kind_of_number(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

@@ -26,27 +26,27 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tutelage.v1 import self_edit_pb2 as tutelage_dot_v1_dot_self__edit__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tutelage/v1/policy.proto\x12\x0btutelage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1btutelage/v1/self_edit.proto\"v\n\x06\x46ormat\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12#\n\x06parser\x18\x03 \x01(\x0e\x32\x13.tutelage.v1.Parser\x12\x12\n\ndirectives\x18\x04 \x01(\x08\x12\x15\n\rmax_documents\x18\x05 \x01(\x05\"F\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x05\"\x87\x01\n\x07Rollout\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x12\n\nprompt_ids\x18\x03 \x03(\x05\x12\x16\n\x0e\x63ompletion_ids\x18\x04 \x03(\x05\x12\x11\n\tlog_probs\x18\x05 \x03(\x02\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\"\x89\x02\n\tCandidate\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12*\n\tself_edit\x18\x05 \x01(\x0b\x32\x15.tutelage.v1.SelfEditH\x00\x12+\n\trejection\x18\x06 \x01(\x0b\x32\x16.tutelage.v1.RejectionH\x00\x12\x0f\n\x07rollout\x18\x07 \x01(\x0c\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\x05\x12\x0c\n\x04seed\x18\t \x01(\x03\x12\x1a\n\x12\x64uplicates_removed\x18\n \x01(\x05\x42\x08\n\x06result\"X\n\x0fScoredCandidate\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0f\n\x07rollout\x18\x02 \x01(\x0c\x12\x13\n\x06reward\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_reward\"T\n\x0e\x43\x61ndidateGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x30\n\ncandidates\x18\x02 \x03(\x0b\x32\x1c.tutelage.v1.ScoredCandidate\"\xb9\x01\n\x06Policy\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eparent_version\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\x05\x12\x11\n\talgorithm\x18\x05 \x01(\t\x12\x11\n\tdata_hash\x18\x06 \x01(\t\x12\x11\n\tupdate_id\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*w\n\x06Parser\x12\x16\n\x12PARSER_UNSPECIFIED\x10\x00\x12\x10\n\x0cPARSER_LINES\x10\x01\x12\x10\n\x0cPARSER_WHOLE\x10\x02\x12\x1a\n\x16PARSER_QUESTION_ANSWER\x10\x03\x12\x15\n\x11PARSER_PARAGRAPHS\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18tutelage/v1/policy.proto\x12\x0btutelage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1btutelage/v1/self_edit.proto\"v\n\x06\x46ormat\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12#\n\x06parser\x18\x03 \x01(\x0e\x32\x13.tutelage.v1.Parser\x12\x12\n\ndirectives\x18\x04 \x01(\x08\x12\x15\n\rmax_documents\x18\x05 \x01(\x05\"F\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x05\"\xcf\x01\n\x07Rollout\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x12\n\nprompt_ids\x18\x03 \x03(\x05\x12\x16\n\x0e\x63ompletion_ids\x18\x04 \x03(\x05\x12\x11\n\tlog_probs\x18\x05 \x03(\x02\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\x12\x18\n\x0btemperature\x18\x07 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x08 \x01(\x01H\x01\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_p\"\x89\x02\n\tCandidate\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12*\n\tself_edit\x18\x05 \x01(\x0b\x32\x15.tutelage.v1.SelfEditH\x00\x12+\n\trejection\x18\x06 \x01(\x0b\x32\x16.tutelage.v1.RejectionH\x00\x12\x0f\n\x07rollout\x18\x07 \x01(\x0c\x12\x19\n\x11\x63ompletion_tokens\x18\x08 \x01(\x05\x12\x0c\n\x04seed\x18\t \x01(\x03\x12\x1a\n\x12\x64uplicates_removed\x18\n \x01(\x05\x42\x08\n\x06result\"X\n\x0fScoredCandidate\x12\x14\n\x0c\x63\x61ndidate_id\x18\x01 \x01(\t\x12\x0f\n\x07rollout\x18\x02 \x01(\x0c\x12\x13\n\x06reward\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\t\n\x07_reward\"T\n\x0e\x43\x61ndidateGroup\x12\x10\n\x08group_id\x18\x01 \x01(\t\x12\x30\n\ncandidates\x18\x02 \x03(\x0b\x32\x1c.tutelage.v1.ScoredCandidate\"\xb9\x01\n\x06Policy\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eparent_version\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\x05\x12\x11\n\talgorithm\x18\x05 \x01(\t\x12\x11\n\tdata_hash\x18\x06 \x01(\t\x12\x11\n\tupdate_id\x18\x07 \x01(\t\x12.\n\ncreated_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xa3\x01\n\x06Parser\x12\x16\n\x12PARSER_UNSPECIFIED\x10\x00\x12\x10\n\x0cPARSER_LINES\x10\x01\x12\x10\n\x0cPARSER_WHOLE\x10\x02\x12\x1a\n\x16PARSER_QUESTION_ANSWER\x10\x03\x12\x15\n\x11PARSER_PARAGRAPHS\x10\x04\x12\x18\n\x14PARSER_THOUGHT_LINES\x10\x05\x12\x10\n\x0cPARSER_MIXED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tutelage.v1.policy_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PARSER']._serialized_start=1065
-  _globals['_PARSER']._serialized_end=1184
+  _globals['_PARSER']._serialized_start=1138
+  _globals['_PARSER']._serialized_end=1301
   _globals['_FORMAT']._serialized_start=103
   _globals['_FORMAT']._serialized_end=221
   _globals['_SAMPLING']._serialized_start=223
   _globals['_SAMPLING']._serialized_end=293
   _globals['_ROLLOUT']._serialized_start=296
-  _globals['_ROLLOUT']._serialized_end=431
-  _globals['_CANDIDATE']._serialized_start=434
-  _globals['_CANDIDATE']._serialized_end=699
-  _globals['_SCOREDCANDIDATE']._serialized_start=701
-  _globals['_SCOREDCANDIDATE']._serialized_end=789
-  _globals['_CANDIDATEGROUP']._serialized_start=791
-  _globals['_CANDIDATEGROUP']._serialized_end=875
-  _globals['_POLICY']._serialized_start=878
-  _globals['_POLICY']._serialized_end=1063
+  _globals['_ROLLOUT']._serialized_end=503
+  _globals['_CANDIDATE']._serialized_start=506
+  _globals['_CANDIDATE']._serialized_end=771
+  _globals['_SCOREDCANDIDATE']._serialized_start=773
+  _globals['_SCOREDCANDIDATE']._serialized_end=861
+  _globals['_CANDIDATEGROUP']._serialized_start=863
+  _globals['_CANDIDATEGROUP']._serialized_end=947
+  _globals['_POLICY']._serialized_start=950
+  _globals['_POLICY']._serialized_end=1135
 # @@protoc_insertion_point(module_scope)

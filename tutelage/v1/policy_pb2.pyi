@@ -36,6 +36,10 @@ class _ParserEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Parser.ValueTy
     """Question and answer pairs, each one chat document."""
     PARSER_PARAGRAPHS: _Parser.ValueType  # 4
     """Blocks separated by blank lines, each one document."""
+    PARSER_THOUGHT_LINES: _Parser.ValueType  # 5
+    """Lines, behind a train of thought that is no document."""
+    PARSER_MIXED: _Parser.ValueType  # 6
+    """The first line names the format that the writer chose; its parser reads the rest."""
 
 class Parser(_Parser, metaclass=_ParserEnumTypeWrapper): ...
 
@@ -48,6 +52,10 @@ PARSER_QUESTION_ANSWER: Parser.ValueType  # 3
 """Question and answer pairs, each one chat document."""
 PARSER_PARAGRAPHS: Parser.ValueType  # 4
 """Blocks separated by blank lines, each one document."""
+PARSER_THOUGHT_LINES: Parser.ValueType  # 5
+"""Lines, behind a train of thought that is no document."""
+PARSER_MIXED: Parser.ValueType  # 6
+"""The first line names the format that the writer chose; its parser reads the rest."""
 Global___Parser: _TypeAlias = Parser  # noqa: Y015
 
 @_typing.final
@@ -123,10 +131,15 @@ class Rollout(_message.Message):
     COMPLETION_IDS_FIELD_NUMBER: _builtins.int
     LOG_PROBS_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TOP_P_FIELD_NUMBER: _builtins.int
     policy_version: _builtins.str
     tokenizer_hash: _builtins.str
     ended: _builtins.bool
     """Whether the last completion id is a sampled end token."""
+    temperature: _builtins.float
+    """What it was sampled with; unset in rollouts that did not record it."""
+    top_p: _builtins.float
     @_builtins.property
     def prompt_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -144,12 +157,21 @@ class Rollout(_message.Message):
         completion_ids: _abc.Iterable[_builtins.int] | None = ...,
         log_probs: _abc.Iterable[_builtins.float] | None = ...,
         ended: _builtins.bool = ...,
+        temperature: _builtins.float | None = ...,
+        top_p: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_p", b"_top_p", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["completion_ids", b"completion_ids", "ended", b"ended", "log_probs", b"log_probs", "policy_version", b"policy_version", "prompt_ids", b"prompt_ids", "tokenizer_hash", b"tokenizer_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_p", b"_top_p", "completion_ids", b"completion_ids", "ended", b"ended", "log_probs", b"log_probs", "policy_version", b"policy_version", "prompt_ids", b"prompt_ids", "temperature", b"temperature", "tokenizer_hash", b"tokenizer_hash", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    _WhichOneofReturnType__top_p: _TypeAlias = _typing.Literal["top_p"]  # noqa: Y015
+    _WhichOneofArgType__top_p: _TypeAlias = _typing.Literal["_top_p", b"_top_p"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_p) -> _WhichOneofReturnType__top_p | None: ...
 
 Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 

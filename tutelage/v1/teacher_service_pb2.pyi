@@ -6,7 +6,9 @@ The teacher: writes self-edits and learns from their rewards."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tutelage.v1 import policy_pb2 as _policy_pb2
 from tutelage.v1 import task_pb2 as _task_pb2
 import builtins as _builtins
@@ -19,6 +21,28 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _StaleCandidates:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StaleCandidatesEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StaleCandidates.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STALE_CANDIDATES_UNSPECIFIED: _StaleCandidates.ValueType  # 0
+    """As DROP."""
+    STALE_CANDIDATES_DROP: _StaleCandidates.ValueType  # 1
+    STALE_CANDIDATES_WEIGHT: _StaleCandidates.ValueType  # 2
+    """Kept, weighted by its probability now over that at which it was sampled."""
+
+class StaleCandidates(_StaleCandidates, metaclass=_StaleCandidatesEnumTypeWrapper):
+    """What happens to a candidate whose policy is further behind than `max_staleness`."""
+
+STALE_CANDIDATES_UNSPECIFIED: StaleCandidates.ValueType  # 0
+"""As DROP."""
+STALE_CANDIDATES_DROP: StaleCandidates.ValueType  # 1
+STALE_CANDIDATES_WEIGHT: StaleCandidates.ValueType  # 2
+"""Kept, weighted by its probability now over that at which it was sampled."""
+Global___StaleCandidates: _TypeAlias = StaleCandidates  # noqa: Y015
 
 @_typing.final
 class TeacherServiceDescribeRequest(_message.Message):
@@ -195,6 +219,9 @@ class UpdateSettings(_message.Message):
     EPOCHS_FIELD_NUMBER: _builtins.int
     BATCH_SIZE_FIELD_NUMBER: _builtins.int
     MIN_REWARD_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    STALE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     alpha: _builtins.float
     learning_rate: _builtins.float
@@ -202,6 +229,13 @@ class UpdateSettings(_message.Message):
     batch_size: _builtins.int
     min_reward: _builtins.float
     """A group's best is kept only if its reward is above this."""
+    max_staleness: _builtins.int
+    """Most updates that may lie between the policy that wrote a candidate and the parent; unset means 1."""
+    stale: Global___StaleCandidates.ValueType
+    @_builtins.property
+    def options(self) -> _struct_pb2.Struct:
+        """The algorithm's own settings by name."""
+
     def __init__(
         self,
         *,
@@ -211,12 +245,17 @@ class UpdateSettings(_message.Message):
         epochs: _builtins.int = ...,
         batch_size: _builtins.int = ...,
         min_reward: _builtins.float = ...,
+        max_staleness: _builtins.int | None = ...,
+        stale: Global___StaleCandidates.ValueType = ...,
+        options: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_staleness", b"_max_staleness", "max_staleness", b"max_staleness", "options", b"options"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "batch_size", b"batch_size", "epochs", b"epochs", "learning_rate", b"learning_rate", "min_reward", b"min_reward", "rank", b"rank"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_staleness", b"_max_staleness", "alpha", b"alpha", "batch_size", b"batch_size", "epochs", b"epochs", "learning_rate", b"learning_rate", "max_staleness", b"max_staleness", "min_reward", b"min_reward", "options", b"options", "rank", b"rank", "stale", b"stale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_staleness: _TypeAlias = _typing.Literal["max_staleness"]  # noqa: Y015
+    _WhichOneofArgType__max_staleness: _TypeAlias = _typing.Literal["_max_staleness", b"_max_staleness"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_staleness) -> _WhichOneofReturnType__max_staleness | None: ...
 
 Global___UpdateSettings: _TypeAlias = UpdateSettings  # noqa: Y015
 
@@ -281,6 +320,10 @@ class UpdateResult(_message.Message):
     KEPT_CANDIDATES_FIELD_NUMBER: _builtins.int
     TRAIN_SECONDS_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    UNSCORED_CANDIDATES_FIELD_NUMBER: _builtins.int
+    STALE_CANDIDATES_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    PEAK_GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     update_id: _builtins.str
     updated: _builtins.bool
     """False when nothing was worth learning from: the policy is then the parent."""
@@ -288,6 +331,13 @@ class UpdateResult(_message.Message):
     train_seconds: _builtins.float
     message: _builtins.str
     """Why nothing was kept, or empty."""
+    unscored_candidates: _builtins.int
+    """Candidates left out because nobody scored them."""
+    stale_candidates: _builtins.int
+    """Candidates dropped because their policy was too far behind."""
+    peak_memory_bytes: _builtins.int
+    """Most memory that the update's process held, and most of the GPU's, where there is one; 0 where it is not known."""
+    peak_gpu_memory_bytes: _builtins.int
     @_builtins.property
     def policy(self) -> _policy_pb2.Policy: ...
     def __init__(
@@ -299,10 +349,14 @@ class UpdateResult(_message.Message):
         kept_candidates: _builtins.int = ...,
         train_seconds: _builtins.float = ...,
         message: _builtins.str = ...,
+        unscored_candidates: _builtins.int = ...,
+        stale_candidates: _builtins.int = ...,
+        peak_memory_bytes: _builtins.int = ...,
+        peak_gpu_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_candidates", b"kept_candidates", "message", b"message", "policy", b"policy", "train_seconds", b"train_seconds", "update_id", b"update_id", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_candidates", b"kept_candidates", "message", b"message", "peak_gpu_memory_bytes", b"peak_gpu_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "policy", b"policy", "stale_candidates", b"stale_candidates", "train_seconds", b"train_seconds", "unscored_candidates", b"unscored_candidates", "update_id", b"update_id", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -333,6 +387,50 @@ class UpdatePolicyResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___UpdatePolicyResponse: _TypeAlias = UpdatePolicyResponse  # noqa: Y015
+
+@_typing.final
+class CheckUpdateRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALGORITHM_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    algorithm: _builtins.str
+    @_builtins.property
+    def settings(self) -> Global___UpdateSettings: ...
+    @_builtins.property
+    def sampling(self) -> _policy_pb2.Sampling:
+        """How the candidates will be sampled; unset leaves that unchecked."""
+
+    def __init__(
+        self,
+        *,
+        algorithm: _builtins.str = ...,
+        settings: Global___UpdateSettings | None = ...,
+        sampling: _policy_pb2.Sampling | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "sampling", b"sampling", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckUpdateRequest: _TypeAlias = CheckUpdateRequest  # noqa: Y015
+
+@_typing.final
+class CheckUpdateResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckUpdateResponse: _TypeAlias = CheckUpdateResponse  # noqa: Y015
 
 @_typing.final
 class ListPoliciesRequest(_message.Message):

@@ -49,6 +49,11 @@ class TeacherServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.UpdatePolicyRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.UpdatePolicyResponse.FromString,
                 _registered_method=True)
+        self.CheckUpdate = channel.unary_unary(
+                '/tutelage.v1.TeacherService/CheckUpdate',
+                request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.CheckUpdateRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.CheckUpdateResponse.FromString,
+                _registered_method=True)
         self.ListPolicies = channel.unary_unary(
                 '/tutelage.v1.TeacherService/ListPolicies',
                 request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.ListPoliciesRequest.SerializeToString,
@@ -79,6 +84,13 @@ class TeacherServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CheckUpdate(self, request, context):
+        """Whether the teacher would take an update with these settings; INVALID_ARGUMENT names every field it would not.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListPolicies(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -102,6 +114,11 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     servicer.UpdatePolicy,
                     request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.UpdatePolicyRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.UpdatePolicyResponse.SerializeToString,
+            ),
+            'CheckUpdate': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckUpdate,
+                    request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.CheckUpdateRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.CheckUpdateResponse.SerializeToString,
             ),
             'ListPolicies': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPolicies,
@@ -190,6 +207,33 @@ class TeacherService(object):
             '/tutelage.v1.TeacherService/UpdatePolicy',
             tutelage_dot_v1_dot_teacher__service__pb2.UpdatePolicyRequest.SerializeToString,
             tutelage_dot_v1_dot_teacher__service__pb2.UpdatePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckUpdate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.TeacherService/CheckUpdate',
+            tutelage_dot_v1_dot_teacher__service__pb2.CheckUpdateRequest.SerializeToString,
+            tutelage_dot_v1_dot_teacher__service__pb2.CheckUpdateResponse.FromString,
             options,
             channel_credentials,
             insecure,

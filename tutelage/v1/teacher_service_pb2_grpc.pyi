@@ -36,6 +36,8 @@ class TeacherServiceStub:
     """Streams the candidates of one task as they are parsed."""
     UpdatePolicy: _grpc.StreamStreamMultiCallable[_teacher_service_pb2.UpdatePolicyRequest, _teacher_service_pb2.UpdatePolicyResponse]
     """One header, then groups. Asking twice with the same content updates once."""
+    CheckUpdate: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.CheckUpdateRequest, _teacher_service_pb2.CheckUpdateResponse]
+    """Whether the teacher would take an update with these settings; INVALID_ARGUMENT names every field it would not."""
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.ListPoliciesRequest, _teacher_service_pb2.ListPoliciesResponse]
 
 @_typing.type_check_only
@@ -46,6 +48,8 @@ class TeacherServiceAsyncStub(TeacherServiceStub):
     """Streams the candidates of one task as they are parsed."""
     UpdatePolicy: _aio.StreamStreamMultiCallable[_teacher_service_pb2.UpdatePolicyRequest, _teacher_service_pb2.UpdatePolicyResponse]  # type: ignore[assignment]
     """One header, then groups. Asking twice with the same content updates once."""
+    CheckUpdate: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.CheckUpdateRequest, _teacher_service_pb2.CheckUpdateResponse]  # type: ignore[assignment]
+    """Whether the teacher would take an update with these settings; INVALID_ARGUMENT names every field it would not."""
     ListPolicies: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.ListPoliciesRequest, _teacher_service_pb2.ListPoliciesResponse]  # type: ignore[assignment]
 
 class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -71,6 +75,14 @@ class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_teacher_service_pb2.UpdatePolicyResponse], _abc.AsyncIterator[_teacher_service_pb2.UpdatePolicyResponse]]:
         """One header, then groups. Asking twice with the same content updates once."""
+
+    @_abc_1.abstractmethod
+    def CheckUpdate(
+        self,
+        request: _teacher_service_pb2.CheckUpdateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_teacher_service_pb2.CheckUpdateResponse, _abc.Awaitable[_teacher_service_pb2.CheckUpdateResponse]]:
+        """Whether the teacher would take an update with these settings; INVALID_ARGUMENT names every field it would not."""
 
     @_abc_1.abstractmethod
     def ListPolicies(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from google.protobuf import json_format
+
 from tutelage.domain.description import UpdateProgress
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import (
@@ -14,6 +16,7 @@ from tutelage.domain.policy import (
     Policy,
     Sampling,
     ScoredCandidate,
+    StaleCandidates,
     UpdateRequest,
     UpdateResult,
     UpdateSettings,
@@ -29,8 +32,16 @@ _PARSERS: dict[int, Parser] = {
     pb.PARSER_WHOLE: Parser.WHOLE,
     pb.PARSER_QUESTION_ANSWER: Parser.QUESTION_ANSWER,
     pb.PARSER_PARAGRAPHS: Parser.PARAGRAPHS,
+    pb.PARSER_THOUGHT_LINES: Parser.THOUGHT_LINES,
+    pb.PARSER_MIXED: Parser.MIXED,
 }
 _PARSER_VALUES = reverse(_PARSERS)
+_STALE: dict[int, StaleCandidates] = {
+    teacher_pb.STALE_CANDIDATES_UNSPECIFIED: StaleCandidates.DROP,
+    teacher_pb.STALE_CANDIDATES_DROP: StaleCandidates.DROP,
+    teacher_pb.STALE_CANDIDATES_WEIGHT: StaleCandidates.WEIGHT,
+}
+_STALE_VALUES = reverse(_STALE)
 
 
 def format_to_wire(item: Format) -> pb.Format:
@@ -180,15 +191,22 @@ def policy_from_wire(message: pb.Policy, field: str = "policy") -> Policy:
 
 
 def update_settings_to_wire(settings: UpdateSettings) -> teacher_pb.UpdateSettings:
-    """The settings as a message."""
-    return teacher_pb.UpdateSettings(
+    """The settings as a message; InvalidInput for an option that is no JSON value."""
+    message = teacher_pb.UpdateSettings(
         rank=fitting("settings.rank", settings.rank),
         alpha=settings.alpha,
         learning_rate=settings.learning_rate,
         epochs=fitting("settings.epochs", settings.epochs),
         batch_size=fitting("settings.batch_size", settings.batch_size),
         min_reward=settings.min_reward,
+        max_staleness=fitting("settings.max_staleness", settings.max_staleness),
+        stale=_STALE_VALUES[settings.stale],  # type: ignore[arg-type]
     )
+    try:
+        message.options.update(settings.options)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput.of("settings.options", settings.options, f"JSON values ({error})") from error
+    return message
 
 
 def update_settings_from_wire(message: teacher_pb.UpdateSettings, field: str = "settings") -> UpdateSettings:
@@ -202,6 +220,11 @@ def update_settings_from_wire(message: teacher_pb.UpdateSettings, field: str = "
             epochs=checks.count("epochs", message.epochs, least=1),
             batch_size=checks.count("batch_size", message.batch_size, least=1),
             min_reward=checks.finite("min_reward", message.min_reward),
+            max_staleness=checks.count("max_staleness", message.max_staleness)
+            if message.HasField("max_staleness")
+            else UpdateSettings.max_staleness,
+            stale=checks.enum("stale", message.stale, _STALE),
+            options=json_format.MessageToDict(message.options),
         )
     )
 
@@ -277,6 +300,10 @@ def update_result_to_wire(result: UpdateResult) -> teacher_pb.UpdateResult:
         kept_candidates=result.kept_candidates,
         train_seconds=result.train_seconds,
         message=result.message,
+        unscored_candidates=result.unscored_candidates,
+        stale_candidates=result.stale_candidates,
+        peak_memory_bytes=fitting("result.peak_memory_bytes", result.peak_memory_bytes, INT64_MAX),
+        peak_gpu_memory_bytes=fitting("result.peak_gpu_memory_bytes", result.peak_gpu_memory_bytes, INT64_MAX),
     )
 
 
@@ -291,5 +318,9 @@ def update_result_from_wire(message: teacher_pb.UpdateResult, field: str = "resu
             kept_candidates=checks.count("kept_candidates", message.kept_candidates),
             train_seconds=checks.at_least_zero("train_seconds", message.train_seconds),
             message=message.message,
+            unscored_candidates=checks.count("unscored_candidates", message.unscored_candidates),
+            stale_candidates=checks.count("stale_candidates", message.stale_candidates),
+            peak_memory_bytes=checks.count("peak_memory_bytes", message.peak_memory_bytes),
+            peak_gpu_memory_bytes=checks.count("peak_gpu_memory_bytes", message.peak_gpu_memory_bytes),
         )
     )

@@ -1,0 +1,125 @@
+"""What an algorithm is: it selects what is worth learning from, and trains the policy's LoRA on it.
+
+`select` is pure and runs in the teacher; `train` runs in the update's own process, on a model that already carries the
+LoRA. Everything around them is the same for all: reading rollouts, leaving out unscored and stale candidates, ids,
+processes, storing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from tutelage.domain.policy import UpdateSettings
+from tutelage.settings import Settings
+
+Report = Callable[[int, int, float], None]
+"""Called with steps done, steps in all, and the last loss."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A scored completion; only the completion's tokens carry loss."""
+
+    candidate_id: str
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    reward: float
+    log_probs: tuple[float, ...] = ()
+    """Natural, one a completion token, under temperature 1 and top_p 1, as recorded when it was sampled."""
+    ended: bool = True
+    """Whether its last token is an end token that was sampled, not a length limit."""
+    weight: float = 1.0
+    """How much of the loss it has where the algorithm weighs."""
+
+
+@dataclass(frozen=True)
+class SampleGroup:
+    """Scored completions of one prompt."""
+
+    group_id: str
+    samples: tuple[Sample, ...]
+
+    @property
+    def spread(self) -> float:
+        """Best reward less worst."""
+        rewards = [sample.reward for sample in self.samples]
+        return max(rewards) - min(rewards) if rewards else 0.0
+
+
+class NoOptions(Settings):
+    """For an algorithm without settings of its own."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What `train` is given."""
+
+    model: Any
+    """A PeftModel whose adapter `default` is the policy's LoRA; without adapter it is policy 0."""
+    tokenizer: Any
+    device: str
+    groups: tuple[SampleGroup, ...]
+    """What `select` chose."""
+    settings: UpdateSettings
+    options: Settings
+    """An instance of the algorithm's `options`."""
+    seed: int
+    scratch: Path
+    """An empty place for files; removed afterwards."""
+    report: Report
+    rows_a_pass: int = 1
+    gradient_checkpointing: bool = False
+
+    @property
+    def samples(self) -> tuple[Sample, ...]:
+        """All samples, group by group."""
+        return tuple(sample for group in self.groups for sample in group.samples)
+
+
+class Algorithm(ABC):
+    """One way to learn from scored groups."""
+
+    summary: ClassVar[str]
+    """One line for people."""
+    options: ClassVar[type[Settings]] = NoOptions
+    """Its own settings, `update.options` in a run's YAML."""
+    needs_log_probs: ClassVar[bool] = False
+    """Whether it weighs by recorded log-probabilities, so that stale candidates can be weighted, not only dropped."""
+
+    @abstractmethod
+    def select(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> tuple[SampleGroup, ...]:
+        """The part of `groups` that is worth learning from; nothing means that the policy stays as it is.
+
+        The result must not depend on the order of groups or of their samples.
+        """
+
+    @abstractmethod
+    def train(self, training: Training) -> None:
+        """Train the LoRA of `training.model` in place."""
+
+    def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> str:
+        """For people: why `select` chose nothing of groups that hold scored samples."""
+        return "no group is worth learning from"
+
+
+def in_order(groups: Sequence[SampleGroup]) -> tuple[SampleGroup, ...]:
+    """Groups by id, and their samples by id: what arrived first must not matter."""
+    return tuple(
+        SampleGroup(group.group_id, tuple(sorted(group.samples, key=lambda sample: sample.candidate_id)))
+        for group in sorted(groups, key=lambda group: group.group_id)
+    )
+
+
+def with_spread(groups: Sequence[SampleGroup], least: float) -> tuple[SampleGroup, ...]:
+    """Groups of two or more whose rewards differ by more than `least`: equal ones have no better and no worse."""
+    return tuple(group for group in in_order(groups) if len(group.samples) > 1 and group.spread > least)
+
+
+def why_no_spread(groups: Sequence[SampleGroup], least: float) -> str:
+    """For people: why `with_spread` left nothing."""
+    widest = max((group.spread for group in groups if len(group.samples) > 1), default=0.0)
+    return f"in none of {len(groups)} groups do rewards differ by more than {least:g}; the most is {widest:.4g}"

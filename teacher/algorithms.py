@@ -1,0 +1,73 @@
+"""The algorithms by name: those of this package, and those that installed packages add."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+
+from teacher.algorithm import Algorithm
+from tutelage.domain.errors import FieldViolation, InvalidInput, PreconditionFailed
+from tutelage.domain.policy import StaleCandidates, UpdateSettings
+from tutelage.extensions import ALGORITHMS, extension_names, load_extension
+from tutelage.settings import Settings, parse_settings
+
+BUILT_IN = {
+    "rest_em": "teacher.rest_em:RestEM",
+    "grpo": "teacher.grpo:GRPO",
+    "rloo": "teacher.rloo:RLOO",
+    "dpo": "teacher.dpo:DPO",
+}
+"""Where the class of each stands; imported when it is used."""
+
+
+def algorithm_names() -> tuple[str, ...]:
+    """All names, this package's first."""
+    return (*BUILT_IN, *(name for name in extension_names(ALGORITHMS) if name not in BUILT_IN))
+
+
+def find_algorithm(name: str, field: str = "algorithm") -> Algorithm:
+    """The algorithm of a name; InvalidInput lists the names, PreconditionFailed tells of a package that is broken."""
+    if name in BUILT_IN:
+        module, _, attribute = BUILT_IN[name].partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+    elif name in extension_names(ALGORITHMS):
+        found = load_extension(ALGORITHMS, name)
+    else:
+        raise InvalidInput.of(field, name, "one of " + ", ".join(algorithm_names()))
+    made = found() if inspect.isclass(found) else found
+    if not isinstance(made, Algorithm):
+        raise PreconditionFailed(f"algorithm {name!r} is a {type(made).__name__}, not a teacher.algorithm.Algorithm")
+    return made
+
+
+def options_of(algorithm: Algorithm, settings: UpdateSettings) -> Settings:
+    """The algorithm's own settings; InvalidInput names each that is wrong as `settings.options.NAME`."""
+    try:
+        return parse_settings(settings.options, algorithm.options)
+    except InvalidInput as error:
+        raise InvalidInput(
+            [FieldViolation(f"settings.options.{item.field}", item.value, item.allowed) for item in error.violations]
+        ) from None
+
+
+def settings_violations(name: str, settings: UpdateSettings, max_rank: int) -> list[FieldViolation]:
+    """All that is wrong with an algorithm's name and settings; PreconditionFailed for a broken package."""
+    wrong = []
+    try:
+        algorithm = find_algorithm(name)
+        if settings.stale is StaleCandidates.WEIGHT and not algorithm.needs_log_probs:
+            wrong.append(FieldViolation("settings.stale", settings.stale.value, f"drop: {name} cannot weigh by age"))
+        options_of(algorithm, settings)
+    except InvalidInput as error:
+        wrong += error.violations
+    if not 1 <= settings.rank <= max_rank:
+        wrong.append(FieldViolation("settings.rank", str(settings.rank), f"1 to {max_rank}"))
+    for field, value in (("alpha", settings.alpha), ("learning_rate", settings.learning_rate)):
+        if not value > 0:
+            wrong.append(FieldViolation(f"settings.{field}", str(value), "a number above 0"))
+    for field, count in (("epochs", settings.epochs), ("batch_size", settings.batch_size)):
+        if count < 1:
+            wrong.append(FieldViolation(f"settings.{field}", str(count), "1 or more"))
+    if settings.max_staleness < 0:
+        wrong.append(FieldViolation("settings.max_staleness", str(settings.max_staleness), "0 or more"))
+    return wrong

@@ -1,0 +1,95 @@
+"""RLOO (arXiv 2402.14740) on candidates sampled and scored elsewhere: each is judged against the mean of the others.
+
+The completion is one action: its ratio to its recorded log-probability is clipped as a whole, and the KL to policy 0 is
+a part of its reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from teacher.advantages import leave_one_out
+from teacher.algorithm import Algorithm, SampleGroup, Training, why_no_spread, with_spread
+from tutelage.domain.policy import UpdateSettings
+from tutelage.settings import Settings
+
+
+class RLOOOptions(Settings):
+    """Settings of RLOO; `epochs` are its iterations over the batch."""
+
+    beta: float = Field(default=0.01, ge=0)
+    """Weight of the KL to policy 0 in the reward, in reward a nat; 0 turns it off."""
+    epsilon: float = Field(default=0.2, gt=0, lt=1)
+    """Clip of the ratio below 1."""
+    epsilon_high: float | None = Field(default=None, gt=0)
+    """Clip of the ratio above 1; nothing means as `epsilon`."""
+    normalise_advantages: bool = False
+    """Whether advantages are brought to mean 0 and deviation 1 over the batch."""
+    max_reward: float | None = Field(default=None, gt=0)
+    """Rewards are clipped to plus and minus this before advantages; nothing means no clip."""
+    min_spread: float = Field(default=0.0, ge=0)
+    """Groups whose best and worst reward differ by no more than this are left out."""
+    log_probs: Literal["recorded", "recomputed"] = "recorded"
+    """What ratios are against: log-probabilities recorded when sampling, or the parent's own."""
+
+
+class RLOO(Algorithm):
+    """REINFORCE with a leave-one-out baseline."""
+
+    summary = "policy gradient on whole completions against the mean of the others (REINFORCE leave-one-out)"
+    options = RLOOOptions
+    needs_log_probs = True
+
+    def select(
+        self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: RLOOOptions
+    ) -> tuple[SampleGroup, ...]:
+        """Groups whose rewards differ."""
+        return with_spread(groups, options.min_spread)
+
+    def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: RLOOOptions) -> str:
+        """The widest spread."""
+        return why_no_spread(groups, options.min_spread)
+
+    def train(self, training: Training) -> None:
+        """Policy gradient by TRL's RLOOTrainer."""
+        from trl import RLOOConfig
+
+        from teacher.scored_trainer import (
+            ScoredRLOOTrainer,
+            ScoredRow,
+            build_trainer,
+            log_probs_of,
+            old_log_probs,
+            shape_arguments,
+        )
+        from teacher.trl_training import common_arguments, train_in_float32
+
+        options: Any = training.options
+        arguments = RLOOConfig(
+            **common_arguments(training, len(training.samples)),
+            **shape_arguments(),
+            # The KL is counted into the rewards below, against policy 0.
+            beta=0.0,
+            epsilon=options.epsilon,
+            epsilon_high=options.epsilon_high,
+        )
+        trainer = build_trainer(ScoredRLOOTrainer, arguments, training)
+        samples = training.samples
+        olds = old_log_probs(trainer, samples, options.log_probs)
+        rewards = [sample.reward for sample in samples]
+        if options.max_reward is not None:
+            rewards = [min(max(reward, -options.max_reward), options.max_reward) for reward in rewards]
+        if options.beta > 0:
+            references = log_probs_of(trainer, samples, reference=True)
+            rewards = [
+                reward - options.beta * float((old - reference).sum())
+                for reward, old, reference in zip(rewards, olds, references, strict=True)
+            ]
+        left = iter(rewards)
+        grouped = [[next(left) for _ in group.samples] for group in training.groups]
+        advantages = [value for group in leave_one_out(grouped, options.normalise_advantages) for value in group]
+        trainer.rows = [ScoredRow(*row) for row in zip(samples, advantages, olds, strict=True)]
+        train_in_float32(trainer)

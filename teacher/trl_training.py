@@ -1,0 +1,61 @@
+"""What all algorithms hand to TRL alike: batches, precision, progress.
+
+One candidate a pass by default: no pads, and the logits of one row are what fills the memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import TrainerCallback
+
+from teacher.algorithm import Report, Training
+
+
+class Progress(TrainerCallback):
+    """Reports each optimiser step."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Called by the trainer."""
+        if logs and "loss" in logs:
+            self._report(state.global_step, state.max_steps, float(logs["loss"]))
+
+
+def common_arguments(training: Training, rows: int) -> dict[str, Any]:
+    """Arguments of any TRL configuration for an update on `rows` rows."""
+    batch = min(training.settings.batch_size, rows)
+    # The largest number of rows a pass that makes whole steps of the batch.
+    at_once = max(size for size in range(1, min(training.rows_a_pass, batch) + 1) if batch % size == 0)
+    return {
+        "output_dir": str(training.scratch),
+        "per_device_train_batch_size": at_once,
+        "gradient_accumulation_steps": batch // at_once,
+        "num_train_epochs": training.settings.epochs,
+        "learning_rate": training.settings.learning_rate,
+        "seed": training.seed,
+        "data_seed": training.seed,
+        "gradient_checkpointing": training.gradient_checkpointing,
+        "use_cpu": training.device == "cpu",
+        "bf16": False,
+        "fp16": False,
+        "dataloader_pin_memory": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "disable_tqdm": True,
+    }
+
+
+def train_in_float32(trainer: Any) -> None:
+    """Run a trainer with the LoRA in float32.
+
+    On a quantised base trainers cast it to bfloat16, and steps of 1e-4 need more than eight bits.
+    """
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    trainer.train()

@@ -1,0 +1,319 @@
+"""Each algorithm makes what was rewarded more probable than the rest, in a real update of a tiny model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from teacher.algorithms import BUILT_IN, algorithm_names
+from teacher.config import TeacherSettings
+from teacher.policies import ADAPTER_FILES, PolicyStore
+from teacher.policy_lora import save_lora
+from teacher.update_child import learn, read_groups, write_groups
+from teacher.update_request import lessons_of
+from teacher.updates import Updates
+from tutelage.domain.description import UpdateProgress
+from tutelage.domain.errors import InvalidInput, Unavailable
+from tutelage.domain.policy import (
+    CandidateGroup,
+    ScoredCandidate,
+    StaleCandidates,
+    UpdateRequest,
+    UpdateResult,
+    UpdateSettings,
+)
+from tutelage.models.loading import LoadedModel, load_model
+from tutelage.models.tiny import write_tiny_model
+from tutelage.v1 import policy_pb2
+
+HASH = "h" * 64
+END = 2
+PROMPTS = ([5, 6, 7, 8], [9, 10, 11, 12, 13, 14])
+COMPLETIONS = ([20, 21, 22, 23, END], [30, 31, 32, END], [40, 41, 42, 43, 44, 45], [50, END])
+"""Of each prompt; the first is rewarded, the third was cut off."""
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "rest_em": [{}],
+    "grpo": [
+        {"beta": 0.01},
+        {"loss_type": "dr_grpo", "scale_rewards": "none", "length_constant": 6, "beta": 0},
+        {"loss_type": "dapo", "epsilon_high": 0.28, "skip_truncated": True, "log_probs": "recomputed"},
+        {"importance_sampling_level": "sequence", "loss_type": "luspo", "scale_rewards": "batch"},
+    ],
+    "rloo": [{}, {"normalise_advantages": True, "max_reward": 0.5, "log_probs": "recomputed", "beta": 0}],
+    "dpo": [{}, {"reference": "initial", "loss_type": "ipo", "beta": 0.05}],
+}
+CASES = [(name, options) for name, each in OPTIONS.items() for options in each]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> TeacherSettings:
+    folder = tmp_path_factory.mktemp("algorithms")
+    model = str(write_tiny_model(folder / "model"))
+    return TeacherSettings(model=model, device="cpu", threads=1, data_dir=folder / "data", quantisation="none")
+
+
+@pytest.fixture(scope="module")
+def loaded(settings: TeacherSettings) -> LoadedModel:
+    return load_model(settings.model, quantisation="none", threads=1)
+
+
+@pytest.fixture(scope="module")
+def store(settings: TeacherSettings, loaded: LoadedModel) -> PolicyStore:
+    return PolicyStore(settings.data_dir / "policies", loaded.revision)
+
+
+def token_log_probs(model: Any, prompt: list[int], completion: list[int]) -> list[float]:
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + completion])).logits.float()[0]
+    places = torch.arange(len(prompt) - 1, len(prompt) + len(completion) - 1)
+    return [float(value) for value in torch.log_softmax(logits, -1)[places, torch.tensor(completion)]]
+
+
+def relative_log_prob(model: Any) -> float:
+    """Mean over prompts of the rewarded completion's log-probability a token, less the mean of the others'."""
+    found = []
+    for prompt in PROMPTS:
+        means = [sum(each) / len(each) for each in (token_log_probs(model, prompt, c) for c in COMPLETIONS)]
+        found.append(means[0] - sum(means[1:]) / (len(means) - 1))
+    return sum(found) / len(found)
+
+
+def policy_model(settings: TeacherSettings, folder: Path | None) -> Any:
+    """A fresh copy of the base under a policy, ready to answer."""
+    from peft import PeftModel
+
+    model = load_model(settings.model, quantisation="none", threads=1).model
+    return model if folder is None else PeftModel.from_pretrained(model, str(folder)).eval()
+
+
+def rollout(model: Any, version: str, prompt: list[int], completion: list[int], **more: Any) -> bytes:
+    message = policy_pb2.Rollout(
+        policy_version=version,
+        prompt_ids=prompt,
+        completion_ids=completion,
+        log_probs=token_log_probs(model, prompt, completion),
+        tokenizer_hash=HASH,
+        ended=completion[-1] == END,
+        **more,
+    )
+    return message.SerializeToString()
+
+
+def request(model: Any, parent: str, name: str, options: Mapping[str, Any], written_by: str = "") -> UpdateRequest:
+    groups = []
+    for p, prompt in enumerate(PROMPTS):
+        scored = tuple(
+            ScoredCandidate(
+                f"{p}-{c}", rollout(model, written_by or parent, prompt, completion), (1.0, 0.1, 0.0, -0.2)[c]
+            )
+            for c, completion in enumerate(COMPLETIONS)
+        )
+        unscored = ScoredCandidate(f"{p}-x", rollout(model, written_by or parent, prompt, [60, END]), None)
+        groups.append(CandidateGroup(f"g{p}", (*scored, unscored)))
+    settings = UpdateSettings(
+        rank=4, alpha=8.0, learning_rate=1e-2, epochs=6, batch_size=4, options=dict(options), max_staleness=0
+    )
+    return UpdateRequest(parent, name, settings, tuple(groups), 7, "run", 1)
+
+
+def result_of(updates: Updates, asked: UpdateRequest) -> UpdateResult:
+    *_, result = updates.update(asked)
+    assert isinstance(result, UpdateResult)
+    return result
+
+
+def learnt(settings: TeacherSettings, asked: UpdateRequest, folder: Path, parent: Path | None = None) -> Any:
+    """The model after the algorithm's training in this process, on what it selects."""
+    ages = {asked.parent_version: 0}
+    lessons = lessons_of(asked, HASH, ages)
+    steps: list[int] = []
+    fresh = load_model(settings.model, quantisation="none", threads=1)
+    model = learn(
+        fresh,
+        asked.algorithm,
+        asked.settings,
+        lessons.groups,
+        asked.seed,
+        folder,
+        lambda done, total, loss: steps.append(done),
+        parent=parent,
+    )
+    assert steps
+    assert steps[-1] == max(steps)
+    return model.eval()
+
+
+def test_every_algorithm_is_tried() -> None:
+    assert set(OPTIONS) == set(BUILT_IN)
+    assert algorithm_names()[: len(BUILT_IN)] == tuple(BUILT_IN)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_what_was_rewarded_becomes_more_probable(
+    name: str, options: dict[str, Any], settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    asked = request(loaded.model, "p", name, options)
+    lessons = lessons_of(asked, HASH, {"p": 0})
+    assert lessons.kept == {"rest_em": 2, "dpo": 4}.get(name, 6 if options.get("skip_truncated") else 8)
+    assert (lessons.unscored, lessons.stale, lessons.passed_over) == (2, 0, 8 - lessons.kept)
+    assert relative_log_prob(learnt(settings, asked, tmp_path)) > relative_log_prob(loaded.model) + 0.02
+
+
+@pytest.mark.parametrize("name", ["grpo", "dpo"])
+def test_update_in_its_own_process(
+    name: str, settings: TeacherSettings, store: PolicyStore, loaded: LoadedModel
+) -> None:
+    updates = Updates(settings, store, HASH)
+    asked = request(loaded.model, store.initial.version, name, OPTIONS[name][0])
+    first = result_of(updates, asked)
+    assert first.updated
+    assert first.policy.algorithm == name
+    assert (first.unscored_candidates, first.stale_candidates) == (2, 0)
+    assert 2**26 < first.peak_memory_bytes < 2**34
+    model = policy_model(settings, store.adapter_folder(first.policy.version))
+    assert relative_log_prob(model) > relative_log_prob(loaded.model) + 0.02
+    # Nothing of a trainer's reference is stored with the policy.
+    assert set((settings.data_dir / "policies" / first.policy.version).iterdir()) == {
+        settings.data_dir / "policies" / first.policy.version / file for file in (*ADAPTER_FILES, "manifest.json")
+    }
+    # The same content updates once, whatever the order it comes in.
+    turned = dataclasses.replace(asked, groups=asked.groups[::-1])
+    assert list(updates.update(turned)) == [first]
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo", "dpo"])
+def test_continues_a_trained_parent(name: str, settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path) -> None:
+    parent = learnt(settings, request(loaded.model, "p", "rest_em", {}), tmp_path / "first")
+    save_lora(parent, tmp_path / "parent")
+    before = relative_log_prob(parent)
+    options = {"beta": 0.05} if name != "dpo" else {"reference": "initial"}
+    model = policy_model(settings, tmp_path / "parent")
+    assert relative_log_prob(model) == pytest.approx(before, abs=1e-5)
+    asked = request(model, "p", name, options)
+    assert relative_log_prob(learnt(settings, asked, tmp_path, tmp_path / "parent")) > before
+
+
+def test_kl_holds_the_policy_to_the_first(settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path) -> None:
+    start = relative_log_prob(loaded.model)
+    moved = [
+        abs(relative_log_prob(learnt(settings, request(loaded.model, "p", "grpo", {"beta": beta}), tmp_path)) - start)
+        for beta in (0.0, 20.0)
+    ]
+    assert moved[1] < 0.5 * moved[0]
+
+
+def test_stale_candidates_are_dropped_and_counted_or_weighted(loaded: LoadedModel) -> None:
+    ages = {"parent": 0, "older": 1}
+    asked = request(loaded.model, "parent", "grpo", {}, written_by="older")
+    dropped = lessons_of(asked, HASH, ages)
+    assert (dropped.kept, dropped.stale, dropped.unscored) == (0, 8, 2)
+    assert "stale" in dropped.message
+    weighted = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, stale=StaleCandidates.WEIGHT))
+    assert (lessons_of(weighted, HASH, ages).kept, lessons_of(weighted, HASH, ages).stale) == (8, 0)
+    bounded = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, max_staleness=1))
+    assert lessons_of(bounded, HASH, ages).kept == 8
+    # A policy that is not the parent's ancestor is stale however young.
+    foreign = request(loaded.model, "parent", "rest_em", {}, written_by="elsewhere")
+    assert lessons_of(foreign, HASH, ages).stale == 8
+
+
+def test_the_loss_weighs_by_recorded_log_probs(settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path) -> None:
+    """A candidate that is far more probable now than when it was sampled is beyond the clip: it teaches nothing."""
+    asked = request(loaded.model, "p", "grpo", {"beta": 0, "loss_type": "dr_grpo"})
+    lessons = lessons_of(asked, HASH, {"p": 0})
+    old = tuple(
+        dataclasses.replace(
+            group,
+            samples=tuple(
+                # Good ones were rarer then, bad ones more frequent: both have moved enough.
+                dataclasses.replace(s, log_probs=tuple(v + (-3 if s.reward > 0.5 else 3) for v in s.log_probs))
+                for s in group.samples
+            ),
+        )
+        for group in lessons.groups
+    )
+    model = learn(
+        load_model(settings.model, quantisation="none", threads=1),
+        "grpo",
+        dataclasses.replace(asked.settings, epochs=1),
+        old,
+        1,
+        tmp_path,
+        lambda done, total, loss: None,
+    ).eval()
+    assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-4)
+
+
+def test_groups_survive_their_file(loaded: LoadedModel, tmp_path: Path) -> None:
+    groups = lessons_of(request(loaded.model, "p", "rloo", {}), HASH, {"p": 0}).groups
+    write_groups(groups, tmp_path / "groups.safetensors")
+    assert read_groups(tmp_path / "groups.safetensors") == groups
+
+
+def test_nothing_to_learn_where_rewards_do_not_differ(
+    settings: TeacherSettings, store: PolicyStore, loaded: LoadedModel
+) -> None:
+    updates = Updates(settings, store, HASH)
+    for name, option in (("grpo", "min_spread"), ("rloo", "min_spread"), ("dpo", "min_gap")):
+        result = result_of(updates, request(loaded.model, store.initial.version, name, {option: 1.2}))
+        assert not result.updated
+        assert result.policy == store.initial
+        assert "1.2" in result.message
+
+
+def test_refusals(settings: TeacherSettings, store: PolicyStore, loaded: LoadedModel) -> None:
+    updates = Updates(settings, store, HASH)
+    version = store.initial.version
+
+    def refused(name: str, options: dict[str, Any], **more: Any) -> str:
+        asked = request(loaded.model, version, name, options)
+        asked = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, **more))
+        with pytest.raises(InvalidInput) as caught:
+            list(updates.update(asked))
+        return str(caught.value)
+
+    assert "settings.options.beta: '-1.0'" in refused("grpo", {"beta": -1})
+    assert "'dr_grpo'" in refused("grpo", {"loss_type": "ppo"})
+    assert "one of the keys beta, delta" in refused("grpo", {"bta": 1})
+    assert "importance_sampling_level: sequence" in refused("grpo", {"loss_type": "luspo"})
+    assert "settings.options.label_smoothing" in refused("dpo", {"label_smoothing": 0.9})
+    assert "settings.stale" in refused("rest_em", {}, stale=StaleCandidates.WEIGHT)
+    assert "one of rest_em, grpo, rloo, dpo" in refused("ppo", {})
+
+    for more, field in ({"temperature": 0.7}, "temperature"), ({"top_p": 0.9}, "top_p"):
+        cool = CandidateGroup("g", (ScoredCandidate("a", rollout(loaded.model, version, [5], [6], **more), 1.0),))
+        asked = dataclasses.replace(request(loaded.model, version, "rloo", {}), groups=(cool,))
+        with pytest.raises(InvalidInput, match=rf"groups\[0\].candidates\[0\].rollout.{field}.*rloo"):
+            list(updates.update(asked))
+    bare = policy_pb2.Rollout(policy_version=version, prompt_ids=[5], completion_ids=[6], tokenizer_hash=HASH)
+    group = CandidateGroup("g", (ScoredCandidate("a", bare.SerializeToString(), 1.0),))
+    with pytest.raises(InvalidInput, match=r"log_probs.*0 of them"):
+        list(updates.update(dataclasses.replace(request(loaded.model, version, "grpo", {}), groups=(group,))))
+
+
+def test_killed_update_leaves_the_old_version_in_force(
+    settings: TeacherSettings, store: PolicyStore, loaded: LoadedModel
+) -> None:
+    updates = Updates(settings, store, HASH)
+    before = store.list()
+    asked = request(loaded.model, store.initial.version, "grpo", {})
+    long = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, epochs=100_000))
+
+    def killed_in_the_middle() -> None:
+        for event in updates.update(long):
+            if isinstance(event, UpdateProgress) and event.steps_done:
+                child = updates._child
+                assert child is not None
+                child.kill()
+
+    with pytest.raises(Unavailable, match="signal 9"):
+        killed_in_the_middle()
+    assert store.list() == before
+    assert not list((settings.data_dir / "updates").glob("*/work"))
+    # Asked for again in a shorter form, the teacher goes on as if nothing had been.
+    assert result_of(updates, asked).updated
