@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import Field, model_validator
 
-from orchestrator.committing import TRIES
+from orchestrator.commit_gate import TRIES
 from orchestrator.run_config import DeadlineConfig, InlineFormat, InnerLoopConfig, RunConfig, SamplingConfig
 from tutelage.settings import Settings
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from orchestrator.run_config import RunConfig
 from tutelage.domain.evaluation import EvaluationReport, QuizResult
 
+TRIES = 3
+"""Trainings for one commit: weights may no longer be held, or the version may move meanwhile."""
+
 
 @dataclass(frozen=True)
 class Tried:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator import metrics
-from orchestrator.commit_gate import Tried, best, gain, refusal
+from orchestrator.commit_gate import TRIES, Tried, best, gain, refusal
 from orchestrator.config import OrchestratorSettings
 from orchestrator.evaluating import Evaluator, evaluation_key
 from orchestrator.machine import Commit, Evaluate
@@ -21,9 +21,6 @@ from tutelage.domain.canonical import derived_seed
 from tutelage.domain.errors import Conflict, NotFound, PreconditionFailed, TutelageError
 from tutelage.domain.evaluation import EvaluationReport, QuizResult
 from tutelage.domain.self_edit import SelfEdit
-
-TRIES = 3
-"""Trainings for one commit: weights may no longer be held, or the version may move meanwhile."""
 
 
 @dataclass(frozen=True)

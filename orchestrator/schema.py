@@ -173,6 +173,44 @@ events = Table(
     _run_key(),
 )
 
+inbox_documents = Table(
+    "inbox_documents",
+    metadata,
+    Column("inbox", String(32), primary_key=True),
+    Column("task_id", String(200), primary_key=True),
+    Column("content_hash", String(64), nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("submitted_at", BigInteger, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("run_id", String(64), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("message", Text, nullable=False),
+    Index("inbox_documents_by_state", "inbox", "state", "submitted_at", "position"),
+)
+
+inbox_windows = Table(
+    "inbox_windows",
+    metadata,
+    Column("inbox", String(32), primary_key=True),
+    Column("start", BigInteger, primary_key=True, autoincrement=False),
+    Column("spent", Integer, nullable=False),
+    Column("batches", Integer, nullable=False),
+)
+
+inbox_batches = Table(
+    "inbox_batches",
+    metadata,
+    Column("run_id", String(64), primary_key=True),
+    Column("inbox", String(32), nullable=False),
+    Column("window_start", BigInteger, nullable=False),
+    Column("reserved", Integer, nullable=False),
+    # NULL while it is under way.
+    Column("spent", Integer),
+    Index("inbox_batches_by_inbox", "inbox", "spent"),
+)
+
 students = Table(
     "students",
     metadata,
