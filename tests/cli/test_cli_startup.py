@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -58,3 +60,30 @@ def test_the_orchestrator_starts_without_torch_and_in_about_a_second() -> None:
 
     # A busy neighbour on the same core doubles even processor time; torch alone would take more than the rest.
     assert min(cpu_seconds() for _ in range(3)) < 2.0
+
+
+def without_torch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as it is in an install without extras."""
+    program = (
+        "import sys\nfor name in ('torch', 'transformers', 'peft', 'huggingface_hub'): sys.modules[name] = None\n"
+        "from tutelage.cli.main import main\nmain()"
+    )
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_an_install_without_extras_lists_models_and_says_what_it_lacks(tmp_path: Path) -> None:
+    listed = without_torch("models", "list", "--cache-dir", str(tmp_path), "--json")
+    assert listed.returncode == 0, listed.stderr
+    assert [entry["name"] for entry in json.loads(listed.stdout)] == ["smollm2-135m-instruct", "gemma3-270m"]
+    config = tmp_path / "student.yaml"
+    config.write_text(f"model: smollm2-135m-instruct\ndata_dir: {tmp_path}\n")
+    for arguments, install in (
+        (("models", "pull", "smollm2-135m-instruct", "--cache-dir", str(tmp_path)), "'tutelage[models]'"),
+        (("models", "pull", "nobody/nothing", "--cache-dir", str(tmp_path)), "'tutelage[models]'"),
+        (("student", "serve", "--config", str(config)), "'tutelage[student]'"),
+    ):
+        lacking = without_torch(*arguments)
+        assert lacking.returncode == 1
+        assert f"which is not installed: pip install {install}" in lacking.stderr
+        assert "Traceback" not in lacking.stderr

@@ -25,7 +25,13 @@ def pull(
     """Fetch a model into the cache; nothing is done when it is there."""
     from tutelage.models.registry import pull as fetch
 
-    resolved = fetch(name, cache_dir, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    try:
+        resolved = fetch(name, cache_dir, progress=lambda text: print(text, file=sys.stderr, flush=True))
+    except ModuleNotFoundError as error:
+        from tutelage.domain.errors import PreconditionFailed
+
+        install = "pip install 'tutelage[models]'"
+        raise PreconditionFailed(f"bringing a model needs {error.name!r}, which is not installed: {install}") from None
     typer.echo(f"{resolved.name} is at {resolved.path} (revision {resolved.revision[:12]})")
 
 

@@ -129,7 +129,11 @@ def _make_builtin(name: str, folder: Path, say: Progress) -> None:
     from tutelage.models.conversion import convert_gguf
 
     model = BUILTIN_MODELS[name]
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as scratch:
+    scratch_prefix = f".{folder.name}."
+    for leftover in folder.parent.glob(f"{scratch_prefix}*"):
+        # Whoever made it was killed: it would hold the lock otherwise.
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=scratch_prefix) as scratch:
         gguf = fetch_gguf(model, Path(scratch), say)
         say("converting the GGUF to safetensors (once)")
         made = Path(scratch) / "made"
