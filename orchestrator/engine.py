@@ -161,7 +161,7 @@ class Engine:
                 raise InvalidInput(wrong) from None
             raise Unavailable(f"the run cannot start: {error}", error.retry_after_s) from None
         if not policy:
-            allowed = "`initial`, `latest` or a version that the teacher keeps"
+            allowed = "`initial`, `latest`, `promoted` or a version that the teacher keeps"
             wrong.append(FieldViolation("config.policy", config.policy, allowed))
         wrong += service_violations(config, teacher, described)
         if config.update.algorithm in teacher.algorithms:

@@ -21,8 +21,12 @@ from tutelage.domain.run import NO_UPDATE
 
 
 async def first_policy(wanted: str, described: TeacherDescription, teacher: TeacherClient) -> str:
-    """The version that `initial`, `latest` or a version means to this teacher; empty when it does not keep it."""
-    named = {"initial": described.initial_policy_version, "latest": described.latest_policy_version}
+    """What `initial`, `latest`, `promoted` or a version means to this teacher; empty when it does not keep it."""
+    named = {
+        "initial": described.initial_policy_version,
+        "latest": described.latest_policy_version,
+        "promoted": described.promoted_policy_version,
+    }
     if wanted in named:
         return named[wanted]
     known = {described.initial_policy_version} | {policy.version for policy in await teacher.list_policies()}

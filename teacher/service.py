@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 
 import grpc
 
@@ -13,7 +14,9 @@ from teacher.algorithms import algorithm_names, find_algorithm, settings_violati
 from teacher.config import TeacherSettings
 from teacher.engine import Writer
 from teacher.formats import builtin_formats
-from teacher.policies import PolicyStore
+from teacher.policies import PolicyStore, policy_to_json
+from teacher.policy_export import describe_policy, export_policy
+from teacher.promotion import Promotions
 from teacher.threaded import iterate_in_thread
 from teacher.update_request import sampling_violations
 from teacher.updates import Updates
@@ -24,6 +27,7 @@ from tutelage.models.loading import load_model
 from tutelage.rpc.logging import bind
 from tutelage.v1 import teacher_service_pb2 as pb
 from tutelage.v1 import teacher_service_pb2_grpc as pb_grpc
+from tutelage.wire.checks import Checks
 from tutelage.wire.description import teacher_description_to_wire
 from tutelage.wire.policy import (
     candidate_to_wire,
@@ -35,7 +39,21 @@ from tutelage.wire.policy import (
     update_result_to_wire,
     update_settings_from_wire,
 )
+from tutelage.wire.policy_versions import (
+    POLICY_FORMS,
+    export_part_to_wire,
+    policy_details_to_wire,
+    promotion_to_wire,
+)
 from tutelage.wire.task import task_from_wire
+
+
+@dataclass(frozen=True)
+class _Parts:
+    writer: Writer
+    policies: PolicyStore
+    updates: Updates
+    promotions: Promotions
 
 
 class TeacherService(pb_grpc.TeacherServiceServicer):
@@ -46,7 +64,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
 
     def __init__(self, settings: TeacherSettings) -> None:
         self._settings = settings
-        self._parts: tuple[Writer, PolicyStore, Updates] | None = None
+        self._parts: _Parts | None = None
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer to a server."""
@@ -63,14 +81,14 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
     async def stop(self) -> None:
         """End a running update."""
         if self._parts is not None:
-            await asyncio.to_thread(self._parts[2].stop)
+            await asyncio.to_thread(self._parts.updates.stop)
 
     async def Describe(
         self, request: pb.TeacherServiceDescribeRequest, context: grpc.aio.ServicerContext
     ) -> pb.TeacherServiceDescribeResponse:
         """What this teacher is, and its policy versions of note."""
-        writer, policies, _ = self._loaded()
-        loaded = writer.loaded
+        parts = self._loaded()
+        writer, policies, loaded = parts.writer, parts.policies, parts.writer.loaded
         description = TeacherDescription(
             base_model=loaded.name,
             base_revision=loaded.revision,
@@ -83,6 +101,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             formats=builtin_formats(),
             algorithms=algorithm_names(),
             version=tutelage.__version__,
+            promoted_policy_version=(await asyncio.to_thread(parts.promotions.current)).version,
         )
         return teacher_description_to_wire(description)
 
@@ -90,7 +109,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
         self, request: pb.WriteSelfEditsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.WriteSelfEditsResponse]:
         """Candidates as they end."""
-        writer, _, _ = self._loaded()
+        writer = self._loaded().writer
         task = task_from_wire(request.task)
         format = format_from_wire(request.format)
         sampling = sampling_from_wire(request.sampling)
@@ -105,7 +124,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
         self, request_iterator: AsyncIterator[pb.UpdatePolicyRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.UpdatePolicyResponse]:
         """Progress, then the result; the update goes on when its watcher leaves."""
-        _, _, updates = self._loaded()
+        updates = self._loaded().updates
         request = update_request_from_wire([message async for message in request_iterator])
         with bind(run_id=request.run_id):
             async for event in iterate_in_thread(lambda gone: updates.update(request, cancelled=gone)):
@@ -131,12 +150,48 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
     async def ListPolicies(
         self, request: pb.ListPoliciesRequest, context: grpc.aio.ServicerContext
     ) -> pb.ListPoliciesResponse:
-        """All policy versions, oldest first."""
-        _, policies, _ = self._loaded()
-        listed: list[Policy] = await asyncio.to_thread(policies.list)
-        return pb.ListPoliciesResponse(policies=[policy_to_wire(policy) for policy in listed])
+        """All policy versions, oldest first, and which is promoted."""
+        parts = self._loaded()
+        listed: list[Policy] = await asyncio.to_thread(parts.policies.list)
+        promotion = await asyncio.to_thread(parts.promotions.current)
+        return pb.ListPoliciesResponse(
+            policies=[policy_to_wire(policy) for policy in listed], promotion=promotion_to_wire(promotion)
+        )
 
-    def _open(self) -> tuple[Writer, PolicyStore, Updates]:
+    async def DescribePolicy(
+        self, request: pb.DescribePolicyRequest, context: grpc.aio.ServicerContext
+    ) -> pb.DescribePolicyResponse:
+        """One version: its lineage, shape and size."""
+        parts = self._loaded()
+        promoted = (await asyncio.to_thread(parts.promotions.current)).version
+        return policy_details_to_wire(
+            await asyncio.to_thread(describe_policy, parts.policies, request.version, promoted)
+        )
+
+    async def PromotePolicy(
+        self, request: pb.PromotePolicyRequest, context: grpc.aio.ServicerContext
+    ) -> pb.PromotePolicyResponse:
+        """Make a version the recommended one."""
+        promote = self._loaded().promotions.promote
+        made = await asyncio.to_thread(promote, request.expected_version, request.version)
+        return pb.PromotePolicyResponse(promotion=promotion_to_wire(made))
+
+    async def ExportPolicy(
+        self, request: pb.ExportPolicyRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.ExportPolicyResponse]:
+        """The files of a version, a part at a time: no more is read than the client takes."""
+        policies = self._loaded().policies
+        form = Checks("").enum("form", request.form, POLICY_FORMS)
+        details = await asyncio.to_thread(describe_policy, policies, request.version, "")
+        card = {"base_model": self._settings.model, "policy": policy_to_json(details.policy)}
+        parts = export_policy(self._settings, policies, request.version, form, card)
+        try:
+            while (part := await asyncio.to_thread(next, parts, None)) is not None:
+                yield export_part_to_wire(part)
+        finally:
+            await asyncio.to_thread(parts.close)
+
+    def _open(self) -> _Parts:
         settings = self._settings
         loaded = load_model(
             settings.model,
@@ -149,9 +204,10 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
         policies = PolicyStore(settings.data_dir / "policies", loaded.revision)
         writer = Writer(loaded, policies, settings)
         metrics.show_policy(policies.list()[-1].version, loaded.name)
-        return writer, policies, Updates(settings, policies, writer.tokenizer_hash)
+        updates = Updates(settings, policies, writer.tokenizer_hash)
+        return _Parts(writer, policies, updates, Promotions(settings.data_dir / "promoted.json", policies))
 
-    def _loaded(self) -> tuple[Writer, PolicyStore, Updates]:
+    def _loaded(self) -> _Parts:
         if self._parts is None:
             raise Unavailable("the teacher is still loading its model", retry_after_s=5)
         return self._parts

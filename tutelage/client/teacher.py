@@ -6,7 +6,19 @@ from collections.abc import AsyncIterator, Iterator
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.description import TeacherDescription, UpdateProgress
-from tutelage.domain.policy import Candidate, Format, Policy, Sampling, UpdateRequest, UpdateResult, UpdateSettings
+from tutelage.domain.policy import (
+    Candidate,
+    ExportedFile,
+    Format,
+    Policy,
+    PolicyDetails,
+    PolicyForm,
+    Promotion,
+    Sampling,
+    UpdateRequest,
+    UpdateResult,
+    UpdateSettings,
+)
 from tutelage.domain.task import Task
 from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import teacher_service_pb2 as pb
@@ -22,6 +34,12 @@ from tutelage.wire.policy import (
     update_request_to_wire,
     update_result_from_wire,
     update_settings_to_wire,
+)
+from tutelage.wire.policy_versions import (
+    POLICY_FORM_VALUES,
+    export_part_from_wire,
+    policy_details_from_wire,
+    promotion_from_wire,
 )
 from tutelage.wire.task import task_to_wire
 
@@ -61,6 +79,17 @@ def _check(algorithm: str, settings: UpdateSettings, sampling: Sampling | None) 
         settings=update_settings_to_wire(settings),
         sampling=sampling_to_wire(sampling) if sampling else None,
     )
+
+
+def _promotion(message: pb.ListPoliciesResponse | pb.PromotePolicyResponse) -> Promotion:
+    checks = Checks("")
+    return checks.passed(checks.required(promotion_from_wire, message, "promotion"))
+
+
+def _export(version: str, form: PolicyForm) -> pb.ExportPolicyRequest:
+    request = pb.ExportPolicyRequest(version=version)
+    request.form = POLICY_FORM_VALUES[form]  # type: ignore[assignment]
+    return request
 
 
 def _nothing(message: pb.CheckUpdateResponse) -> None:
@@ -117,6 +146,26 @@ class TeacherClient(AsyncConnection):
         """The policies it keeps."""
         return await self._call(self._stub.ListPolicies, pb.ListPoliciesRequest(), _policies, timeout_s)
 
+    async def promotion(self, *, timeout_s: float = QUICK_S) -> Promotion:
+        """Which policy is promoted, and which were."""
+        return await self._call(self._stub.ListPolicies, pb.ListPoliciesRequest(), _promotion, timeout_s)
+
+    async def promote_policy(self, expected_version: str, version: str, *, timeout_s: float = QUICK_S) -> Promotion:
+        """Makes `version` the promoted one; Conflict when another than `expected_version` is."""
+        request = pb.PromotePolicyRequest(expected_version=expected_version, version=version)
+        return await self._call(self._stub.PromotePolicy, request, _promotion, timeout_s)
+
+    async def describe_policy(self, version: str, *, timeout_s: float = QUICK_S) -> PolicyDetails:
+        """One policy: its lineage, shape and size."""
+        request = pb.DescribePolicyRequest(version=version)
+        return await self._call(self._stub.DescribePolicy, request, policy_details_from_wire, timeout_s)
+
+    def export_policy(
+        self, version: str, form: PolicyForm = PolicyForm.PEFT, *, timeout_s: float = WORK_S
+    ) -> AsyncIterator[ExportedFile | bytes]:
+        """Each file's head, then its bytes; `tutelage.client.exported.ExportFolder` takes them."""
+        return self._stream(self._stub.ExportPolicy, _export(version, form), export_part_from_wire, timeout_s)
+
 
 class SyncTeacherClient(SyncConnection):
     """A teacher, blocking; the methods of `TeacherClient`."""
@@ -167,3 +216,23 @@ class SyncTeacherClient(SyncConnection):
     def list_policies(self, *, timeout_s: float = QUICK_S) -> tuple[Policy, ...]:
         """The policies it keeps."""
         return self._call(self._stub.ListPolicies, pb.ListPoliciesRequest(), _policies, timeout_s)
+
+    def promotion(self, *, timeout_s: float = QUICK_S) -> Promotion:
+        """Which policy is promoted, and which were."""
+        return self._call(self._stub.ListPolicies, pb.ListPoliciesRequest(), _promotion, timeout_s)
+
+    def promote_policy(self, expected_version: str, version: str, *, timeout_s: float = QUICK_S) -> Promotion:
+        """Makes `version` the promoted one; Conflict when another than `expected_version` is."""
+        request = pb.PromotePolicyRequest(expected_version=expected_version, version=version)
+        return self._call(self._stub.PromotePolicy, request, _promotion, timeout_s)
+
+    def describe_policy(self, version: str, *, timeout_s: float = QUICK_S) -> PolicyDetails:
+        """One policy: its lineage, shape and size."""
+        request = pb.DescribePolicyRequest(version=version)
+        return self._call(self._stub.DescribePolicy, request, policy_details_from_wire, timeout_s)
+
+    def export_policy(
+        self, version: str, form: PolicyForm = PolicyForm.PEFT, *, timeout_s: float = WORK_S
+    ) -> Iterator[ExportedFile | bytes]:
+        """Each file's head, then its bytes; `tutelage.client.exported.ExportFolder` takes them."""
+        return self._stream(self._stub.ExportPolicy, _export(version, form), export_part_from_wire, timeout_s)

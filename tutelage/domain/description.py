@@ -42,6 +42,8 @@ class TeacherDescription:
     formats: tuple[Format, ...]
     algorithms: tuple[str, ...]
     version: str
+    promoted_policy_version: str = ""
+    """Empty from a teacher that promotes none."""
 
 
 @dataclass(frozen=True)

@@ -128,6 +128,44 @@ class Policy:
 
 
 @dataclass(frozen=True)
+class PolicyDetails:
+    policy: Policy
+    rank: int
+    """Of the LoRA; 0 for policy 0, which has none."""
+    alpha: float
+    target_modules: tuple[str, ...]
+    bytes: int
+    ancestors: tuple[str, ...]
+    """Parent first, policy 0 last."""
+    promoted: bool
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """The version that is recommended, and those that were."""
+
+    version: str
+    previous_versions: tuple[str, ...]
+    """Newest first."""
+    changed_at: datetime
+
+
+class PolicyForm(StrEnum):
+    PEFT = "peft"
+    """A LoRA in PEFT's own format."""
+    MERGED = "merged"
+    """The whole model with the LoRA merged in."""
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """Of an export: what follows are this file's bytes."""
+
+    name: str
+    bytes: int
+
+
+@dataclass(frozen=True)
 class UpdateResult:
     policy: Policy
     update_id: str

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import struct_pb2 as _struct_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tutelage.v1 import policy_pb2 as _policy_pb2
@@ -44,6 +45,27 @@ STALE_CANDIDATES_WEIGHT: StaleCandidates.ValueType  # 2
 """Kept, weighted by its probability now over that at which it was sampled."""
 Global___StaleCandidates: _TypeAlias = StaleCandidates  # noqa: Y015
 
+class _PolicyForm:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PolicyFormEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PolicyForm.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    POLICY_FORM_UNSPECIFIED: _PolicyForm.ValueType  # 0
+    POLICY_FORM_PEFT: _PolicyForm.ValueType  # 1
+    """A LoRA in PEFT's own format."""
+    POLICY_FORM_MERGED: _PolicyForm.ValueType  # 2
+    """The whole model with the LoRA merged in, in transformers' format."""
+
+class PolicyForm(_PolicyForm, metaclass=_PolicyFormEnumTypeWrapper): ...
+
+POLICY_FORM_UNSPECIFIED: PolicyForm.ValueType  # 0
+POLICY_FORM_PEFT: PolicyForm.ValueType  # 1
+"""A LoRA in PEFT's own format."""
+POLICY_FORM_MERGED: PolicyForm.ValueType  # 2
+"""The whole model with the LoRA merged in, in transformers' format."""
+Global___PolicyForm: _TypeAlias = PolicyForm  # noqa: Y015
+
 @_typing.final
 class TeacherServiceDescribeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -74,6 +96,7 @@ class TeacherServiceDescribeResponse(_message.Message):
     FORMATS_FIELD_NUMBER: _builtins.int
     ALGORITHMS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    PROMOTED_POLICY_VERSION_FIELD_NUMBER: _builtins.int
     base_model: _builtins.str
     base_revision: _builtins.str
     quantisation: _builtins.str
@@ -85,6 +108,8 @@ class TeacherServiceDescribeResponse(_message.Message):
     tokenizer_hash: _builtins.str
     context_length: _builtins.int
     version: _builtins.str
+    promoted_policy_version: _builtins.str
+    """The policy version that somebody promoted; policy 0 until then. Empty from a teacher that keeps none."""
     @_builtins.property
     def formats(self) -> _containers.RepeatedCompositeFieldContainer[_policy_pb2.Format]: ...
     @_builtins.property
@@ -103,10 +128,11 @@ class TeacherServiceDescribeResponse(_message.Message):
         formats: _abc.Iterable[_policy_pb2.Format] | None = ...,
         algorithms: _abc.Iterable[_builtins.str] | None = ...,
         version: _builtins.str = ...,
+        promoted_policy_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "base_model", b"base_model", "base_revision", b"base_revision", "context_length", b"context_length", "device", b"device", "formats", b"formats", "initial_policy_version", b"initial_policy_version", "latest_policy_version", b"latest_policy_version", "quantisation", b"quantisation", "tokenizer_hash", b"tokenizer_hash", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithms", b"algorithms", "base_model", b"base_model", "base_revision", b"base_revision", "context_length", b"context_length", "device", b"device", "formats", b"formats", "initial_policy_version", b"initial_policy_version", "latest_policy_version", b"latest_policy_version", "promoted_policy_version", b"promoted_policy_version", "quantisation", b"quantisation", "tokenizer_hash", b"tokenizer_hash", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -452,17 +478,225 @@ class ListPoliciesResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POLICIES_FIELD_NUMBER: _builtins.int
+    PROMOTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def policies(self) -> _containers.RepeatedCompositeFieldContainer[_policy_pb2.Policy]: ...
+    @_builtins.property
+    def promotion(self) -> Global___Promotion: ...
     def __init__(
         self,
         *,
         policies: _abc.Iterable[_policy_pb2.Policy] | None = ...,
+        promotion: Global___Promotion | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["promotion", b"promotion"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policies", b"policies", "promotion", b"promotion"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPoliciesResponse: _TypeAlias = ListPoliciesResponse  # noqa: Y015
+
+@_typing.final
+class DescribePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribePolicyRequest: _TypeAlias = DescribePolicyRequest  # noqa: Y015
+
+@_typing.final
+class DescribePolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    RANK_FIELD_NUMBER: _builtins.int
+    ALPHA_FIELD_NUMBER: _builtins.int
+    TARGET_MODULES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    ANCESTORS_FIELD_NUMBER: _builtins.int
+    PROMOTED_FIELD_NUMBER: _builtins.int
+    rank: _builtins.int
+    """Of the LoRA; 0 for policy 0, which has none."""
+    alpha: _builtins.float
+    bytes: _builtins.int
+    promoted: _builtins.bool
+    @_builtins.property
+    def policy(self) -> _policy_pb2.Policy: ...
+    @_builtins.property
+    def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def ancestors(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Its ancestors, parent first, policy 0 last."""
+
+    def __init__(
+        self,
+        *,
+        policy: _policy_pb2.Policy | None = ...,
+        rank: _builtins.int = ...,
+        alpha: _builtins.float = ...,
+        target_modules: _abc.Iterable[_builtins.str] | None = ...,
+        bytes: _builtins.int = ...,
+        ancestors: _abc.Iterable[_builtins.str] | None = ...,
+        promoted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "ancestors", b"ancestors", "bytes", b"bytes", "policy", b"policy", "promoted", b"promoted", "rank", b"rank", "target_modules", b"target_modules"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DescribePolicyResponse: _TypeAlias = DescribePolicyResponse  # noqa: Y015
+
+@_typing.final
+class PromotePolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    expected_version: _builtins.str
+    """What the caller takes to be promoted now."""
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        expected_version: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expected_version", b"expected_version", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromotePolicyRequest: _TypeAlias = PromotePolicyRequest  # noqa: Y015
+
+@_typing.final
+class PromotePolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMOTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def promotion(self) -> Global___Promotion: ...
+    def __init__(
+        self,
+        *,
+        promotion: Global___Promotion | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["promotion", b"promotion"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["promotion", b"promotion"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromotePolicyResponse: _TypeAlias = PromotePolicyResponse  # noqa: Y015
+
+@_typing.final
+class Promotion(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    PREVIOUS_VERSIONS_FIELD_NUMBER: _builtins.int
+    CHANGED_AT_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    @_builtins.property
+    def previous_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What was promoted before, newest first."""
+
+    @_builtins.property
+    def changed_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        previous_versions: _abc.Iterable[_builtins.str] | None = ...,
+        changed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "previous_versions", b"previous_versions", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Promotion: _TypeAlias = Promotion  # noqa: Y015
+
+@_typing.final
+class ExportPolicyRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: _builtins.int
+    FORM_FIELD_NUMBER: _builtins.int
+    version: _builtins.str
+    form: Global___PolicyForm.ValueType
+    def __init__(
+        self,
+        *,
+        version: _builtins.str = ...,
+        form: Global___PolicyForm.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["form", b"form", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportPolicyRequest: _TypeAlias = ExportPolicyRequest  # noqa: Y015
+
+@_typing.final
+class ExportPolicyResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    """Bytes of the file named last."""
+    @_builtins.property
+    def file(self) -> Global___ExportedFile: ...
+    def __init__(
+        self,
+        *,
+        file: Global___ExportedFile | None = ...,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "file", b"file", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "file", b"file", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["file", "content"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ExportPolicyResponse: _TypeAlias = ExportPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ExportedFile(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedFile: _TypeAlias = ExportedFile  # noqa: Y015

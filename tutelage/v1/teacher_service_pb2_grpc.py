@@ -59,6 +59,21 @@ class TeacherServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.ListPoliciesRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.ListPoliciesResponse.FromString,
                 _registered_method=True)
+        self.DescribePolicy = channel.unary_unary(
+                '/tutelage.v1.TeacherService/DescribePolicy',
+                request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.DescribePolicyRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.DescribePolicyResponse.FromString,
+                _registered_method=True)
+        self.PromotePolicy = channel.unary_unary(
+                '/tutelage.v1.TeacherService/PromotePolicy',
+                request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.PromotePolicyRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.PromotePolicyResponse.FromString,
+                _registered_method=True)
+        self.ExportPolicy = channel.unary_stream(
+                '/tutelage.v1.TeacherService/ExportPolicy',
+                request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.ExportPolicyRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.ExportPolicyResponse.FromString,
+                _registered_method=True)
 
 
 class TeacherServiceServicer(object):
@@ -97,6 +112,26 @@ class TeacherServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribePolicy(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PromotePolicy(self, request, context):
+        """Makes a version the one that is recommended; compare-and-set, so that of two callers one is told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportPolicy(self, request, context):
+        """Streams the files of a version: for each its name and size, then its bytes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TeacherServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -124,6 +159,21 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     servicer.ListPolicies,
                     request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.ListPoliciesRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.ListPoliciesResponse.SerializeToString,
+            ),
+            'DescribePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribePolicy,
+                    request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.DescribePolicyRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.DescribePolicyResponse.SerializeToString,
+            ),
+            'PromotePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.PromotePolicy,
+                    request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.PromotePolicyRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.PromotePolicyResponse.SerializeToString,
+            ),
+            'ExportPolicy': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportPolicy,
+                    request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.ExportPolicyRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.ExportPolicyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -261,6 +311,87 @@ class TeacherService(object):
             '/tutelage.v1.TeacherService/ListPolicies',
             tutelage_dot_v1_dot_teacher__service__pb2.ListPoliciesRequest.SerializeToString,
             tutelage_dot_v1_dot_teacher__service__pb2.ListPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.TeacherService/DescribePolicy',
+            tutelage_dot_v1_dot_teacher__service__pb2.DescribePolicyRequest.SerializeToString,
+            tutelage_dot_v1_dot_teacher__service__pb2.DescribePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PromotePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.TeacherService/PromotePolicy',
+            tutelage_dot_v1_dot_teacher__service__pb2.PromotePolicyRequest.SerializeToString,
+            tutelage_dot_v1_dot_teacher__service__pb2.PromotePolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportPolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tutelage.v1.TeacherService/ExportPolicy',
+            tutelage_dot_v1_dot_teacher__service__pb2.ExportPolicyRequest.SerializeToString,
+            tutelage_dot_v1_dot_teacher__service__pb2.ExportPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,11 @@ class TeacherServiceStub:
     CheckUpdate: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.CheckUpdateRequest, _teacher_service_pb2.CheckUpdateResponse]
     """Whether the teacher would take an update with these settings; INVALID_ARGUMENT names every field it would not."""
     ListPolicies: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.ListPoliciesRequest, _teacher_service_pb2.ListPoliciesResponse]
+    DescribePolicy: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.DescribePolicyRequest, _teacher_service_pb2.DescribePolicyResponse]
+    PromotePolicy: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.PromotePolicyRequest, _teacher_service_pb2.PromotePolicyResponse]
+    """Makes a version the one that is recommended; compare-and-set, so that of two callers one is told."""
+    ExportPolicy: _grpc.UnaryStreamMultiCallable[_teacher_service_pb2.ExportPolicyRequest, _teacher_service_pb2.ExportPolicyResponse]
+    """Streams the files of a version: for each its name and size, then its bytes."""
 
 @_typing.type_check_only
 class TeacherServiceAsyncStub(TeacherServiceStub):
@@ -51,6 +56,11 @@ class TeacherServiceAsyncStub(TeacherServiceStub):
     CheckUpdate: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.CheckUpdateRequest, _teacher_service_pb2.CheckUpdateResponse]  # type: ignore[assignment]
     """Whether the teacher would take an update with these settings; INVALID_ARGUMENT names every field it would not."""
     ListPolicies: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.ListPoliciesRequest, _teacher_service_pb2.ListPoliciesResponse]  # type: ignore[assignment]
+    DescribePolicy: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.DescribePolicyRequest, _teacher_service_pb2.DescribePolicyResponse]  # type: ignore[assignment]
+    PromotePolicy: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.PromotePolicyRequest, _teacher_service_pb2.PromotePolicyResponse]  # type: ignore[assignment]
+    """Makes a version the one that is recommended; compare-and-set, so that of two callers one is told."""
+    ExportPolicy: _aio.UnaryStreamMultiCallable[_teacher_service_pb2.ExportPolicyRequest, _teacher_service_pb2.ExportPolicyResponse]  # type: ignore[assignment]
+    """Streams the files of a version: for each its name and size, then its bytes."""
 
 class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -90,5 +100,28 @@ class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _teacher_service_pb2.ListPoliciesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_teacher_service_pb2.ListPoliciesResponse, _abc.Awaitable[_teacher_service_pb2.ListPoliciesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DescribePolicy(
+        self,
+        request: _teacher_service_pb2.DescribePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_teacher_service_pb2.DescribePolicyResponse, _abc.Awaitable[_teacher_service_pb2.DescribePolicyResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PromotePolicy(
+        self,
+        request: _teacher_service_pb2.PromotePolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_teacher_service_pb2.PromotePolicyResponse, _abc.Awaitable[_teacher_service_pb2.PromotePolicyResponse]]:
+        """Makes a version the one that is recommended; compare-and-set, so that of two callers one is told."""
+
+    @_abc_1.abstractmethod
+    def ExportPolicy(
+        self,
+        request: _teacher_service_pb2.ExportPolicyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_teacher_service_pb2.ExportPolicyResponse], _abc.AsyncIterator[_teacher_service_pb2.ExportPolicyResponse]]:
+        """Streams the files of a version: for each its name and size, then its bytes."""
 
 def add_TeacherServiceServicer_to_server(servicer: TeacherServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

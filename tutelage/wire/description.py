@@ -71,6 +71,7 @@ def teacher_description_to_wire(item: TeacherDescription) -> teacher_pb.TeacherS
         formats=[format_to_wire(entry) for entry in item.formats],
         algorithms=item.algorithms,
         version=item.version,
+        promoted_policy_version=item.promoted_policy_version,
     )
 
 
@@ -92,6 +93,7 @@ def teacher_description_from_wire(
             formats=checks.each(format_from_wire, message.formats, "formats"),
             algorithms=tuple(message.algorithms),
             version=message.version,
+            promoted_policy_version=message.promoted_policy_version,
         )
     )
 
