@@ -148,7 +148,7 @@ class RunConfig(Settings):
     format: str | InlineFormat = "implications"
     """Name of one of the teacher's formats, or a format written here."""
     policy: str = Field(default="initial", min_length=1)
-    """Who writes in round 1: `initial` (the untouched teacher), `latest` (the newest policy), `promoted`, or a version."""
+    """Who writes in round 1: `initial` (the untouched teacher), `latest` (the newest), `promoted`, or a version."""
     candidates: int = Field(default=4, ge=1, le=1024)
     """Self-edits a task and round."""
     evaluation_seeds: int = Field(default=1, ge=1, le=64)
