@@ -134,7 +134,12 @@ def _plain_head(model: nn.Module) -> bool:
     return plain and {"model", "lm_head"} <= {name for name, _ in model.named_children()}
 
 
-def _diverged(field: str, value: float, step: int, allowed: str) -> Rejection:
+def exploded_above(first_loss: float, vocabulary: int) -> float:
+    """The loss, in nats, above which a loop that began at `first_loss` counts as diverged."""
+    return EXPLODED * max(first_loss, math.log(vocabulary))
+
+
+def diverged(field: str, value: float, step: int, allowed: str) -> Rejection:
     return Rejection(
         RejectionReason.DIVERGED,
         field=field,
@@ -167,7 +172,7 @@ def train(
         parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=device.type == "cuda"
     )
     batches = micro_batches(rows, settings, seed)
-    uniform = math.log(adapted.loaded.model.get_output_embeddings().weight.shape[0])
+    vocabulary = adapted.loaded.model.get_output_embeddings().weight.shape[0]
     first = last = 0.0
     for step, batch in enumerate(batches):
         if stop.is_set():
@@ -183,17 +188,17 @@ def train(
             share.backward()
             last += float(share.detach())
         first = last if step == 0 else first
-        limit = EXPLODED * max(first, uniform)
+        limit = exploded_above(first, vocabulary)
         if not last <= limit:
-            return _diverged("loss", last, step, f"at most {limit:.1f}")
+            return diverged("loss", last, step, f"at most {limit:.1f}")
         norm = nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         if not bool(torch.isfinite(norm)):
-            return _diverged("gradient norm", float(norm), step, "a finite number")
+            return diverged("gradient norm", float(norm), step, "a finite number")
         optimiser.step()
         if progress is not None:
             progress(step + 1, len(batches), last)
     if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
-        return _diverged("weights", math.nan, len(batches) - 1, "finite numbers")
+        return diverged("weights", math.nan, len(batches) - 1, "finite numbers")
     return Trained(
         steps=len(batches),
         tokens=sum(len(row.ids) for batch in batches for row in batch),

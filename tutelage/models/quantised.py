@@ -32,6 +32,20 @@ class FrozenLinear(nn.Linear):
         return layer
 
 
+def frozen_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The weight [out, in] that a linear layer, quantised or not, computes with, in `dtype`."""
+    weight = layer.weight
+    if isinstance(layer, bnb.nn.Linear4bit):
+        return dequantize_4bit(weight.data, weight.quant_state).to(dtype)
+    if isinstance(layer, bnb.nn.Linear8bitLt):
+        state = layer.state
+        values = state.CB if state.CB is not None else weight.data
+        scales = state.SCB if state.SCB is not None else weight.SCB
+        # Rows are scaled by their greatest absolute value over 127.
+        return (values.float() * (scales.float() / 127)[:, None]).to(dtype)
+    return weight.data.to(dtype)
+
+
 def protect_gradients(model: nn.Module) -> int:
     """Forbid every `Linear4bit` in `model` to repack its weight for CPU inference; returns how many there are."""
     layers = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]

@@ -1,0 +1,246 @@
+"""The bank: one frozen base that carries many LoRA adapters at once, each acting on its own tokens.
+
+A forward pass is one flat sequence of tokens. `Routing` says which stretch of it belongs to which adapters; the base's
+projections run once over all tokens, so each weight is dequantised once forward and once backward whatever the number
+of adapters, and each adapter adds its `B A x` to its own stretch. Gradients go straight into an adapter's own buffer:
+no adapter is ever touched by another one's tokens.
+
+An adapter is one flat float32 vector with an A and a B for each projection in it, so that clipping and AdamW are one
+call an adapter. Shape suffixes: N tokens of all stretches, S tokens of one, I and O features in and out, R rank, P all
+values of an adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from student.lora import LoraWeights
+from tutelage.domain.errors import InvalidInput
+from tutelage.models.loading import LoadedModel
+from tutelage.models.quantised import frozen_weight
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A linear layer of the base that can carry LoRA."""
+
+    name: str
+    in_features: int
+    out_features: int
+
+
+class BankAdapter:
+    """One LoRA adapter in a flat vector `values_P`; with `trainable`, `grad_P` collects its gradient."""
+
+    def __init__(
+        self, projections: Sequence[Projection], rank: int, scaling: float, device: torch.device, *, trainable: bool
+    ) -> None:
+        self.projections, self.rank, self.scaling = tuple(projections), rank, scaling
+        size = sum(rank * (p.in_features + p.out_features) for p in projections)
+        self.values_P = torch.zeros(size, device=device)
+        self.grad_P = torch.zeros(size, device=device) if trainable else None
+        self.factors = self._views(self.values_P)
+        self.gradients = self._views(self.grad_P) if self.grad_P is not None else {}
+
+    def _views(self, flat_P: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """(A [R, I], B [O, R]) by projection, as views of the flat vector."""
+        views, at = {}, 0
+        for p in self.projections:
+            middle, end = at + self.rank * p.in_features, at + self.rank * (p.in_features + p.out_features)
+            a_RI = flat_P[at:middle].view(self.rank, p.in_features)
+            b_OR = flat_P[middle:end].view(p.out_features, self.rank)
+            views[p.name], at = (a_RI, b_OR), end
+        return views
+
+    def initialise(self, seed: int) -> None:
+        """PEFT's start: A uniform after Kaiming with a = sqrt(5), B zero."""
+        # An own generator on the CPU: the same start on every device, and no state shared between adapters.
+        generator = torch.Generator().manual_seed(seed)
+        for a_RI, b_OR in self.factors.values():
+            start_RI = torch.empty(a_RI.shape)
+            nn.init.kaiming_uniform_(start_RI, a=5**0.5, generator=generator)
+            a_RI.copy_(start_RI)
+            b_OR.zero_()
+
+    def weights(self) -> LoraWeights:
+        """A copy on the CPU, scaling folded in."""
+        return LoraWeights(
+            {
+                name: (a_RI.detach().cpu().clone(), b_OR.detach().cpu() * self.scaling)
+                for name, (a_RI, b_OR) in self.factors.items()
+            }
+        )
+
+    @classmethod
+    def frozen(cls, weights: LoraWeights, device: torch.device) -> BankAdapter:
+        """A committed version, as it acts and without a gradient."""
+        projections = [Projection(name, a.shape[1], b.shape[0]) for name, (a, b) in weights.modules.items()]
+        adapter = cls(projections, weights.rank, 1.0, device, trainable=False)
+        for name, (a_RI, b_OR) in adapter.factors.items():
+            a_RI.copy_(weights.modules[name][0])
+            b_OR.copy_(weights.modules[name][1])
+        return adapter
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """Tokens [start, stop) of the flat sequence and the adapters that act on them, in this order."""
+
+    start: int
+    stop: int
+    adapters: tuple[BankAdapter, ...]
+
+
+@dataclass
+class Routing:
+    """What the projections of one model look up in each pass; set by `Bank.routed`."""
+
+    stretches: tuple[Stretch, ...] = ()
+    anchor: torch.Tensor | None = None
+    """Requires a gradient, so that autograd reaches adapters it does not know of."""
+
+
+class _Adapted(torch.autograd.Function):
+    """base(x), and scaling B A x of each stretch's adapters; backward, the adapters' gradients are written.
+
+    One function for both, so that the sums are formed in place. LoRA computes in float32 whatever the base's dtype, as
+    PEFT does.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, anchor: torch.Tensor | None, layer: nn.Module, name: str, routed: tuple[Stretch, ...]
+    ) -> torch.Tensor:
+        y: torch.Tensor = layer(x)
+        xs_NI, y_NO = x.flatten(0, -2).float(), y.view(-1, y.shape[-1])
+        inner = []
+        for stretch in routed:
+            x_SI, y_SO = xs_NI[stretch.start : stretch.stop], y_NO[stretch.start : stretch.stop]
+            sum_SO = y_SO.float()
+            for adapter in stretch.adapters:
+                factors = adapter.factors.get(name)
+                if factors is None:
+                    continue
+                h_SR = x_SI @ factors[0].T
+                sum_SO.addmm_(h_SR, factors[1].T, alpha=adapter.scaling)
+                inner.append(h_SR if adapter.grad_P is not None else None)
+            if sum_SO.dtype != y_SO.dtype:
+                y_SO.copy_(sum_SO)
+        if anchor is not None:
+            ctx.save_for_backward(x)
+            ctx.inner, ctx.layer, ctx.name, ctx.routed = inner, layer, name, routed
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
+        (grad,) = gradients
+        (x,) = ctx.saved_tensors
+        inner = iter(ctx.inner)
+        g_NO = grad.flatten(0, -2)
+        gs_NO, xs_NI = g_NO.float(), x.flatten(0, -2).float()
+        dx_NI = g_NO @ frozen_weight(ctx.layer, grad.dtype) if ctx.needs_input_grad[0] else None
+        for stretch in ctx.routed:
+            g_SO = gs_NO[stretch.start : stretch.stop]
+            sum_SI = dx_NI[stretch.start : stretch.stop].float() if dx_NI is not None else None
+            for adapter in stretch.adapters:
+                factors = adapter.factors.get(ctx.name)
+                if factors is None:
+                    continue
+                h_SR = next(inner)
+                dh_SR = g_SO @ factors[1]
+                if sum_SI is not None:
+                    sum_SI.addmm_(dh_SR, factors[0], alpha=adapter.scaling)
+                if h_SR is not None:
+                    da_RI, db_OR = adapter.gradients[ctx.name]
+                    x_SI = xs_NI[stretch.start : stretch.stop]
+                    da_RI.addmm_(dh_SR.T, x_SI, alpha=adapter.scaling)
+                    db_OR.addmm_(g_SO.T, h_SR, alpha=adapter.scaling)
+            if dx_NI is not None and sum_SI is not None and sum_SI.dtype != dx_NI.dtype:
+                dx_NI[stretch.start : stretch.stop].copy_(sum_SI)
+        return (None if dx_NI is None else dx_NI.view(x.shape)), None, None, None, None
+
+
+class BankLinear(nn.Module):
+    """A projection of the base and, on top of it, the adapters of each stretch."""
+
+    def __init__(self, base: nn.Module, name: str, routing: Routing) -> None:
+        super().__init__()
+        self.base = base
+        self._name, self._routing = name, routing
+
+    @property
+    def weight(self) -> Any:
+        """The base's; some models look at its dtype."""
+        return self.base.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        routing = self._routing
+        if not any(self._name in a.factors for stretch in routing.stretches for a in stretch.adapters):
+            plain: torch.Tensor = self.base(x)
+            return plain
+        anchor = routing.anchor if torch.is_grad_enabled() else None
+        adapted: torch.Tensor = _Adapted.apply(x, anchor, self.base, self._name, routing.stretches)
+        return adapted
+
+
+def linear_layers(loaded: LoadedModel) -> list[Projection]:
+    """All linear layers of the base but the head; ask before the bank is on the model."""
+    head = loaded.model.get_output_embeddings()
+    # Quantised layers of bitsandbytes are subclasses of nn.Linear.
+    return [
+        Projection(name, module.in_features, module.out_features)
+        for name, module in loaded.model.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+
+
+def targeted(projections: Sequence[Projection], target_modules: Sequence[str]) -> list[Projection]:
+    """Those that carry LoRA: the ones named, by their last part or in full, or all when none is named.
+
+    Raises InvalidInput when a name matches no projection.
+    """
+
+    def named(projection: Projection, target: str) -> bool:
+        return projection.name == target or projection.name.endswith("." + target)
+
+    for target in target_modules:
+        if not any(named(projection, target) for projection in projections):
+            short_names = sorted({projection.name.rsplit(".", 1)[-1] for projection in projections})
+            raise InvalidInput.of("settings.target_modules", target, ", ".join(short_names))
+    if not target_modules:
+        return list(projections)
+    return [p for p in projections if any(named(p, target) for target in target_modules)]
+
+
+@dataclass(eq=False)
+class Bank:
+    """A loaded base with its projections open for adapters; one thread uses it at a time."""
+
+    loaded: LoadedModel
+    projections: list[Projection] = field(init=False)
+    device: torch.device = field(init=False)
+    _routing: Routing = field(init=False, default_factory=Routing)
+
+    def __post_init__(self) -> None:
+        self.device = torch.device(self.loaded.device)
+        self.projections = linear_layers(self.loaded)
+        for projection in self.projections:
+            parent, _, child = projection.name.rpartition(".")
+            module = self.loaded.model.get_submodule(parent)
+            setattr(module, child, BankLinear(getattr(module, child), projection.name, self._routing))
+
+    @contextmanager
+    def routed(self, stretches: Sequence[Stretch], *, training: bool = False) -> Iterator[None]:
+        """Within the block the model's tokens, flattened, go through these adapters."""
+        self._routing.stretches = tuple(stretches)
+        self._routing.anchor = torch.zeros((), device=self.device, requires_grad=True) if training else None
+        try:
+            yield
+        finally:
+            self._routing.stretches, self._routing.anchor = (), None

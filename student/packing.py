@@ -1,0 +1,106 @@
+"""Rows of any lengths as one flat sequence: no token of it is padding.
+
+The base's projections see [1, N] tokens; positions start anew with each row, and attention runs row by row. The
+attention function is registered with transformers, so that every family that goes through its attention interface is
+served; outside of `packed_rows` it is transformers' own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from student.row_attention import RowAttention
+
+NAME = "tutelage_packed"
+SHORT = 256
+"""Tokens up to which a row's attention is formed whole on a CPU; above it torch's flash kernel is faster."""
+_layout = threading.local()
+
+
+@contextmanager
+def packed_rows(lengths: Sequence[int]) -> Iterator[None]:
+    """Within the block this thread's models are given rows of these lengths, one after the other, as one sequence."""
+    _layout.lengths = list(lengths)
+    try:
+        yield
+    finally:
+        _layout.lengths = None
+
+
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    lengths = getattr(_layout, "lengths", None)
+    if lengths is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    sliding = sliding_window if sliding_window is not None else max(lengths)
+    runs = _runs(lengths, min(SHORT, sliding) if query.device.type == "cpu" else 0)
+    parts = []
+    # Split, not sliced: its backward is one concatenation, where each slice's would be a tensor of all tokens.
+    sizes = [sum(run) for run in runs]
+    for run, q, k, v in zip(
+        runs, query.split(sizes, dim=2), key.split(sizes, dim=2), value.split(sizes, dim=2), strict=True
+    ):
+        if run[0] <= min(SHORT, sliding) and query.device.type == "cpu":
+            parts.append(RowAttention.apply(q, k, v, run, scale))
+        else:
+            parts.append(_one_row(q, k, v, scale, sliding))
+    return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
+
+
+def _runs(lengths: Sequence[int], short: int) -> list[list[int]]:
+    """Consecutive rows of at most `short` tokens together, every other row alone."""
+    runs: list[list[int]] = []
+    for length in lengths:
+        if runs and length <= short and runs[-1][-1] <= short:
+            runs[-1].append(length)
+        else:
+            runs.append([length])
+    return runs
+
+
+def _one_row(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, sliding: int) -> torch.Tensor:
+    groups, length = q.shape[1] // k.shape[1], q.shape[2]
+    k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+    if length > sliding:
+        seen = scaled_dot_product_attention(q, k, v, attn_mask=_banded(length, sliding, q.device), scale=scale)
+    else:
+        seen = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    return seen.transpose(1, 2).contiguous()
+
+
+def _banded(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """[length, length]: each token sees itself and the `window - 1` before it."""
+    at = torch.arange(length, device=device)
+    behind = at[:, None] - at[None, :]
+    return (behind >= 0) & (behind < window)
+
+
+def positions_of(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
+    """[1, N] positions that start at 0 with each row."""
+    return torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device)
+
+
+def enable_packing(model: Any) -> None:
+    """Puts the packed attention in force on the model; it answers padded batches as before."""
+    AttentionInterface.register(NAME, _attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    model.set_attn_implementation(NAME)
