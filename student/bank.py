@@ -68,6 +68,10 @@ class BankAdapter:
             a_RI.copy_(start_RI)
             b_OR.zero_()
 
+    def freeze(self) -> None:
+        """Gives up the gradient."""
+        self.grad_P, self.gradients = None, {}
+
     def weights(self) -> LoraWeights:
         """A copy on the CPU, scaling folded in."""
         return LoraWeights(
@@ -229,6 +233,11 @@ class Bank:
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.loaded.device)
+        for name, module in list(self.loaded.model.named_modules()):
+            # A model that carried a bank before belongs to the new one.
+            if isinstance(module, BankLinear):
+                parent, _, child = name.rpartition(".")
+                setattr(self.loaded.model.get_submodule(parent), child, module.base)
         self.projections = linear_layers(self.loaded)
         for projection in self.projections:
             parent, _, child = projection.name.rpartition(".")

@@ -7,20 +7,29 @@ time. Shape suffixes: N tokens, M labelled tokens, C those of a chunk, D hidden,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
 
 from student.bank import Bank, Stretch
+from student.heads import hidden_at, logits_at, plain_head
 from student.inner_loop import Row
-from student.packing import packed_rows, positions_of
+from student.packing import no_mask, packed_rows, positions_of
 from student.slot import Slot
 from tutelage.domain.self_edit import Rejection
 from tutelage.models.chat import NO_LOSS
 
 CHUNK = 256
 """Labelled tokens whose logits are held at a time."""
+
+
+class StepFailed(Exception):
+    """A fault of the machine in the step of these slots; their gradients are as before it."""
+
+    def __init__(self, slots: list[Slot], error: Exception) -> None:
+        super().__init__(str(error))
+        self.slots, self.error = slots, error
 
 
 def groups_of(slots: Sequence[Slot], max_tokens: int) -> list[list[Slot]]:
@@ -37,13 +46,20 @@ def groups_of(slots: Sequence[Slot], max_tokens: int) -> list[list[Slot]]:
     return groups
 
 
-def step(bank: Bank, slots: Sequence[Slot], max_tokens: int) -> dict[Slot, Rejection | None]:
-    """Takes one step in every slot; a rejection for each that diverged."""
-    ended: dict[Slot, Rejection | None] = {}
+def step(bank: Bank, slots: Sequence[Slot], max_tokens: int) -> Iterator[tuple[Slot, Rejection | None]]:
+    """Takes one step in every slot, as it is iterated; with a rejection for each slot that diverged.
+
+    Raises StepFailed; the slots that came before it have taken their step.
+    """
     for group in groups_of(slots, max_tokens):
-        for slot, loss in zip(group, backward(bank, group), strict=True):
-            ended[slot] = slot.learn(loss)
-    return ended
+        try:
+            losses = backward(bank, group)
+        except Exception as error:
+            for slot in group:
+                slot.forget_gradient()
+            raise StepFailed(group, error) from error
+        for slot, loss in zip(group, losses, strict=True):
+            yield slot, slot.learn(loss)
 
 
 def backward(bank: Bank, slots: Sequence[Slot]) -> list[float]:
@@ -85,15 +101,14 @@ def _backward(
     """Back-propagates the weighted sum of the tokens' cross-entropies; the cross-entropies, on the CPU, float32."""
     model, device = bank.loaded.model, bank.device
     inputs = {"input_ids": ids_N.unsqueeze(0).to(device), "position_ids": positions_1N, "use_cache": False}
-    # Attention is by row and needs no mask; one that has all four dimensions is passed on as it is, and ignored there.
-    inputs["attention_mask"] = torch.zeros(1, 1, 1, 1, device=device)
+    inputs["attention_mask"] = no_mask(device)
     at_M, targets_M, weights_M = at_M.to(device), targets_M.to(device), weights_M.to(device)
     if not plain_head(model):
-        logits_MV = model(**inputs, logits_to_keep=at_M).logits[0].float()
+        logits_MV = logits_at(model, inputs, at_M).float()
         losses_M = nn.functional.cross_entropy(logits_MV, targets_M, reduction="none")
         (losses_M * weights_M).sum().backward()
         return losses_M.detach().cpu()
-    hidden_MD = model.get_submodule("model")(**inputs).last_hidden_state[0, at_M]
+    hidden_MD = hidden_at(model, inputs, at_M)
     losses, gradients = [], []
     for chunk in torch.arange(len(at_M), device=device).split(CHUNK):
         hidden_CD = hidden_MD.detach()[chunk].requires_grad_()
@@ -105,10 +120,3 @@ def _backward(
         gradients.append(hidden_CD.grad)
     hidden_MD.backward(torch.cat(gradients))
     return torch.cat(losses).cpu()
-
-
-def plain_head(model: nn.Module) -> bool:
-    """Whether logits are nothing but `lm_head` of the decoder's last hidden state; some families scale or cap them."""
-    changed = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-    plain = all(getattr(model.config, name, None) in (None, 1.0) for name in changed)
-    return plain and {"model", "lm_head"} <= {name for name, _ in model.named_children()}

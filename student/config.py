@@ -63,16 +63,19 @@ class StudentSettings(Settings):
     """CPU threads of torch; nothing leaves it to the machine. Fixed threads are needed for bit-identical reports."""
     cache_dir: Path | None = None
     """Where models are found; nothing means the project's cache."""
-    slots: int = Field(default=1, ge=1, le=8)
-    """Evaluations worked on at the same time; each slot holds the base model once."""
+    slots: int | None = Field(default=None, ge=1, le=256)
+    """Evaluations trained side by side on the one base; nothing chooses by the free memory, at most 16."""
+    max_step_tokens: int = Field(default=2048, ge=1)
+    """Most tokens of one forward and backward pass, over all slots; bounds the memory of a step."""
     max_queue: int = Field(default=64, ge=0)
     """Evaluations that may wait; one more is refused with RESOURCE_EXHAUSTED."""
     data_dir: Path
     """Folder of adapter versions, reports and held weights."""
     bounds: BoundsSettings = BoundsSettings()
     """What self-edits and runs may ask for."""
-    deterministic: bool = True
-    """Use deterministic kernels: the same key gives the same report on the same machine."""
+    deterministic: bool = False
+    """The same key gives the same report bit for bit on the same machine, whatever arrives beside it. Evaluations are
+    then worked on one at a time, which is slower; without it reports differ by rounding."""
     lease_s: float = Field(default=60, gt=0)
     """Seconds an evaluation goes on after its last watcher left."""
     hold_s: float = Field(default=86400, ge=0)
@@ -89,3 +92,9 @@ class StudentSettings(Settings):
     """Questions answered in one batch."""
     server: ServerSettings = ServerSettings()
     """How the service listens."""
+
+    @model_validator(mode="after")
+    def _alone(self) -> StudentSettings:
+        if self.deterministic and self.slots not in (None, 1):
+            raise ValueError(f"slots is {self.slots}, but a deterministic student works on one evaluation at a time")
+        return self

@@ -1,6 +1,6 @@
 """The student in plain Python: checks what is asked, schedules evaluations, commits, answers.
 
-All methods block and are safe for several threads; the models are only touched on the scheduler's slots.
+All methods block and are safe for several threads; the model is only touched by the scheduler's worker.
 """
 
 from __future__ import annotations
@@ -10,22 +10,26 @@ import dataclasses
 import logging
 import math
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from student.adapted import adapted, linear_layers, projections
 from student.adapters import AdapterStore
+from student.bank import Bank, BankAdapter, targeted
 from student.bounds import check_settings
+from student.capacity import slots_for
 from student.config import StudentSettings
-from student.evaluation import Evaluation, QuizSettings
+from student.evaluation import QuizSettings
 from student.evaluations import EvaluationStore
-from student.lora import LoraWeights, concatenate, recompress
-from student.memory import give_back_memory, memory_faults
+from student.lora import concatenate, recompress
+from student.memory import memory_faults
 from student.metrics import StudentMetrics
-from student.quiz import GRADERS, check_quiz, take_quiz
+from student.packing import enable_packing
+from student.quiz import GRADERS, Sitting, check_quiz
+from student.quiz_room import take_quizzes
+from student.room import Room
 from student.scheduler import Job, Scheduler, Watcher
+from student.work import RoomWork
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.description import (
     Adapter,
@@ -36,11 +40,11 @@ from tutelage.domain.description import (
     StudentDescription,
 )
 from tutelage.domain.errors import DataLoss, FieldViolation, InvalidInput, NotFound, PreconditionFailed
-from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationOutcome, EvaluationReport, Failure, QuizResult
+from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationReport, Failure, QuizResult
 from tutelage.domain.task import Question
 from tutelage.models.loading import LoadedModel
 
-ENGINE_REVISION = "2"
+ENGINE_REVISION = "3"
 """Raised by every change of the code that changes what the same key results in."""
 
 log = logging.getLogger(__name__)
@@ -54,28 +58,45 @@ def package_version() -> str:
 
 
 class StudentEngine:
-    """One base model (once a slot), its adapter versions and its evaluations."""
+    """One base model with its bank, its adapter versions and its evaluations."""
 
-    def __init__(self, models: Sequence[LoadedModel], settings: StudentSettings, metrics: StudentMetrics) -> None:
-        self._models, self.settings, self._metrics = list(models), settings, metrics
-        self._loaded = self._models[0]
+    def __init__(self, loaded: LoadedModel, settings: StudentSettings, metrics: StudentMetrics) -> None:
+        self._loaded, self.settings, self._metrics = loaded, settings, metrics
         # Checks run beside the slots; a tokenizer is not made for two threads.
         self._front = dataclasses.replace(self._loaded, tokenizer=copy.deepcopy(self._loaded.tokenizer))
         self._front_lock = threading.Lock()
-        self._linear = linear_layers(self._loaded)
+        self._bank = Bank(loaded)
+        enable_packing(loaded.model)
         self.bounds = settings.bounds.to_domain()
         self._quiz = QuizSettings(settings.max_new_tokens, settings.quiz_batch_size)
         # What is not in the key but changes its result belongs to the revision.
-        decisive = [self._loaded.compute_dtype, settings.max_new_tokens, self.bounds, self._loaded.context_length]
+        decisive = [
+            self._loaded.compute_dtype,
+            settings.max_new_tokens,
+            self.bounds,
+            self._loaded.context_length,
+            settings.deterministic,
+        ]
         decisive = [part if dataclasses.is_dataclass(part) else str(part) for part in decisive]
         self.engine_revision = f"{ENGINE_REVISION}.{content_hash(decisive)[:8]}"
         self._adapters = AdapterStore(settings.data_dir / "adapters")
         self._store = EvaluationStore(
             settings.data_dir, hold_s=settings.hold_s, max_held_bytes=int(settings.max_held_gib * 2**30)
         )
-        self._in_memory: OrderedDict[str, LoraWeights] = OrderedDict()
+        self._in_memory: OrderedDict[str, BankAdapter] = OrderedDict()
         self._memory_lock = threading.Lock()
-        self._scheduler = Scheduler(self._work, slots=len(self._models), max_queue=settings.max_queue, metrics=metrics)
+        room = Room(
+            self._bank,
+            self._store,
+            self._quiz,
+            slots=slots_for(self._bank, settings),
+            max_step_tokens=settings.max_step_tokens,
+        )
+        work = RoomWork(
+            room, loaded, self._parent, bounds=self.bounds, quiz=self._quiz, store=self._store, metrics=metrics
+        )
+        self._slots = room.slots
+        self._scheduler = Scheduler(work, max_queue=settings.max_queue, metrics=metrics)
         self._measure_adapters()
 
     def close(self) -> None:
@@ -84,27 +105,17 @@ class StudentEngine:
         self._store.close()
 
     def healthy(self) -> bool:
-        """Whether the slots live and, if one is free, its model computes."""
+        """Whether the worker lives and, if it is idle, its model computes."""
         if not self._scheduler.alive:
             return False
-        if not self._scheduler.free_slots:
+        if not self._scheduler.idle:
             return True
-        prompt = Question("health", "Are you there?", "")
-        answers = self._scheduler.call(
-            lambda slot: take_quiz(
-                self._models[slot],
-                self._models[slot].model,
-                [prompt],
-                (),
-                max_new_tokens=1,
-                batch_size=1,
-                stop=threading.Event(),
-            )
-        )
+        sitting = Sitting((Question("health", "Are you there?", ""),), ())
+        answers = self._scheduler.call(lambda: take_quizzes(self._bank, [sitting], max_new_tokens=1, batch_size=1))
         try:
             return len(answers.result(timeout=30)) == 1
         except TimeoutError:
-            # An evaluation took the slot first.
+            # An evaluation came first.
             return True
 
     def describe(self) -> StudentDescription:
@@ -116,7 +127,7 @@ class StudentEngine:
             device=str(loaded.device),
             compute_dtype=str(loaded.compute_dtype).removeprefix("torch."),
             parameters=loaded.parameters,
-            slots=len(self._models),
+            slots=self._slots,
             free_slots=self._scheduler.free_slots,
             queued=self._scheduler.queued,
             bounds=self.bounds,
@@ -149,11 +160,11 @@ class StudentEngine:
         if violations:
             raise InvalidInput(violations)
         check_settings(key.settings, self.bounds)
-        projections(self._linear, key.settings.target_modules)
+        targeted(self._bank.projections, key.settings.target_modules)
         with self._front_lock:
             check_quiz(self._front, key.quiz.questions, self.settings.max_new_tokens, "key.quiz")
             check_quiz(self._front, key.retention_quiz.questions, self.settings.max_new_tokens, "key.retention_quiz")
-        self._weights(key.adapter_version)
+        self._parent(key.adapter_version)
 
     def evaluate(self, key: EvaluationKey, *, lease_s: float = 0, watcher: Watcher | None = None) -> Job:
         """Starts the evaluation, attaches to it, or gives the stored outcome as a job that has ended.
@@ -199,7 +210,7 @@ class StudentEngine:
 
         Raises NotFound, or PreconditionFailed when there is no report or its weights are no longer held.
         """
-        return self._scheduler.call(lambda slot: self._commit(self._models[slot], evaluation_id)).result()
+        return self._scheduler.call(lambda: self._commit(evaluation_id)).result()
 
     def answer(
         self,
@@ -217,23 +228,23 @@ class StudentEngine:
             raise InvalidInput.of("questions", "", "at least one question")
         with self._front_lock:
             check_quiz(self._front, questions, length, "")
-        weights = self._weights(adapter_version)
-        stop = stop or threading.Event()
+        parent = self._parent(adapter_version)
+        stopped = stop.is_set if stop is not None else lambda: False
+        sitting = Sitting(tuple(questions), GRADERS, (parent,) if parent is not None else ())
+        return self._scheduler.call(lambda: self._sit(sitting, length, stopped)).result()
 
-        def work(slot: int) -> tuple[Answer, ...]:
-            loaded = self._models[slot]
-            with memory_faults(), adapted(loaded, parent=weights) as model:
-                return take_quiz(
-                    loaded,
-                    model.model,
-                    questions,
-                    GRADERS,
-                    max_new_tokens=length,
-                    batch_size=self._quiz.batch_size,
-                    stop=stop,
-                )
-
-        return self._scheduler.call(work).result()
+    def _sit(self, sitting: Sitting, max_new_tokens: int, stopped: Callable[[], bool]) -> tuple[Answer, ...]:
+        with memory_faults():
+            (answers,) = take_quizzes(
+                self._bank,
+                [sitting],
+                max_new_tokens=max_new_tokens,
+                batch_size=self._quiz.batch_size,
+                stop=stopped,
+            )
+        if isinstance(answers, ArithmeticError):
+            raise answers
+        return answers
 
     def list_adapters(self) -> tuple[Adapter, ...]:
         """Oldest first."""
@@ -246,51 +257,21 @@ class StudentEngine:
             self._in_memory.pop(adapter_version, None)
         self._measure_adapters()
 
-    def _weights(self, adapter_version: str) -> LoraWeights | None:
+    def _parent(self, adapter_version: str) -> BankAdapter | None:
         if not adapter_version:
             return None
         with self._memory_lock:
-            weights = self._in_memory.get(adapter_version)
-            if weights is None:
+            adapter = self._in_memory.get(adapter_version)
+            if adapter is None:
                 weights = self._adapters.load(adapter_version, self._loaded.revision)
-                self._in_memory[adapter_version] = weights
+                adapter = BankAdapter.frozen(weights, self._bank.device)
+                self._in_memory[adapter_version] = adapter
             self._in_memory.move_to_end(adapter_version)
             while len(self._in_memory) > self.settings.loaded_adapters:
                 self._in_memory.popitem(last=False)
-            return weights
+            return adapter
 
-    def _work(self, slot: int, job: Job, progress: Callable[[EvaluationProgress], None]) -> EvaluationOutcome:
-        # It may have been finished between the question for it and its place in the queue.
-        stored = self._store.outcome(job.id)
-        if stored is not None:
-            return stored
-        last_step = time.monotonic()
-
-        def observed(now: EvaluationProgress) -> None:
-            nonlocal last_step
-            moment = time.monotonic()
-            if now.phase is EvaluationPhase.TRAINING and now.steps_done > 1:
-                self._metrics.step_seconds.observe(moment - last_step)
-            last_step = moment
-            progress(now)
-
-        with memory_faults():
-            ended = Evaluation(
-                self._models[slot],
-                job.key,
-                self._weights(job.key.adapter_version),
-                bounds=self.bounds,
-                quiz=self._quiz,
-                store=self._store,
-                stop=job.stop,
-                progress=observed,
-            ).run()
-        give_back_memory()
-        if isinstance(ended.outcome, EvaluationReport):
-            self._metrics.training_tokens.inc(ended.outcome.cost.tokens)
-        return self._store.finish(job.key, ended.outcome, ended.weights)
-
-    def _commit(self, loaded: LoadedModel, evaluation_id: str) -> tuple[Adapter, QuizResult]:
+    def _commit(self, evaluation_id: str) -> tuple[Adapter, QuizResult]:
         earlier = self._store.committed(evaluation_id)
         if earlier is not None:
             try:
@@ -308,25 +289,20 @@ class StudentEngine:
             raise PreconditionFailed(
                 f"the weights of evaluation {evaluation_id} are no longer held (hold_s is {self.settings.hold_s:g})"
             )
-        parent = self._weights(key.adapter_version)
-        whole = recompress(concatenate(parent, fresh) if parent else fresh, self.settings.max_adapter_rank)
+        parent = self._parent(key.adapter_version)
+        whole = concatenate(parent.weights(), fresh) if parent is not None else fresh
+        whole = recompress(whole, self.settings.max_adapter_rank)
         adapter = self._adapters.save(
             whole,
             parent=key.adapter_version,
             evaluation_id=evaluation_id,
-            base_model=loaded.name,
-            base_revision=loaded.revision,
+            base_model=self._loaded.name,
+            base_revision=self._loaded.revision,
         )
-        with memory_faults(), adapted(loaded, parent=self._weights(adapter.version)) as model:
-            answers = take_quiz(
-                loaded,
-                model.model,
-                key.quiz.questions,
-                key.graders,
-                max_new_tokens=self._quiz.max_new_tokens,
-                batch_size=self._quiz.batch_size,
-                stop=threading.Event(),
-            )
+        stored = self._parent(adapter.version)
+        assert stored is not None
+        sitting = Sitting(key.quiz.questions, key.graders, (stored,))
+        answers = self._sit(sitting, self._quiz.max_new_tokens, lambda: False)
         quiz = QuizResult.of(answers)
         self._store.keep_commit(evaluation_id, adapter.version, quiz)
         self._measure_adapters()

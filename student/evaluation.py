@@ -1,26 +1,24 @@
-"""One evaluation from key to outcome: the quiz before, the inner loop, the quiz after.
+"""One evaluation from key to outcome: what is quizzed, what is trained, and what the report says.
 
-Whatever is the edit's own fault ends as a rejection; every other fault is raised, and never becomes a report.
+Whatever is the edit's own fault ends as a rejection; every other fault is raised, and never becomes a report. The
+arithmetic is the room's: it quizzes and trains many evaluations together.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from student.adapted import AdaptedModel, adapted
-from student.bounds import effective_settings, too_large
+from student.bank import BankAdapter
+from student.bounds import Effective, effective_settings, too_large
 from student.evaluations import EvaluationStore
-from student.inner_loop import Row, train
+from student.inner_loop import Row, Trained
 from student.lora import LoraWeights
-from student.quiz import take_quiz
+from student.quiz import Sitting
 from tutelage.domain.canonical import content_hash
-from tutelage.domain.description import EvaluationPhase, EvaluationProgress
 from tutelage.domain.errors import InvalidInput
-from tutelage.domain.evaluation import Bounds, EvaluationKey, EvaluationReport, QuizResult, TrainingCost
+from tutelage.domain.evaluation import Answer, Bounds, EvaluationKey, EvaluationReport, QuizResult, TrainingCost
 from tutelage.domain.self_edit import LossMask, Rejection, RejectionReason, SelfEdit
 from tutelage.domain.task import Quiz
 from tutelage.grading import answer_overlap
@@ -59,54 +57,74 @@ def rows_of(loaded: LoadedModel, edit: SelfEdit, loss_mask: LossMask) -> list[Ro
 
 
 class Evaluation:
-    """The work of one key on one loaded model, which nobody else touches meanwhile."""
+    """The work of one key; `rows` is what it trains on. Raises nothing: an edit at fault has `rejection` set."""
 
     def __init__(
         self,
         loaded: LoadedModel,
         key: EvaluationKey,
-        parent: LoraWeights | None,
+        parent: BankAdapter | None,
         *,
         bounds: Bounds,
         quiz: QuizSettings,
         store: EvaluationStore,
-        stop: threading.Event,
-        progress: Callable[[EvaluationProgress], None],
     ) -> None:
-        self._loaded, self._key, self._parent = loaded, key, parent
-        self._bounds, self._quiz_settings, self._store = bounds, quiz, store
-        self._stop, self._progress = stop, progress
+        self.key, self.parent = key, parent
+        self._loaded, self._quiz_settings, self._store = loaded, quiz, store
+        self.rejection: Rejection | None = None
+        self.effective = Effective(key.settings)
+        self.rows: list[Row] = []
+        self._prepare(bounds)
+        self._cached = not self.missing_baselines()
+        self.quiz_seconds = 0.0
 
-    def run(self) -> Ended:
-        """Raises Cancelled, Exhausted or whatever broke; in none of these cases is anything stored."""
-        key = self._key
-        effective = effective_settings(key.settings, key.self_edit.directives, self._bounds)
+    def _prepare(self, bounds: Bounds) -> None:
+        effective = effective_settings(self.key.settings, self.key.self_edit.directives, bounds)
         if isinstance(effective, Rejection):
-            return Ended(effective)
-        rows = rows_of(self._loaded, key.self_edit, effective.settings.loss_mask)
+            self.rejection = effective
+            return
+        self.effective = effective
+        rows = rows_of(self._loaded, self.key.self_edit, effective.settings.loss_mask)
         if isinstance(rows, Rejection):
-            return Ended(rows)
+            self.rejection = rows
+            return
         sizes = [len(row.ids) for row in rows]
-        rejection = too_large(sizes, effective.settings, self._bounds, self._loaded.context_length)
-        if rejection is not None:
-            return Ended(rejection)
-        started = time.monotonic()
-        before, retention_before, cached = self._baselines()
-        quiz_seconds = time.monotonic() - started
-        with adapted(self._loaded, parent=self._parent, fresh=effective.settings, seed=key.seed) as model:
-            trained = train(
-                model, rows, effective.settings, key.seed, stop=self._stop, progress=self._training_progress
+        self.rejection = too_large(sizes, effective.settings, bounds, self._loaded.context_length)
+        self.rows = [row for row in rows if row.supervised]
+        if self.rejection is None and not self.rows:
+            self.rejection = Rejection(
+                RejectionReason.EMPTY, field="documents", message="no token of the self-edit carries loss"
             )
-            if isinstance(trained, Rejection):
-                return Ended(trained)
-            self._progress(EvaluationProgress(EvaluationPhase.QUIZ, trained.steps, trained.steps, trained.last_loss))
-            started = time.monotonic()
-            try:
-                after, retention_after = self._quiz(model, key.quiz), self._quiz(model, key.retention_quiz)
-            except ArithmeticError as error:
-                return Ended(Rejection(RejectionReason.DIVERGED, field="quiz", message=f"after training {error}"))
-            quiz_seconds += time.monotonic() - started
-            weights = model.fresh_weights()
+
+    def _quizzes(self) -> tuple[Quiz, Quiz]:
+        return self.key.quiz, self.key.retention_quiz
+
+    def missing_baselines(self) -> dict[str, Sitting]:
+        """What the parent version has still to answer before the training, by the id under which it is kept."""
+        adapters = (self.parent,) if self.parent is not None else ()
+        return {
+            baseline_id: Sitting(quiz.questions, self.key.graders, adapters)
+            for baseline_id, quiz in ((self._baseline_id(quiz), quiz) for quiz in self._quizzes())
+            if self._store.baseline(baseline_id) is None
+        }
+
+    def final_sittings(self, adapters: tuple[BankAdapter, ...]) -> list[Sitting]:
+        """The quiz and the retention quiz for the trained student."""
+        return [Sitting(quiz.questions, self.key.graders, adapters) for quiz in self._quizzes()]
+
+    def ended(
+        self, trained: Trained, weights: LoraWeights, answers: Sequence[tuple[Answer, ...] | ArithmeticError]
+    ) -> Ended:
+        """The report, or the rejection of an edit after which likelihoods are no numbers."""
+        results = []
+        for given in answers:
+            if isinstance(given, ArithmeticError):
+                message = f"after training {given}"
+                return Ended(Rejection(RejectionReason.DIVERGED, field="quiz", message=message))
+            results.append(QuizResult.of(given))
+        before, retention_before = (self._store.baseline(self._baseline_id(quiz)) for quiz in self._quizzes())
+        assert before is not None
+        assert retention_before is not None
         cost = TrainingCost(
             steps=trained.steps,
             tokens=trained.tokens,
@@ -114,56 +132,24 @@ class Evaluation:
             first_loss=trained.first_loss,
             last_loss=trained.last_loss,
             train_seconds=trained.seconds,
-            quiz_seconds=quiz_seconds,
-            baseline_cached=cached,
+            quiz_seconds=self.quiz_seconds,
+            baseline_cached=self._cached,
         )
         report = EvaluationReport(
-            evaluation_id=key.id,
+            evaluation_id=self.key.id,
             before=before,
-            after=after,
+            after=results[0],
             retention_before=retention_before,
-            retention_after=retention_after,
-            effective_settings=effective.settings,
+            retention_after=results[1],
+            effective_settings=self.effective.settings,
             cost=cost,
-            answer_overlap=answer_overlap(key.self_edit, key.quiz),
+            answer_overlap=answer_overlap(self.key.self_edit, self.key.quiz),
             finished_at=datetime.now(UTC),
-            clamped_fields=effective.clamped_fields,
+            clamped_fields=self.effective.clamped_fields,
         )
         return Ended(report, weights)
 
-    def _training_progress(self, done: int, total: int, loss: float) -> None:
-        self._progress(EvaluationProgress(EvaluationPhase.TRAINING, done, total, loss))
-
-    def _quiz(self, model: AdaptedModel, quiz: Quiz) -> QuizResult:
-        answers = take_quiz(
-            self._loaded,
-            model.model,
-            quiz.questions,
-            self._key.graders,
-            max_new_tokens=self._quiz_settings.max_new_tokens,
-            batch_size=self._quiz_settings.batch_size,
-            stop=self._stop,
-        )
-        return QuizResult.of(answers)
-
     def _baseline_id(self, quiz: Quiz) -> str:
-        key = self._key
+        key = self.key
         parts = [key.base_revision, key.quantisation, key.adapter_version, key.engine_revision, quiz, key.graders]
         return content_hash([*parts, str(self._loaded.device), self._quiz_settings])
-
-    def _baselines(self) -> tuple[QuizResult, QuizResult, bool]:
-        """The answers of the parent version to both quizzes, and whether both were known already."""
-        quizzes = (self._key.quiz, self._key.retention_quiz)
-        found = [self._store.baseline(self._baseline_id(quiz)) for quiz in quizzes]
-        cached = all(result is not None for result in found)
-        if not cached:
-            self._progress(EvaluationProgress(EvaluationPhase.BASELINE))
-            with adapted(self._loaded, parent=self._parent) as model:
-                for i, quiz in enumerate(quizzes):
-                    if found[i] is None:
-                        self._store.keep_baseline(self._baseline_id(quiz), self._quiz(model, quiz))
-            found = [self._store.baseline(self._baseline_id(quiz)) for quiz in quizzes]
-        before, retention_before = found
-        assert before is not None
-        assert retention_before is not None
-        return before, retention_before, cached

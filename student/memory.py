@@ -18,11 +18,17 @@ from tutelage.domain.errors import Exhausted
 RETRY_AFTER_S = 5.0
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that the device or the machine has no memory left."""
     # torch has no class of its own for the CPU's allocator.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
+
+
+def out_of_memory() -> Exhausted:
+    """What a caller is told."""
+    return Exhausted("out of memory on the student's device", retry_after_s=RETRY_AFTER_S)
 
 
 @contextmanager
@@ -31,9 +37,9 @@ def memory_faults() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
-        exhausted = Exhausted("out of memory on the student's device", retry_after_s=RETRY_AFTER_S)
+        exhausted = out_of_memory()
     else:
         return
     # Outside of the handler, so that the traceback no longer holds the tensors.

@@ -99,6 +99,11 @@ def positions_of(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
     return torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device)
 
 
+def no_mask(device: torch.device) -> torch.Tensor:
+    """An attention mask for packed rows: with all four dimensions it is passed on as it is, and nothing reads it."""
+    return torch.zeros(1, 1, 1, 1, device=device)
+
+
 def enable_packing(model: Any) -> None:
     """Puts the packed attention in force on the model; it answers padded batches as before."""
     AttentionInterface.register(NAME, _attention)

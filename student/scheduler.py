@@ -1,7 +1,8 @@
-"""Jobs by id on a few worker threads: first come first served, watched, leased and stoppable.
+"""Jobs by id on one worker thread: first come first served, watched, leased and stoppable.
 
-A slot is one thread with one copy of the model. Asking for a job that is there attaches to it. A job nobody has watched
-for its lease is stopped. Short calls (answers, commits) go before the queue, so that they wait for one job at most.
+The worker owns the model. It takes jobs in while there is a free slot and works on all it has, a piece at a time.
+Asking for a job that is there attaches to it. A job nobody has watched for its lease is stopped. Short calls (answers,
+commits) are done between two pieces of work.
 """
 
 from __future__ import annotations
@@ -10,10 +11,10 @@ import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from student.inner_loop import Cancelled
 from student.metrics import StudentMetrics
@@ -49,34 +50,58 @@ class Job:
         return EvaluationStatus(self.state, self.progress, self.outcome)
 
 
-Work = Callable[[int, Job, Callable[[EvaluationProgress], None]], EvaluationOutcome]
-"""Does a job in a slot; raises Cancelled when the job's `stop` is set."""
+Progress = Callable[[EvaluationProgress], None]
+JobOutcome = EvaluationOutcome | Exception
+"""An exception is a fault, or Cancelled for a job whose `stop` is set."""
+
+
+class Work(Protocol):
+    """What is done with jobs; called by the worker thread alone, but for `slots` and `free`."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def free(self) -> int: ...
+
+    def admit(self, job: Job, progress: Progress) -> JobOutcome | None:
+        """Takes a job in; its outcome when it ended at once."""
+
+    def advance(self) -> Sequence[tuple[Job, JobOutcome]]:
+        """One piece of work on all that is in; the jobs that ended by it."""
 
 
 class Scheduler:
     """The queue and the slots of one student."""
 
-    def __init__(self, work: Work, *, slots: int, max_queue: int, metrics: StudentMetrics) -> None:
-        self._work, self._slots, self._max_queue, self._metrics = work, slots, max_queue, metrics
+    def __init__(self, work: Work, *, max_queue: int, metrics: StudentMetrics) -> None:
+        self._work, self._max_queue, self._metrics = work, max_queue, metrics
         self._changed = threading.Condition()
         self._queue: deque[Job] = deque()
-        self._calls: deque[tuple[Callable[[int], Any], Future[Any]]] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._active: dict[str, Job] = {}
         self._ended: OrderedDict[str, Job] = OrderedDict()
-        self._busy = 0
+        self._inside: dict[str, tuple[Job, float]] = {}
+        self._calling = False
         self._closed = False
         self._mean_seconds = 10.0
         self._threads = [
-            threading.Thread(target=self._run, args=(slot,), name=f"slot-{slot}", daemon=True) for slot in range(slots)
+            threading.Thread(target=self._run, name="room", daemon=True),
+            threading.Thread(target=self._watch_leases, name="leases", daemon=True),
         ]
-        self._threads.append(threading.Thread(target=self._watch_leases, name="leases", daemon=True))
         self._measure()
         for thread in self._threads:
             thread.start()
 
     @property
     def free_slots(self) -> int:
-        return max(0, self._slots - self._busy)
+        """What is free now; what waits in the queue will take some of it."""
+        return max(0, self._work.free)
+
+    @property
+    def idle(self) -> bool:
+        """Whether a call would be done at once."""
+        return not self._inside and not self._calling
 
     @property
     def alive(self) -> bool:
@@ -95,7 +120,7 @@ class Scheduler:
             job = self._active.get(job_id)
             if job is None:
                 if len(self._queue) >= self._max_queue and self.free_slots <= len(self._queue):
-                    retry = self._mean_seconds * max(1, len(self._queue)) / self._slots
+                    retry = self._mean_seconds * max(1, len(self._queue)) / max(1, self._work.slots)
                     raise Exhausted(f"{len(self._queue)} evaluations wait already", retry_after_s=round(retry, 1))
                 job = Job(key, job_id, lease_s)
                 self._active[job_id] = job
@@ -135,8 +160,8 @@ class Scheduler:
                 self._end(job, why, "cancelled", 0.0)
             return True
 
-    def call(self, function: Callable[[int], T]) -> Future[T]:
-        """Runs `function(slot)` on the next free slot, before any waiting evaluation."""
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Runs `function()` on the worker thread, before its next piece of work."""
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
@@ -161,56 +186,69 @@ class Scheduler:
         for thread in self._threads:
             thread.join(timeout_s)
 
-    def _run(self, slot: int) -> None:
+    def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._queue or self._calls or self._closed):
+                while not (self._queue or self._calls or self._inside or self._closed):
                     self._changed.wait()
-                if self._closed:
+                if self._closed and not self._inside:
                     return
-                call = self._calls.popleft() if self._calls else None
-                job = None if call else self._queue.popleft()
-                self._busy += 1
-                if job is not None:
+                calls = list(self._calls)
+                jobs: list[Job] = []
+                self._calls.clear()
+                self._calling = bool(calls)
+                while self._queue and len(jobs) < self._work.free:
+                    job = self._queue.popleft()
                     job.state = EvaluationState.RUNNING
                     self._metrics.queue_seconds.observe(time.monotonic() - job.queued_at)
+                    self._inside[job.id] = (job, time.monotonic())
+                    jobs.append(job)
+            for function, future in calls:
+                _do_call(function, future)
+            self._calling = False
+            for job in jobs:
+                self._admit(job)
+            with self._changed:
                 self._measure()
-            try:
-                if call is not None:
-                    self._do_call(slot, *call)
-                elif job is not None:
-                    self._do_job(slot, job)
-            finally:
-                with self._changed:
-                    self._busy -= 1
-                    self._measure()
+            if self._inside:
+                self._advance()
 
-    def _do_call(self, slot: int, function: Callable[[int], Any], future: Future[Any]) -> None:
-        if not future.set_running_or_notify_cancel():
-            return
+    def _admit(self, job: Job) -> None:
         try:
-            future.set_result(function(slot))
+            outcome = self._work.admit(job, lambda progress: self._progress(job, progress))
         except Exception as error:
-            future.set_exception(error)
+            outcome = error
+        if outcome is not None:
+            self._ended_with(job, outcome)
 
-    def _do_job(self, slot: int, job: Job) -> None:
-        started = time.monotonic()
+    def _advance(self) -> None:
+        try:
+            ended = self._work.advance()
+        except Exception as error:
+            # The room ends what fails; an error out of it is one of our own, and no job may hang on it.
+            log.exception("the work on %d evaluations failed", len(self._inside))
+            ended = [(job, error) for job, _ in list(self._inside.values())]
+        for job, outcome in ended:
+            self._ended_with(job, outcome)
+
+    def _ended_with(self, job: Job, result: JobOutcome) -> None:
         outcome: EvaluationOutcome
-        try:
-            outcome = self._work(slot, job, lambda progress: self._progress(job, progress))
-        except Cancelled:
+        if isinstance(result, Cancelled):
             outcome = job.stopped_by or Failure("cancelled")
-        except Exhausted as error:
-            outcome = Failure(str(error), retryable=True)
-        except Exception as error:
+        elif isinstance(result, Exhausted):
+            outcome = Failure(str(result), retryable=True)
+        elif isinstance(result, Exception):
             # The process lives, and a fault of the machine is never a report.
-            log.exception("evaluation %s failed", job.id)
-            outcome = Failure(f"the evaluation crashed ({type(error).__name__})", retryable=True)
-        seconds = time.monotonic() - started
+            log.error("evaluation %s failed", job.id, exc_info=result)
+            outcome = Failure(f"the evaluation crashed ({type(result).__name__})", retryable=True)
+        else:
+            outcome = result
         label = "report" if isinstance(outcome, EvaluationReport) else "rejected"
         if isinstance(outcome, Failure):
             label = "cancelled" if job.stop.is_set() else "failed"
         with self._changed:
+            _, started = self._inside.pop(job.id)
+            seconds = time.monotonic() - started
             self._mean_seconds += 0.3 * (seconds - self._mean_seconds)
             self._end(job, outcome, label, seconds)
 
@@ -249,5 +287,15 @@ class Scheduler:
 
     def _measure(self) -> None:
         self._metrics.queue.set(len(self._queue))
-        self._metrics.slots.labels("busy").set(min(self._busy, self._slots))
-        self._metrics.slots.labels("free").set(self.free_slots)
+        free = self.free_slots
+        self._metrics.slots.labels("busy").set(max(0, self._work.slots - free))
+        self._metrics.slots.labels("free").set(free)
+
+
+def _do_call(function: Callable[[], Any], future: Future[Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        future.set_result(function())
+    except Exception as error:
+        future.set_exception(error)

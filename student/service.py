@@ -37,21 +37,18 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def load_engine(settings: StudentSettings, metrics: StudentMetrics) -> StudentEngine:
-    """Loads the base model once a slot; takes seconds to minutes."""
+    """Loads the base model; takes seconds to minutes."""
     if settings.deterministic:
         use_deterministic_kernels()
-    models = [
-        load_model(
-            settings.model,
-            quantisation=settings.quantisation,
-            device=settings.device,
-            compute_dtype=settings.compute_dtype,
-            threads=settings.threads,
-            cache_dir=settings.cache_dir,
-        )
-        for _ in range(settings.slots)
-    ]
-    return StudentEngine(models, settings, metrics)
+    loaded = load_model(
+        settings.model,
+        quantisation=settings.quantisation,
+        device=settings.device,
+        compute_dtype=settings.compute_dtype,
+        threads=settings.threads,
+        cache_dir=settings.cache_dir,
+    )
+    return StudentEngine(loaded, settings, metrics)
 
 
 def use_deterministic_kernels() -> None:

@@ -54,7 +54,7 @@ class Slot:
         self._vocabulary = vocabulary
         self._step = 0
         self._first_loss = self._last_loss = 0.0
-        self._started = time.monotonic()
+        self._started, self._seconds = time.monotonic(), 0.0
 
     @property
     def steps(self) -> int:
@@ -92,6 +92,18 @@ class Slot:
             self._progress(self._step, self.steps, loss)
         return None
 
+    def forget_gradient(self) -> None:
+        """Undoes a backward pass that did not come to its end."""
+        if self._parameter.grad is not None:
+            self._parameter.grad.zero_()
+
+    def release(self) -> None:
+        """Gives the gradient's and the optimiser's memory back, once nothing is left to train."""
+        self._parameter.grad = None
+        self.adapter.freeze()
+        self._optimiser.state.clear()
+        self._seconds = time.monotonic() - self._started
+
     def trained(self) -> Trained:
         """What the loop cost; its seconds are shared with the neighbours of its steps."""
         done = self._batches[: self._step]
@@ -101,5 +113,5 @@ class Slot:
             supervised_tokens=sum(row.supervised for batch in done for row in batch),
             first_loss=self._first_loss,
             last_loss=self._last_loss,
-            seconds=time.monotonic() - self._started,
+            seconds=self._seconds,
         )

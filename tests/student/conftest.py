@@ -25,7 +25,7 @@ def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tiny(tiny_path: Path) -> LoadedModel:
     return load_model(str(tiny_path), quantisation="none", device="cpu", compute_dtype="float32", threads=1)
 
@@ -39,8 +39,9 @@ def student(tiny: LoadedModel, tmp_path: Path) -> Iterator[EngineFactory]:
     made: list[StudentEngine] = []
 
     def make(model: LoadedModel = tiny, **changes: Any) -> StudentEngine:
-        settings = {"model": model.name, "data_dir": tmp_path / "student", "max_new_tokens": 8, **changes}
-        engine = StudentEngine([model], StudentSettings(**settings), StudentMetrics(CollectorRegistry()))
+        given = {"slots": 1, **changes}
+        settings = {"model": model.name, "data_dir": tmp_path / "student", "max_new_tokens": 8, **given}
+        engine = StudentEngine(model, StudentSettings(**settings), StudentMetrics(CollectorRegistry()))
         made.append(engine)
         return engine
 

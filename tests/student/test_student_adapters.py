@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from peft import PeftModel
+from peft_loop import fresh_parameters, fresh_weights, peft_adapted, row_loss, train_alone
 
-from student.adapted import adapted
 from student.adapters import AdapterStore
-from student.inner_loop import Row, learning_rate_at, micro_batches, of_similar_length, summed_loss, train
+from student.bank import Bank
+from student.bank_step import backward
+from student.inner_loop import Row, learning_rate_at, micro_batches
 from student.lora import LoraWeights, concatenate, recompress
-from student.quiz import take_quiz
+from student.packing import enable_packing
+from student.quiz import Sitting
+from student.quiz_room import take_quizzes
+from student.slot import Slot
 from tutelage.domain.errors import DataLoss, NotFound, PreconditionFailed
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.self_edit import Schedule
 from tutelage.domain.task import Question
 from tutelage.models.loading import load_model
 
+LOOP = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=1, batch_size=2)
 ROWS = [Row(tuple(range(5, 25)), tuple(range(5, 25))), Row(tuple(range(9, 16)), (-100, -100, *range(11, 16)))]
 SETTINGS = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=4, batch_size=2)
 IDS = torch.arange(5, 30)[None]
 LINEAGE = {"parent": "", "evaluation_id": "e" * 64, "base_model": "tiny"}
 
 
+@pytest.fixture(scope="module")
+def bank(tiny_path):
+    loaded = load_model(str(tiny_path), quantisation="none", device="cpu", compute_dtype="float32", threads=1)
+    enable_packing(loaded.model)
+    return Bank(loaded)
+
+
 def trained(tiny, seed, parent=None, settings=SETTINGS):
-    with adapted(tiny, parent=parent, fresh=settings, seed=seed) as model:
-        train(model, ROWS, settings, seed, stop=threading.Event())
+    with peft_adapted(tiny, parent=parent, fresh=settings, seed=seed) as model:
+        train_alone(model, ROWS, settings, seed)
         with torch.no_grad():
-            return model.fresh_weights(), model.model(IDS).logits
+            return fresh_weights(model), model(IDS).logits
 
 
 def logits(tiny, weights):
-    with adapted(tiny, parent=weights) as model, torch.no_grad():
-        return model.model(IDS).logits
+    with peft_adapted(tiny, parent=weights) as model, torch.no_grad():
+        return model(IDS).logits
 
 
 def test_the_concatenation_answers_like_parent_and_fresh_and_peft_loads_it(tiny, tiny_path, tmp_path):
@@ -96,65 +105,55 @@ def test_versions_are_named_by_content(tiny, tmp_path):
 def test_gradients_are_right_after_a_quiz(tiny_path, quantisation):
     """A forward pass in eval mode must not change the backward pass that follows it."""
 
+    def reference() -> list[torch.Tensor]:
+        loaded = load_model(str(tiny_path), quantisation=quantisation, device="cpu", compute_dtype="float32")
+        with peft_adapted(loaded, fresh=LOOP, seed=3) as model:
+            for row in ROWS:
+                (row_loss(model, row) / sum(row.supervised for row in ROWS)).backward()
+            return [parameter.grad for parameter in fresh_parameters(model)]
+
     def gradients(quiz_first: bool) -> list[torch.Tensor]:
         loaded = load_model(str(tiny_path), quantisation=quantisation, device="cpu", compute_dtype="float32")
+        bank = Bank(loaded)
+        enable_packing(loaded.model)
         if quiz_first:
-            ask = [Question("q", "Who?", "me")]
-            take_quiz(
-                loaded,
-                loaded.model,
-                ask,
-                ("exact", "loglik"),
-                max_new_tokens=4,
-                batch_size=2,
-                stop=threading.Event(),
-            )
-        with adapted(loaded, fresh=SETTINGS, seed=3) as model:
-            summed_loss(model.model, ROWS, torch.device("cpu")).backward()
-            return [parameter.grad for parameter in model.trainable()]
+            asked = Sitting((Question("q", "Who?", "me"),), ("exact", "loglik"))
+            take_quizzes(bank, [asked], max_new_tokens=4, batch_size=2)
+        slot = Slot(bank, ROWS, LOOP, 3)
+        backward(bank, [slot])
+        return [gradient for pair in slot.adapter.gradients.values() for gradient in pair]
 
-    for before, after in zip(gradients(False), gradients(True), strict=True):
+    for before, after, expected in zip(gradients(False), gradients(True), reference(), strict=True):
         assert torch.equal(before, after)
+        assert torch.allclose(after, expected, rtol=1e-4, atol=1e-7)
     assert any(gradient.abs().sum() > 0 for gradient in gradients(True))
 
 
-def test_pads_carry_no_loss(tiny):
-    one, two = (summed_loss(tiny.model, [row], torch.device("cpu")) for row in ROWS)
-    both = summed_loss(tiny.model, ROWS, torch.device("cpu"))
-    assert [row.supervised for row in ROWS] == [19, 5]
-    assert float(both) == pytest.approx(float(one + two), rel=1e-6)
+def test_a_room_of_sittings_answers_as_each_question_alone(bank):
+    """Mixed adapters, mixed lengths, a shared beginning, rows that end early: none changes an answer."""
+    adapters = [(), (Slot(bank, ROWS, LOOP, 1).adapter,), (Slot(bank, ROWS, LOOP, 2).adapter,)]
+    for own in adapters[1:]:
+        own[0].values_P.normal_(0, 0.3, generator=torch.Generator().manual_seed(own[0].rank))
+    questions = tuple(Question(str(i), "Who " * (1 + 3 * i), "me" * (i + 1)) for i in range(4))
+    sittings = [Sitting(questions, ("exact", "loglik"), own) for own in adapters]
+    together = take_quizzes(bank, sittings, max_new_tokens=6, batch_size=5)
+    for own, answers in zip(adapters, together, strict=True):
+        for question, answer in zip(questions, answers, strict=True):
+            ((alone,),) = take_quizzes(
+                bank, [Sitting((question,), ("exact", "loglik"), own)], max_new_tokens=6, batch_size=1
+            )
+            assert alone.text == answer.text
+            assert alone.scores["loglik"] == pytest.approx(answer.scores["loglik"], abs=1e-4)
+    assert together[0][0].scores["loglik"] != together[1][0].scores["loglik"]
 
 
-@given(st.lists(st.integers(1, 400), min_size=1, max_size=12))
-def test_parts_hold_every_row_once_with_little_padding(lengths):
-    rows = [Row((1,) * length, (1,) * length) for length in lengths]
-    parts = of_similar_length(rows)
-    assert sorted(len(row.ids) for part in parts for row in part) == sorted(lengths)
-    padded = sum(len(part[0].ids) * len(part) for part in parts)
-    assert padded - sum(lengths) <= len(parts) * 96 * len(lengths)
-    if max(lengths) - min(lengths) <= 96 // len(lengths):
-        assert len(parts) == 1
-
-
-def test_one_long_row_does_not_pad_the_short_ones():
-    rows = [Row((1,) * length, (1,) * length) for length in (20, 250, 25, 22)]
-    assert [[len(row.ids) for row in part] for part in of_similar_length(rows)] == [[250], [25, 22, 20]]
-
-
-def test_a_batch_answers_as_each_question_alone(tiny):
-    asked = [Question(str(i), "Who " * (1 + 3 * i), "me" * (i + 1)) for i in range(4)]
-    graders = ("exact", "loglik")
-
-    def take(questions, size):
-        return take_quiz(
-            tiny, tiny.model, questions, graders, max_new_tokens=6, batch_size=size, stop=threading.Event()
-        )
-
-    together = take(asked, 4)
-    for question, answer in zip(asked, together, strict=True):
-        (alone,) = take([question], 1)
-        assert alone.text == answer.text
-        assert alone.scores["loglik"] == pytest.approx(answer.scores["loglik"], abs=1e-5)
+def test_a_likelihood_that_is_no_number_is_the_error_of_its_sitting_alone(bank):
+    broken = Slot(bank, ROWS, LOOP, 1).adapter
+    broken.values_P.fill_(torch.nan)
+    sittings = [Sitting((Question("q", "Who?", "me"),), ("loglik",), own) for own in ((), (broken,))]
+    good, bad = take_quizzes(bank, sittings, max_new_tokens=2, batch_size=8)
+    assert isinstance(bad, ArithmeticError)
+    assert good[0].scores["loglik"] < 0
 
 
 def test_schedules_and_order():

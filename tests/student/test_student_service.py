@@ -40,6 +40,7 @@ def served(tiny_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "device": "cpu",
         "compute_dtype": "float32",
         "threads": 1,
+        "slots": 2,
         "data_dir": str(folder / "data"),
         "max_new_tokens": 8,
         "server": {"metrics_port": 0, "ready_file": str(ready), "grace_s": 2},
@@ -84,7 +85,7 @@ def key_for(client: SyncStudentClient, **changes) -> EvaluationKey:
 
 def test_evaluate_commit_answer_and_delete(client, served):
     own = client.describe()
-    assert (own.slots, own.deterministic, own.graders[-1]) == (1, True, "loglik")
+    assert (own.slots, own.deterministic, own.graders[-1]) == (2, False, "loglik")
     key = key_for(client)
     *progress, report = client.evaluate(key, run_id="run")
     assert isinstance(report, EvaluationReport)
@@ -115,7 +116,7 @@ def test_evaluate_commit_answer_and_delete(client, served):
     text = urllib.request.urlopen(f"http://{served['metrics_address']}/metrics", timeout=10).read().decode()
     assert 'tutelage_student_evaluations_total{outcome="report"} 2.0' in text
     assert 'tutelage_student_evaluations_total{outcome="failed"} 0.0' in text
-    assert 'tutelage_student_slots{state="free"} 1.0' in text
+    assert 'tutelage_student_slots{state="free"} 2.0' in text
 
 
 def test_errors_come_back_as_what_they_were(client):

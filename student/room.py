@@ -1,0 +1,209 @@
+"""The room: evaluations that are trained side by side in the slots of one bank, each entering and leaving on its own.
+
+An evaluation passes through four places: it waits for the answers of the untouched student, trains in a slot, waits for
+its quiz with the trained adapter, and ends. `advance` does one piece of work and tells who ended by it. What ends early
+(cancelled, diverged, too much for the memory) leaves its neighbours as they are.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from student.bank import Bank
+from student.bank_step import StepFailed, step
+from student.evaluation import Ended, Evaluation, QuizSettings
+from student.evaluations import EvaluationStore
+from student.inner_loop import Cancelled
+from student.memory import is_out_of_memory, out_of_memory
+from student.quiz_room import take_quizzes
+from student.slot import Slot
+from tutelage.domain.description import EvaluationPhase, EvaluationProgress
+from tutelage.domain.evaluation import QuizResult
+
+log = logging.getLogger(__name__)
+QUIZ_PATIENCE_S = 20.0
+"""Seconds for which a trained adapter waits for others, so that one quiz serves them all."""
+
+
+@dataclass(eq=False)
+class Guest:
+    """One evaluation in the room."""
+
+    evaluation: Evaluation
+    stopped: Callable[[], bool]
+    progress: Callable[[EvaluationProgress], None]
+    slot: Slot | None = None
+    trained_at: float = 0.0
+
+
+Departure = tuple[Guest, Ended | Exception]
+
+
+class Room:
+    """At most `slots` guests; used by one thread."""
+
+    def __init__(
+        self, bank: Bank, store: EvaluationStore, quiz: QuizSettings, *, slots: int, max_step_tokens: int
+    ) -> None:
+        self._bank, self._store, self._quiz = bank, store, quiz
+        self._max_step_tokens = max_step_tokens
+        self.slots = slots
+        self._arrived: list[Guest] = []
+        self._training: list[Guest] = []
+        self._trained: list[Guest] = []
+        self.last_step_seconds: float | None = None
+
+    @property
+    def guests(self) -> list[Guest]:
+        return [*self._arrived, *self._training, *self._trained]
+
+    @property
+    def free(self) -> int:
+        return max(0, self.slots - len(self.guests))
+
+    def admit(self, guest: Guest) -> None:
+        """Takes in an evaluation that has no rejection."""
+        self._arrived.append(guest)
+
+    def advance(self) -> list[Departure]:
+        """One piece of work: baselines, else a step of all slots, else the quiz of those that are trained."""
+        self.last_step_seconds = None
+        gone = self._leave_if_stopped()
+        if self._arrived:
+            return gone + self._answer_baselines()
+        if self._training:
+            gone += self._step()
+        if self._quiz_is_due():
+            gone += self._take_quizzes()
+        return gone
+
+    def _leave_if_stopped(self) -> list[Departure]:
+        gone: list[Departure] = []
+        for place in (self._arrived, self._training, self._trained):
+            for guest in [guest for guest in place if guest.stopped()]:
+                place.remove(guest)
+                gone.append((guest, Cancelled()))
+        return gone
+
+    def _answer_baselines(self) -> list[Departure]:
+        guests, self._arrived = self._arrived, []
+        started = time.monotonic()
+        missing = {key: sitting for guest in guests for key, sitting in guest.evaluation.missing_baselines().items()}
+        try:
+            if missing:
+                for guest in guests:
+                    guest.progress(EvaluationProgress(EvaluationPhase.BASELINE))
+                answers = take_quizzes(
+                    self._bank,
+                    list(missing.values()),
+                    max_new_tokens=self._quiz.max_new_tokens,
+                    batch_size=self._quiz.batch_size,
+                    stop=lambda: all(guest.stopped() for guest in guests),
+                )
+                for key, given in zip(missing, answers, strict=True):
+                    if isinstance(given, ArithmeticError):
+                        raise given
+                    self._store.keep_baseline(key, QuizResult.of(given))
+            for guest in guests:
+                guest.evaluation.quiz_seconds += time.monotonic() - started
+                guest.slot = self._slot_of(guest)
+        except Exception as error:
+            return [(guest, self._fault(error)) for guest in guests]
+        self._training += guests
+        return []
+
+    def _slot_of(self, guest: Guest) -> Slot:
+        evaluation = guest.evaluation
+
+        def progress(done: int, total: int, loss: float) -> None:
+            guest.progress(EvaluationProgress(EvaluationPhase.TRAINING, done, total, loss))
+
+        return Slot(
+            self._bank,
+            evaluation.rows,
+            evaluation.effective.settings,
+            evaluation.key.seed,
+            parent=evaluation.parent,
+            progress=progress,
+        )
+
+    def _step(self) -> list[Departure]:
+        started = time.monotonic()
+        guests = {guest.slot: guest for guest in self._training if guest.slot is not None}
+        gone: list[Departure] = []
+        try:
+            for slot, rejection in step(self._bank, list(guests), self._max_step_tokens):
+                guest = guests[slot]
+                if rejection is not None:
+                    gone.append((guest, Ended(rejection)))
+                elif slot.finished:
+                    slot.release()
+                    guest.trained_at = time.monotonic()
+                    done = slot.trained()
+                    guest.progress(EvaluationProgress(EvaluationPhase.QUIZ, done.steps, done.steps, done.last_loss))
+                    self._trained.append(guest)
+        except StepFailed as failed:
+            gone += self._give_up(failed, guests)
+        left = {id(guest) for guest, _ in gone} | {id(guest) for guest in self._trained}
+        self._training = [guest for guest in self._training if id(guest) not in left]
+        self.last_step_seconds = time.monotonic() - started
+        return gone
+
+    def _give_up(self, failed: StepFailed, guests: dict[Slot, Guest]) -> list[Departure]:
+        """Out of memory the largest of the step ends, and there is one slot less; any other fault ends the step's."""
+        fault = self._fault(failed.error)
+        if not is_out_of_memory(failed.error):
+            return [(guests[slot], fault) for slot in failed.slots]
+        largest = max(failed.slots, key=lambda slot: sum(len(row.ids) for row in slot.batch))
+        self.slots = max(1, min(self.slots, len(self.guests)) - 1)
+        log.warning("out of memory in a step of %d slots; %d slots from now on", len(failed.slots), self.slots)
+        return [(guests[largest], fault)]
+
+    def _quiz_is_due(self) -> bool:
+        if not self._trained:
+            return False
+        waited = time.monotonic() - min(guest.trained_at for guest in self._trained)
+        return not self._training or 2 * len(self._trained) >= self.slots or waited > QUIZ_PATIENCE_S
+
+    def _take_quizzes(self) -> list[Departure]:
+        guests, self._trained = self._trained, []
+        started = time.monotonic()
+        sittings = [sitting for guest in guests for sitting in guest.evaluation.final_sittings(_slot(guest).adapters)]
+        try:
+            answers = take_quizzes(
+                self._bank,
+                sittings,
+                max_new_tokens=self._quiz.max_new_tokens,
+                batch_size=self._quiz.batch_size,
+                stop=lambda: all(guest.stopped() for guest in guests),
+            )
+        except Exception as error:
+            return [(guest, self._fault(error)) for guest in guests]
+        gone: list[Departure] = []
+        for i, guest in enumerate(guests):
+            guest.evaluation.quiz_seconds += time.monotonic() - started
+            slot = _slot(guest)
+            own = answers[2 * i : 2 * i + 2]
+            gone.append((guest, guest.evaluation.ended(slot.trained(), slot.adapter.weights(), own)))
+        return gone
+
+    def _fault(self, error: Exception) -> Exception:
+        if not is_out_of_memory(error):
+            return error
+        # The error's traceback holds the tensors of the failed pass.
+        error.__traceback__ = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return out_of_memory()
+
+
+def _slot(guest: Guest) -> Slot:
+    assert guest.slot is not None
+    return guest.slot

@@ -1,0 +1,217 @@
+"""The bank: every slot learns what it would learn alone through PEFT, whatever its neighbours are and do."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from peft import PeftModel
+from peft_loop import fresh_weights, peft_adapted, train_alone
+
+from student.adapters import AdapterStore
+from student.bank import Bank, BankAdapter, Stretch
+from student.bank_step import StepFailed, groups_of, step
+from student.inner_loop import Row
+from student.packing import enable_packing, no_mask, packed_rows, positions_of
+from student.slot import Slot
+from tutelage.domain.errors import InvalidInput
+from tutelage.domain.evaluation import InnerLoopSettings
+from tutelage.domain.self_edit import Rejection, Schedule
+from tutelage.models.loading import LoadedModel, load_model
+from tutelage.models.tiny import TINY_FAMILIES, write_tiny_model
+
+RELATIVE = 1e-4
+
+
+def row(length: int, at: int, masked: int = 0) -> Row:
+    ids = tuple(5 + (7 * at + 3 * i) % 200 for i in range(length))
+    return Row(ids, (-100,) * masked + ids[masked:])
+
+
+def run(bank: Bank, slots: list[Slot], max_tokens: int = 4096) -> dict[Slot, Rejection | None]:
+    """All slots to their end, a finished one leaving at once."""
+    ends: dict[Slot, Rejection | None] = {}
+    active = list(slots)
+    while active:
+        for slot, rejection in step(bank, active, max_tokens):
+            if rejection is not None or slot.finished:
+                ends[slot] = rejection
+        active = [slot for slot in active if slot not in ends]
+    return ends
+
+
+def alone(loaded: LoadedModel, rows, loop, seed, parent=None):
+    losses: list[float] = []
+    with peft_adapted(loaded, parent=parent, fresh=loop, seed=seed) as model:
+        train_alone(model, rows, loop, seed, losses.append)
+        return losses, fresh_weights(model)
+
+
+def difference(one, other) -> float:
+    """Of the effects B A of two adapters, over all projections, relative to the first's.
+
+    Over all: where a single projection's gradient is below AdamW's epsilon, its first steps are rounding's.
+    """
+    effects = [(b @ a, other.modules[name][1] @ other.modules[name][0]) for name, (a, b) in one.modules.items()]
+    apart = sum(float((mine - theirs).norm() ** 2) for mine, theirs in effects)
+    return math.sqrt(apart / sum(float(mine.norm() ** 2) for mine, _ in effects))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The same NF4 model twice: for the bank, and for PEFT."""
+    path = str(write_tiny_model(tmp_path_factory.mktemp("bank") / "model"))
+    bank_model, peft_model = (
+        load_model(path, quantisation="nf4", device="cpu", compute_dtype="float32", threads=1) for _ in range(2)
+    )
+    enable_packing(bank_model.model)
+    return Bank(bank_model), peft_model
+
+
+loops = st.builds(
+    InnerLoopSettings,
+    rank=st.sampled_from([1, 3, 4, 8]),
+    alpha=st.sampled_from([4.0, 8.0, 16.0]),
+    learning_rate=st.sampled_from([1e-4, 1e-3, 5e-3]),
+    epochs=st.integers(1, 3),
+    batch_size=st.integers(1, 3),
+    schedule=st.sampled_from(list(Schedule)),
+    max_grad_norm=st.sampled_from([0.0, 0.5, 1.0]),
+    weight_decay=st.sampled_from([0.0, 0.1]),
+    target_modules=st.sampled_from([(), ("q_proj", "v_proj"), ("down_proj",)]),
+)
+edits = st.lists(st.builds(row, st.integers(3, 40), st.integers(0, 50), st.integers(0, 2)), min_size=1, max_size=4)
+
+
+@settings(
+    max_examples=10,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(mix=st.lists(st.tuples(edits, loops), min_size=2, max_size=8), most=st.sampled_from([40, 200, 4096]))
+def test_each_slot_of_a_mix_learns_what_it_would_learn_alone(pair, mix, most):
+    bank, reference = pair
+    losses: list[list[float]] = [[] for _ in mix]
+    slots = [
+        Slot(bank, rows, loop, seed, progress=lambda _done, _total, loss, own=own: own.append(loss))
+        for seed, ((rows, loop), own) in enumerate(zip(mix, losses, strict=True))
+    ]
+    assert set(run(bank, slots, most).values()) == {None}
+    for seed, (rows, loop) in enumerate(mix):
+        expected, weights = alone(reference, rows, loop, seed)
+        assert losses[seed] == pytest.approx(expected, rel=RELATIVE)
+        assert difference(weights, slots[seed].adapter.weights()) < RELATIVE
+
+
+def test_a_neighbour_that_is_not_a_number_ends_alone_and_changes_nothing(pair):
+    bank, reference = pair
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=4, batch_size=2)
+    rows = [row(20, 1), row(9, 2, 2), row(33, 3)]
+    good = Slot(bank, rows, loop, 1)
+    broken = Slot(bank, rows, loop, 2)
+    broken.adapter.values_P.fill_(math.nan)
+    ends = run(bank, [broken, good])
+    assert ends[good] is None
+    assert "diverged" in ends[broken].message
+    assert difference(alone(reference, rows, loop, 1)[1], good.adapter.weights()) < RELATIVE
+
+
+def test_a_slot_over_a_parent_learns_what_peft_learns_over_it(pair, tmp_path):
+    bank, reference = pair
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=1)
+    rows = [row(20, 1), row(9, 2, 2)]
+    parent = alone(reference, rows, loop, 1)[1]
+    frozen = BankAdapter.frozen(parent, bank.device)
+    slot, beside = Slot(bank, rows[::-1], loop, 2, parent=frozen), Slot(bank, rows, loop, 3)
+    run(bank, [slot, beside])
+    expected = alone(reference, rows[::-1], loop, 2, parent=parent)[1]
+    assert difference(expected, slot.adapter.weights()) < RELATIVE
+    assert difference(parent, frozen.weights()) == 0
+
+
+def test_the_exported_adapter_gives_the_same_logits_through_peft(pair, tmp_path):
+    bank, _ = pair
+    slot = Slot(bank, [row(20, 1)], InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3), 5)
+    run(bank, [slot])
+    adapter = AdapterStore(tmp_path).save(
+        slot.adapter.weights(), parent="", evaluation_id="e" * 64, base_model="tiny", base_revision="r"
+    )
+    ids = torch.arange(5, 30)[None]
+    with torch.no_grad(), bank.routed([Stretch(0, 25, slot.adapters)]):
+        ours = bank.loaded.model(ids).logits
+    base = load_model(bank.loaded.name, quantisation="nf4", device="cpu", compute_dtype="float32")
+    plain = base.model(ids).logits.detach()
+    with torch.no_grad():
+        theirs = PeftModel.from_pretrained(base.model, str(tmp_path / adapter.version))(ids).logits
+    assert (ours - theirs).abs().max() < 1e-5
+    assert (ours - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("quantisation", ["none", "nf4", "int8"])
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_other_families_work_unchanged(family, quantisation, tmp_path):
+    """Losses of packed rows equal those of each row alone, and training lowers them."""
+    path = str(write_tiny_model(tmp_path / "model", family=family))
+    loaded = load_model(path, quantisation=quantisation, device="cpu", compute_dtype="float32", threads=1)
+    rows = [row(30, 1), row(12, 2, 3), row(21, 3)]
+    with torch.no_grad():
+        expected = [loaded.model(torch.tensor([each.ids])).logits[0] for each in rows]
+    enable_packing(loaded.model)
+    bank = Bank(loaded)
+    lengths = [len(each.ids) for each in rows]
+    with torch.no_grad(), packed_rows(lengths):
+        packed = loaded.model(
+            torch.tensor([[token for each in rows for token in each.ids]]),
+            position_ids=positions_of(lengths, bank.device),
+            attention_mask=no_mask(bank.device),
+        ).logits[0]
+    tolerance = 0.05 if quantisation == "int8" else 1e-4
+    for part, whole in zip(packed.split(lengths), expected, strict=True):
+        assert (part - whole).abs().max() < tolerance
+    losses: list[float] = []
+    loop = InnerLoopSettings(rank=4, alpha=16, learning_rate=1e-2, epochs=6, batch_size=3)
+    slot = Slot(bank, rows, loop, 1, progress=lambda _done, _total, loss: losses.append(loss))
+    assert run(bank, [slot])[slot] is None
+    assert losses[-1] < losses[0] - 0.01
+
+
+def test_a_failed_step_leaves_the_slots_as_they_were(pair, monkeypatch):
+    bank, reference = pair
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=1)
+    rows = [row(20, 1), row(9, 2)]
+    slot = Slot(bank, rows, loop, 1)
+    forward = bank.loaded.model.get_submodule("model.layers.0").forward
+
+    def broken(*args, **kwargs):
+        forward(*args, **kwargs)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bank.loaded.model.get_submodule("model.layers.0"), "forward", broken)
+        with pytest.raises(StepFailed) as failed:
+            list(step(bank, [slot], 4096))
+    assert failed.value.slots == [slot]
+    run(bank, [slot])
+    assert difference(alone(reference, rows, loop, 1)[1], slot.adapter.weights()) < RELATIVE
+
+
+def test_unknown_projections_are_named(pair):
+    with pytest.raises(InvalidInput, match=r"target_modules.*q_proj"):
+        Slot(pair[0], [row(9, 1)], InnerLoopSettings(target_modules=("nope",)), 1)
+
+
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=20), st.integers(1, 600))
+def test_groups_hold_every_slot_once_in_order_and_keep_to_the_limit(lengths, most):
+    class Sized:
+        def __init__(self, length: int) -> None:
+            self.batch = [row(length, 0)]
+
+    slots = [Sized(length) for length in lengths]
+    groups = groups_of(slots, most)
+    assert [slot for group in groups for slot in group] == slots
+    for group in groups:
+        assert len(group) == 1 or sum(len(slot.batch[0].ids) for slot in group) <= most
