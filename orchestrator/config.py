@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from orchestrator.inbox_config import InboxConfig
 from tutelage.rpc.config import ChannelSettings, ServerSettings
 from tutelage.settings import Settings
 
@@ -46,6 +48,8 @@ class OrchestratorSettings(Settings):
     """Seconds a student goes on with an evaluation when this orchestrator vanished; 0 leaves it to the student."""
     writers: int = Field(default=2, ge=1, le=64)
     """Tasks that are written at the same time by the teacher."""
+    inboxes: dict[str, InboxConfig] = Field(default_factory=dict)
+    """Inboxes by name: documents that students learn in scheduled windows."""
     server: ServerSettings = Field(default_factory=ServerSettings)
     """How the orchestrator listens."""
 
@@ -64,3 +68,21 @@ class OrchestratorSettings(Settings):
             if not name or len(name) > 64 or not all(c.isalnum() or c in "-_." for c in name):
                 raise ValueError("student names of 1 to 64 letters, digits, '-', '_' and '.'")
         return value
+
+    @model_validator(mode="after")
+    def _inboxes_fit(self) -> OrchestratorSettings:
+        problems = []
+        for name, inbox in self.inboxes.items():
+            if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
+                problems.append(f"inboxes.{name}: a name is 1 to 32 characters of a-z, 0-9, '-', '_'")
+            problems += [
+                f"inboxes.{name}.students: {student!r} must be one of students ({', '.join(self.students)})"
+                for student in inbox.students
+                if student not in self.students
+            ]
+        folders = [inbox.folder.absolute() for inbox in self.inboxes.values() if inbox.folder is not None]
+        if len(set(folders)) != len(folders):
+            problems.append("inboxes: each a folder of its own")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

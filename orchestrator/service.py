@@ -10,6 +10,7 @@ import grpc
 
 from orchestrator.config import OrchestratorSettings
 from orchestrator.engine import Engine
+from orchestrator.inboxes import Inboxes
 from orchestrator.report.comparison import compare
 from orchestrator.report.comparison_html import render_comparison_html
 from orchestrator.report.comparison_json import render_comparison_json
@@ -27,6 +28,7 @@ from tutelage.v1.orchestrator_service_pb2_grpc import (
     OrchestratorServiceServicer,
     add_OrchestratorServiceServicer_to_server,
 )
+from tutelage.wire.inbox import inbox_document_to_wire, inbox_to_wire
 from tutelage.wire.run import (
     logical_student_to_wire,
     report_format_from_wire,
@@ -56,14 +58,16 @@ class OrchestratorService(OrchestratorServiceServicer):
 
     def __init__(self, settings: OrchestratorSettings) -> None:
         self.engine = Engine(settings)
+        self.inboxes = Inboxes(self.engine, settings.inboxes)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer."""
         add_OrchestratorServiceServicer_to_server(self, server)
 
     async def start(self) -> None:
-        """Opens the store and resumes runs."""
+        """Opens the store, resumes runs and begins to work off the inboxes."""
         await self.engine.start()
+        await self.inboxes.start()
 
     async def ready(self) -> bool:
         """Whether the store answers."""
@@ -71,6 +75,7 @@ class OrchestratorService(OrchestratorServiceServicer):
 
     async def stop(self) -> None:
         """Stops driving runs."""
+        await self.inboxes.stop()
         await self.engine.stop()
 
     async def StartRun(self, request_iterator: AsyncIterator[pb.StartRunRequest], context: Any) -> pb.StartRunResponse:
@@ -144,3 +149,36 @@ class OrchestratorService(OrchestratorServiceServicer):
     ) -> pb.SetCurrentAdapterResponse:
         student = await self.engine.set_current(request.student, request.expected_version, request.version)
         return pb.SetCurrentAdapterResponse(student=logical_student_to_wire(student))
+
+    async def SubmitDocuments(
+        self, request_iterator: AsyncIterator[pb.SubmitDocumentsRequest], context: Any
+    ) -> pb.SubmitDocumentsResponse:
+        inbox: str | None = None
+        tasks: list[TaskWithQuiz] = []
+        wrong: list[FieldViolation] = []
+        count = 0
+        async for request in request_iterator:
+            part = request.WhichOneof("part")
+            if (inbox is None) != (part == "inbox"):
+                raise InvalidInput.of("part", part or "nothing", "one inbox, then documents")
+            if part == "inbox":
+                inbox = request.inbox
+                continue
+            try:
+                tasks.append(task_with_quiz_from_wire(request.document, f"tasks[{count}]"))
+            except InvalidInput as error:
+                wrong += error.violations
+            count += 1
+        if inbox is None:
+            raise InvalidInput.of("part", "nothing", "one inbox, then documents")
+        accepted, known = await self.inboxes.submit(inbox, tasks, wrong)
+        return pb.SubmitDocumentsResponse(accepted=accepted, known=known)
+
+    async def ListInbox(self, request: pb.ListInboxRequest, context: Any) -> AsyncIterator[pb.ListInboxResponse]:
+        if not request.inbox:
+            for inbox in await self.inboxes.inboxes():
+                yield pb.ListInboxResponse(inbox=inbox_to_wire(inbox))
+            return
+        yield pb.ListInboxResponse(inbox=inbox_to_wire(await self.inboxes.inbox(request.inbox)))
+        for document in await self.inboxes.documents(request.inbox):
+            yield pb.ListInboxResponse(document=inbox_document_to_wire(document))

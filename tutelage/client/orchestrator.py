@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
+from tutelage.domain.inbox import Inbox, InboxDocument
 from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunSummary, TaskWithQuiz
 from tutelage.domain.task import Quiz
 from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.v1.orchestrator_service_pb2_grpc import OrchestratorServiceStub
 from tutelage.wire.checks import INT64_MAX, Checks, fitting
+from tutelage.wire.inbox import inbox_document_from_wire, inbox_from_wire, submission_to_wire
 from tutelage.wire.run import (
     logical_student_from_wire,
     report_format_to_wire,
@@ -61,6 +63,16 @@ def _watch(run_id: str, after_sequence: int) -> pb.WatchRunRequest:
 
 def _compared(run_id: str, other_run_id: str, format: ReportFormat) -> pb.CompareRunsRequest:
     return pb.CompareRunsRequest(run_id=run_id, other_run_id=other_run_id, format=report_format_to_wire(format))
+
+
+def _submitted(message: pb.SubmitDocumentsResponse) -> tuple[int, int]:
+    return message.accepted, message.known
+
+
+def _listed(message: pb.ListInboxResponse) -> Inbox | InboxDocument:
+    if message.HasField("inbox"):
+        return inbox_from_wire(message.inbox)
+    return inbox_document_from_wire(message.document)
 
 
 class OrchestratorClient(AsyncConnection):
@@ -124,6 +136,18 @@ class OrchestratorClient(AsyncConnection):
         request = pb.SetCurrentAdapterRequest(student=student, expected_version=expected_version, version=version)
         return await self._call(self._stub.SetCurrentAdapter, request, _student, timeout_s)
 
+    async def submit_documents(
+        self, inbox: str, tasks: Iterable[TaskWithQuiz], *, timeout_s: float = WORK_S
+    ) -> tuple[int, int]:
+        """How many documents the inbox took, and how many it had before with the same content."""
+        messages = list(submission_to_wire(inbox, tasks))
+        return await self._call(self._stub.SubmitDocuments, messages, _submitted, timeout_s)
+
+    async def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
+        """All inboxes; or one, and its documents in the order they came."""
+        request = pb.ListInboxRequest(inbox=inbox)
+        return [item async for item in self._stream(self._stub.ListInbox, request, _listed, timeout_s)]
+
 
 class SyncOrchestratorClient(SyncConnection):
     """An orchestrator, blocking; the methods of `OrchestratorClient`."""
@@ -183,3 +207,14 @@ class SyncOrchestratorClient(SyncConnection):
         """Compare-and-set of a student's version; Conflict when another is current."""
         request = pb.SetCurrentAdapterRequest(student=student, expected_version=expected_version, version=version)
         return self._call(self._stub.SetCurrentAdapter, request, _student, timeout_s)
+
+    def submit_documents(
+        self, inbox: str, tasks: Iterable[TaskWithQuiz], *, timeout_s: float = WORK_S
+    ) -> tuple[int, int]:
+        """How many documents the inbox took, and how many it had before with the same content."""
+        messages = iter(list(submission_to_wire(inbox, tasks)))
+        return self._call(self._stub.SubmitDocuments, messages, _submitted, timeout_s)
+
+    def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
+        """All inboxes; or one, and its documents in the order they came."""
+        return list(self._stream(self._stub.ListInbox, pb.ListInboxRequest(inbox=inbox), _listed, timeout_s))

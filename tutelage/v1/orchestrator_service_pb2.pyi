@@ -90,6 +90,29 @@ REPORT_FORMAT_CSV: ReportFormat.ValueType  # 4
 """A table with one row an evaluation."""
 Global___ReportFormat: _TypeAlias = ReportFormat  # noqa: Y015
 
+class _InboxDocumentState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InboxDocumentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InboxDocumentState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INBOX_DOCUMENT_STATE_UNSPECIFIED: _InboxDocumentState.ValueType  # 0
+    INBOX_DOCUMENT_STATE_WAITING: _InboxDocumentState.ValueType  # 1
+    INBOX_DOCUMENT_STATE_WORKING: _InboxDocumentState.ValueType  # 2
+    INBOX_DOCUMENT_STATE_DONE: _InboxDocumentState.ValueType  # 3
+    INBOX_DOCUMENT_STATE_FAILED: _InboxDocumentState.ValueType  # 4
+    """Given up after repeated faults; no student was changed by it."""
+
+class InboxDocumentState(_InboxDocumentState, metaclass=_InboxDocumentStateEnumTypeWrapper): ...
+
+INBOX_DOCUMENT_STATE_UNSPECIFIED: InboxDocumentState.ValueType  # 0
+INBOX_DOCUMENT_STATE_WAITING: InboxDocumentState.ValueType  # 1
+INBOX_DOCUMENT_STATE_WORKING: InboxDocumentState.ValueType  # 2
+INBOX_DOCUMENT_STATE_DONE: InboxDocumentState.ValueType  # 3
+INBOX_DOCUMENT_STATE_FAILED: InboxDocumentState.ValueType  # 4
+"""Given up after repeated faults; no student was changed by it."""
+Global___InboxDocumentState: _TypeAlias = InboxDocumentState  # noqa: Y015
+
 @_typing.final
 class TaskWithQuiz(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -670,3 +693,242 @@ class SetCurrentAdapterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetCurrentAdapterResponse: _TypeAlias = SetCurrentAdapterResponse  # noqa: Y015
+
+@_typing.final
+class SubmitDocumentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INBOX_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    inbox: _builtins.str
+    """Name of the inbox."""
+    @_builtins.property
+    def document(self) -> Global___TaskWithQuiz: ...
+    def __init__(
+        self,
+        *,
+        inbox: _builtins.str = ...,
+        document: Global___TaskWithQuiz | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "inbox", b"inbox", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "inbox", b"inbox", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["inbox", "document"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___SubmitDocumentsRequest: _TypeAlias = SubmitDocumentsRequest  # noqa: Y015
+
+@_typing.final
+class SubmitDocumentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.int
+    known: _builtins.int
+    """Those that were there before."""
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.int = ...,
+        known: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "known", b"known"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitDocumentsResponse: _TypeAlias = SubmitDocumentsResponse  # noqa: Y015
+
+@_typing.final
+class Inbox(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STUDENTS_FIELD_NUMBER: _builtins.int
+    CRON_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WORKING_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    WINDOW_START_FIELD_NUMBER: _builtins.int
+    WINDOW_END_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    NEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    cron: _builtins.str
+    time_zone: _builtins.str
+    budget: _builtins.int
+    """Evaluations a window."""
+    waiting: _builtins.int
+    working: _builtins.int
+    done: _builtins.int
+    failed: _builtins.int
+    spent: _builtins.int
+    """Evaluations used or reserved in that window."""
+    run_id: _builtins.str
+    """The run that is under way for it; empty when none is."""
+    @_builtins.property
+    def students(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def window_start(self) -> _timestamp_pb2.Timestamp:
+        """Of the window that is open now; unset between windows."""
+
+    @_builtins.property
+    def window_end(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def next_window(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        students: _abc.Iterable[_builtins.str] | None = ...,
+        cron: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        budget: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        working: _builtins.int = ...,
+        done: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        window_start: _timestamp_pb2.Timestamp | None = ...,
+        window_end: _timestamp_pb2.Timestamp | None = ...,
+        spent: _builtins.int = ...,
+        next_window: _timestamp_pb2.Timestamp | None = ...,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_window", b"next_window", "window_end", b"window_end", "window_start", b"window_start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cron", b"cron", "done", b"done", "failed", b"failed", "name", b"name", "next_window", b"next_window", "run_id", b"run_id", "spent", b"spent", "students", b"students", "time_zone", b"time_zone", "waiting", b"waiting", "window_end", b"window_end", "window_start", b"window_start", "working", b"working"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Inbox: _TypeAlias = Inbox  # noqa: Y015
+
+@_typing.final
+class InboxOutcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    student: _builtins.str
+    committed: _builtins.bool
+    reason: _builtins.str
+    """Why the student was left alone; empty when it was committed."""
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        student: _builtins.str = ...,
+        committed: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "reason", b"reason", "student", b"student", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InboxOutcome: _TypeAlias = InboxOutcome  # noqa: Y015
+
+@_typing.final
+class InboxDocument(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SUBMITTED_AT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    title: _builtins.str
+    source: _builtins.str
+    """`submitted`, or the name of the file it was dropped in."""
+    state: Global___InboxDocumentState.ValueType
+    run_id: _builtins.str
+    """The run that works or worked on it; empty while none did."""
+    attempts: _builtins.int
+    """Runs that faults kept from deciding it."""
+    message: _builtins.str
+    @_builtins.property
+    def submitted_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___InboxOutcome]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        source: _builtins.str = ...,
+        submitted_at: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___InboxDocumentState.ValueType = ...,
+        run_id: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        message: _builtins.str = ...,
+        outcomes: _abc.Iterable[Global___InboxOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["submitted_at", b"submitted_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "id", b"id", "message", b"message", "outcomes", b"outcomes", "run_id", b"run_id", "source", b"source", "state", b"state", "submitted_at", b"submitted_at", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InboxDocument: _TypeAlias = InboxDocument  # noqa: Y015
+
+@_typing.final
+class ListInboxRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INBOX_FIELD_NUMBER: _builtins.int
+    inbox: _builtins.str
+    """Empty lists the inboxes without their documents."""
+    def __init__(
+        self,
+        *,
+        inbox: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox", b"inbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInboxRequest: _TypeAlias = ListInboxRequest  # noqa: Y015
+
+@_typing.final
+class ListInboxResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INBOX_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def inbox(self) -> Global___Inbox: ...
+    @_builtins.property
+    def document(self) -> Global___InboxDocument: ...
+    def __init__(
+        self,
+        *,
+        inbox: Global___Inbox | None = ...,
+        document: Global___InboxDocument | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "inbox", b"inbox", "item", b"item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "inbox", b"inbox", "item", b"item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["inbox", "document"]  # noqa: Y015
+    _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
+
+Global___ListInboxResponse: _TypeAlias = ListInboxResponse  # noqa: Y015

@@ -79,6 +79,16 @@ class OrchestratorServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterResponse.FromString,
                 _registered_method=True)
+        self.SubmitDocuments = channel.stream_unary(
+                '/tutelage.v1.OrchestratorService/SubmitDocuments',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.FromString,
+                _registered_method=True)
+        self.ListInbox = channel.unary_stream(
+                '/tutelage.v1.OrchestratorService/ListInbox',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxResponse.FromString,
+                _registered_method=True)
 
 
 class OrchestratorServiceServicer(object):
@@ -144,6 +154,20 @@ class OrchestratorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitDocuments(self, request_iterator, context):
+        """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInbox(self, request, context):
+        """The configured inboxes; or one of them, and its documents in the order they came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OrchestratorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -191,6 +215,16 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.SetCurrentAdapter,
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterResponse.SerializeToString,
+            ),
+            'SubmitDocuments': grpc.stream_unary_rpc_method_handler(
+                    servicer.SubmitDocuments,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.SerializeToString,
+            ),
+            'ListInbox': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListInbox,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -436,6 +470,60 @@ class OrchestratorService(object):
             '/tutelage.v1.OrchestratorService/SetCurrentAdapter',
             tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterRequest.SerializeToString,
             tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitDocuments(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tutelage.v1.OrchestratorService/SubmitDocuments',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/ListInbox',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxResponse.FromString,
             options,
             channel_credentials,
             insecure,

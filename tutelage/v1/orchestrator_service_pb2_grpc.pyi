@@ -46,6 +46,10 @@ class OrchestratorServiceStub:
     """Logical students and the adapter version that is current for each."""
     SetCurrentAdapter: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.SetCurrentAdapterRequest, _orchestrator_service_pb2.SetCurrentAdapterResponse]
     """Compare-and-set of a logical student's current adapter version: commits and roll-backs."""
+    SubmitDocuments: _grpc.StreamUnaryMultiCallable[_orchestrator_service_pb2.SubmitDocumentsRequest, _orchestrator_service_pb2.SubmitDocumentsResponse]
+    """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+    ListInbox: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.ListInboxRequest, _orchestrator_service_pb2.ListInboxResponse]
+    """The configured inboxes; or one of them, and its documents in the order they came."""
 
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
@@ -65,6 +69,10 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Logical students and the adapter version that is current for each."""
     SetCurrentAdapter: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.SetCurrentAdapterRequest, _orchestrator_service_pb2.SetCurrentAdapterResponse]  # type: ignore[assignment]
     """Compare-and-set of a logical student's current adapter version: commits and roll-backs."""
+    SubmitDocuments: _aio.StreamUnaryMultiCallable[_orchestrator_service_pb2.SubmitDocumentsRequest, _orchestrator_service_pb2.SubmitDocumentsResponse]  # type: ignore[assignment]
+    """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+    ListInbox: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.ListInboxRequest, _orchestrator_service_pb2.ListInboxResponse]  # type: ignore[assignment]
+    """The configured inboxes; or one of them, and its documents in the order they came."""
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -135,5 +143,21 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_service_pb2.SetCurrentAdapterResponse, _abc.Awaitable[_orchestrator_service_pb2.SetCurrentAdapterResponse]]:
         """Compare-and-set of a logical student's current adapter version: commits and roll-backs."""
+
+    @_abc_1.abstractmethod
+    def SubmitDocuments(
+        self,
+        request_iterator: _MaybeAsyncIterator[_orchestrator_service_pb2.SubmitDocumentsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.SubmitDocumentsResponse, _abc.Awaitable[_orchestrator_service_pb2.SubmitDocumentsResponse]]:
+        """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+
+    @_abc_1.abstractmethod
+    def ListInbox(
+        self,
+        request: _orchestrator_service_pb2.ListInboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestrator_service_pb2.ListInboxResponse], _abc.AsyncIterator[_orchestrator_service_pb2.ListInboxResponse]]:
+        """The configured inboxes; or one of them, and its documents in the order they came."""
 
 def add_OrchestratorServiceServicer_to_server(servicer: OrchestratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
