@@ -208,8 +208,8 @@ async def follow_on(
     patience_s: float,
     told: Callable[[RunEvent], None] | None = None,
 ) -> RunSummary:
-    """Follows with a live display on a terminal and with plain lines in a pipe."""
-    if not console.is_terminal:
+    """Follows with a live display on a terminal, and with plain lines in a pipe or where the cursor cannot be moved."""
+    if not console.is_terminal or console.is_dumb_terminal:
         return await follow(client, run_id, PlainDisplay(console), patience_s, told)
     with LiveDisplay(console) as display:
         return await follow(client, run_id, display, patience_s, told)
