@@ -8,7 +8,8 @@ from typing import Literal, cast
 import yaml
 
 from orchestrator.evaluating import round_seed
-from orchestrator.machine import Evaluate, candidate_rewards
+from orchestrator.machine import Evaluate
+from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate, StoredEvaluation
 from orchestrator.report.data import (
     CandidateRecord,
@@ -19,7 +20,6 @@ from orchestrator.report.data import (
     RoundUpdate,
     RunReport,
 )
-from orchestrator.runner import rebuild
 from orchestrator.store import Store
 from tutelage import __version__
 from tutelage.domain.evaluation import EvaluationReport
@@ -39,11 +39,11 @@ async def build_report(store: Store, run: Run, summary: RunSummary) -> RunReport
     """Everything the store knows of a run; of a running one, what there is so far."""
     candidates = await store.candidates(run.run_id)
     evaluations = await store.evaluations(run.run_id)
-    now = await rebuild(run, store)
+    machine = await rebuild(run, store)
     rewards = {
-        (round_, task): candidate_rewards(run.plan, now, round_, task)
-        for round_, task in now.groups
-        if round_ < now.round  # until a round is complete, its means may still change
+        (group.round, group.task): machine.task_rewards(group.round, group.task)
+        for group in machine.groups
+        if group.round < machine.round  # until a round is complete, its means may still change
     }
     by_candidate: dict[tuple[str, str, int], StoredEvaluation] = {
         (row.student, row.evaluation_id, row.repeat): row for row in evaluations

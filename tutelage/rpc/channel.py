@@ -8,9 +8,13 @@ from tutelage.domain.errors import InvalidInput
 from tutelage.rpc.config import ChannelSettings, is_loopback, read_pem, read_token
 
 
-def _options(settings: ChannelSettings) -> list[tuple[str, int]]:
+def _options(settings: ChannelSettings) -> list[tuple[str, int | str]]:
     size = settings.max_message_mib * 2**20
+    name: list[tuple[str, int | str]] = []
+    if settings.server_name:
+        name = [("grpc.ssl_target_name_override", settings.server_name)]
     return [
+        *name,
         ("grpc.max_receive_message_length", size),
         ("grpc.max_send_message_length", size),
         # Without it a call to a machine that vanished hangs until its deadline.
