@@ -36,7 +36,7 @@ class Recipe(Settings):
     students: tuple[str, ...] = Field(min_length=1)
     """Logical students that learn."""
     policy: str = Field(default="latest", min_length=1)
-    """Who writes: `latest` (the newest policy of the teacher), `initial` (the untouched model), or a version."""
+    """Who writes: `latest` (the teacher's newest policy), `promoted`, `initial` (the untouched model), or a version."""
     format: str | InlineFormat = "implications"
     """Name of one of the teacher's formats, or a format written here."""
     candidates: int = Field(default=4, ge=1, le=1024)
