@@ -125,6 +125,13 @@ def _retry_after_s(status: status_pb2.Status) -> float | None:
     return None
 
 
+def _why_unavailable(text: str) -> str:
+    # gRPC tells the address twice, and the cause at the end.
+    if text.startswith("failed to connect to all addresses"):
+        return f"is not reachable ({text.rpartition(': ')[2]})"
+    return text or "is not reachable"
+
+
 def from_rpc_error(error: grpc.RpcError, peer: str = "") -> TutelageError:
     """The domain error that a failed call stands for; `peer` (host:port) is named where the peer did not answer."""
     code: grpc.StatusCode = error.code()
@@ -138,7 +145,7 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> TutelageError:
         return Exhausted(text, _retry_after_s(status))
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         late = code == grpc.StatusCode.DEADLINE_EXCEEDED
-        reason = "did not answer in time" if late else text or "is not reachable"
+        reason = "did not answer in time" if late else _why_unavailable(text)
         return Unavailable(f"{peer}: {reason}" if peer and not status.code else reason, _retry_after_s(status))
     for kind, own in _CODES:
         if own == code:
