@@ -68,7 +68,8 @@ def in_terminal(arguments: list[str], kind: str, limit_s: float = 90) -> tuple[i
 def test_in_a_pipe_it_goes_on_after_a_restart_and_tells_each_event_once(
     world: Any, served: Callable[..., Any], tmp_path: Path
 ) -> None:
-    world.a.delay_s = world.b.delay_s = 0.4
+    # Longer than the command needs to start: the restart comes in the middle.
+    world.a.delay_s = world.b.delay_s = 2.5
     log = tmp_path / "watch.log"
 
     def wait_for(text: str) -> None:
@@ -83,6 +84,7 @@ def test_in_a_pipe_it_goes_on_after_a_restart_and_tells_each_event_once(
             watching = subprocess.Popen(command(address), stdout=output, stderr=subprocess.STDOUT)
             wait_for("evaluation_done")
         wait_for("orchestrator lost")
+        world.a.delay_s = world.b.delay_s = 0.1
         with served(server={"port": int(address.rpartition(":")[2])}):
             assert watching.wait(timeout=60) == 0, log.read_text()
     text = log.read_text()

@@ -41,13 +41,13 @@ async def watch(
                 met, lost_since, pause = True, time.monotonic(), _FIRST_PAUSE_S
                 if event is not None:
                     seen = max(seen, event.sequence)
-                ended = summary.state is not RunState.RUNNING
+                ended = summary.state.ended
                 yield summary, event
             # The first word of a stream is the summary, of an ended run, too: only its end means that all was told.
             if ended:
                 return
             summary, _ = await client.get_run(run_id)
-            if summary.state is not RunState.RUNNING:
+            if summary.state.ended:
                 yield summary, None
                 return
             met, lost_since = True, time.monotonic()
