@@ -33,6 +33,7 @@ from tutelage.wire.run import (
     logical_student_to_wire,
     report_format_from_wire,
     run_event_to_wire,
+    run_plan_to_wire,
     run_summary_to_wire,
 )
 from tutelage.wire.task import quiz_from_wire, task_with_quiz_from_wire
@@ -48,6 +49,33 @@ RENDERERS = {
 }
 
 COMPARISONS = {ReportFormat.HTML: render_comparison_html, ReportFormat.JSON: render_comparison_json}
+
+
+async def _received(
+    requests: AsyncIterator[pb.StartRunRequest] | AsyncIterator[pb.PlanRunRequest],
+) -> tuple[str, str, list[TaskWithQuiz], Quiz, list[FieldViolation]]:
+    """Id, settings, tasks and retention quiz of a run, and what is wrong with its tasks."""
+    header: pb.RunHeader | None = None
+    quiz = Quiz()
+    tasks: list[TaskWithQuiz] = []
+    wrong: list[FieldViolation] = []
+    count = 0
+    async for request in requests:
+        part = request.WhichOneof("part")
+        if (header is None) != (part == "header"):
+            raise InvalidInput.of("part", part or "nothing", "one header, then tasks")
+        try:
+            if part == "header":
+                header = request.header
+                quiz = quiz_from_wire(header.retention_quiz, "retention_quiz")
+            else:
+                count += 1
+                tasks.append(task_with_quiz_from_wire(request.task, f"tasks[{count - 1}]"))
+        except InvalidInput as error:
+            wrong += error.violations
+    if header is None:
+        raise InvalidInput.of("part", "nothing", "one header, then tasks")
+    return header.run_id, header.config_yaml, tasks, quiz, wrong
 
 
 class OrchestratorService(OrchestratorServiceServicer):
@@ -79,28 +107,12 @@ class OrchestratorService(OrchestratorServiceServicer):
         await self.engine.stop()
 
     async def StartRun(self, request_iterator: AsyncIterator[pb.StartRunRequest], context: Any) -> pb.StartRunResponse:
-        header: pb.RunHeader | None = None
-        quiz = Quiz()
-        tasks: list[TaskWithQuiz] = []
-        wrong: list[FieldViolation] = []
-        count = 0
-        async for request in request_iterator:
-            part = request.WhichOneof("part")
-            if (header is None) != (part == "header"):
-                raise InvalidInput.of("part", part or "nothing", "one header, then tasks")
-            try:
-                if part == "header":
-                    header = request.header
-                    quiz = quiz_from_wire(header.retention_quiz, "retention_quiz")
-                else:
-                    count += 1
-                    tasks.append(task_with_quiz_from_wire(request.task, f"tasks[{count - 1}]"))
-            except InvalidInput as error:
-                wrong += error.violations
-        if header is None:
-            raise InvalidInput.of("part", "nothing", "one header, then tasks")
-        summary, created = await self.engine.start_run(header.run_id, header.config_yaml, tasks, quiz, wrong)
+        asked = await _received(request_iterator)
+        summary, created = await self.engine.start_run(*asked)
         return pb.StartRunResponse(run=run_summary_to_wire(summary), created=created)
+
+    async def PlanRun(self, request_iterator: AsyncIterator[pb.PlanRunRequest], context: Any) -> pb.PlanRunResponse:
+        return run_plan_to_wire(await self.engine.plan_run(*await _received(request_iterator)))
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:
         async for summary, event in self.engine.watch(request.run_id, request.after_sequence):
@@ -111,13 +123,28 @@ class OrchestratorService(OrchestratorServiceServicer):
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         summary = await self.engine.summary(request.run_id)
         config_yaml = await self.engine.config_yaml(request.run_id)
-        return pb.GetRunResponse(run=run_summary_to_wire(summary), config_yaml=config_yaml)
+        resolved_yaml = await self.engine.resolved_yaml(request.run_id)
+        return pb.GetRunResponse(run=run_summary_to_wire(summary), config_yaml=config_yaml, resolved_yaml=resolved_yaml)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=[run_summary_to_wire(summary) for summary in await self.engine.list_runs()])
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
         return pb.CancelRunResponse(run=run_summary_to_wire(await self.engine.cancel_run(request.run_id)))
+
+    async def PauseRun(self, request: pb.PauseRunRequest, context: Any) -> pb.PauseRunResponse:
+        return pb.PauseRunResponse(run=run_summary_to_wire(await self.engine.pause_run(request.run_id)))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Any) -> pb.ResumeRunResponse:
+        return pb.ResumeRunResponse(run=run_summary_to_wire(await self.engine.resume_run(request.run_id)))
+
+    async def ExtendRun(self, request: pb.ExtendRunRequest, context: Any) -> pb.ExtendRunResponse:
+        summary = await self.engine.extend_run(request.run_id, request.rounds)
+        return pb.ExtendRunResponse(run=run_summary_to_wire(summary))
+
+    async def CloneRun(self, request: pb.CloneRunRequest, context: Any) -> pb.CloneRunResponse:
+        summary, created = await self.engine.clone_run(request.run_id, request.new_run_id, request.changes_yaml)
+        return pb.CloneRunResponse(run=run_summary_to_wire(summary), created=created)
 
     async def GetReport(self, request: pb.GetReportRequest, context: Any) -> AsyncIterator[pb.GetReportResponse]:
         render = RENDERERS[report_format_from_wire(request.format, "format")]

@@ -6,17 +6,19 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.inbox import Inbox, InboxDocument
-from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunSummary, TaskWithQuiz
+from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunPlan, RunSummary, TaskWithQuiz
 from tutelage.domain.task import Quiz
 from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.v1.orchestrator_service_pb2_grpc import OrchestratorServiceStub
-from tutelage.wire.checks import INT64_MAX, Checks, fitting
+from tutelage.wire.checks import INT32_MAX, INT64_MAX, Checks, fitting
 from tutelage.wire.inbox import inbox_document_from_wire, inbox_from_wire, submission_to_wire
 from tutelage.wire.run import (
     logical_student_from_wire,
+    plan_run_to_wire,
     report_format_to_wire,
     run_event_from_wire,
+    run_plan_from_wire,
     run_summary_from_wire,
     start_run_to_wire,
 )
@@ -42,6 +44,28 @@ def _runs(message: pb.ListRunsResponse) -> tuple[RunSummary, ...]:
 
 def _cancelled(message: pb.CancelRunResponse) -> RunSummary:
     return run_summary_from_wire(message.run)
+
+
+def _changed(
+    message: pb.PauseRunResponse | pb.ResumeRunResponse | pb.ExtendRunResponse,
+) -> RunSummary:
+    return run_summary_from_wire(message.run)
+
+
+def _cloned(message: pb.CloneRunResponse) -> tuple[RunSummary, bool]:
+    return run_summary_from_wire(message.run), message.created
+
+
+def _resolved(message: pb.GetRunResponse) -> str:
+    return message.resolved_yaml
+
+
+def _clone(run_id: str, new_run_id: str, changes_yaml: str) -> pb.CloneRunRequest:
+    return pb.CloneRunRequest(run_id=run_id, new_run_id=new_run_id, changes_yaml=changes_yaml)
+
+
+def _extension(run_id: str, rounds: int) -> pb.ExtendRunRequest:
+    return pb.ExtendRunRequest(run_id=run_id, rounds=fitting("rounds", rounds, INT32_MAX))
 
 
 def _chunk(message: pb.GetReportResponse | pb.CompareRunsResponse) -> bytes:
@@ -112,6 +136,42 @@ class OrchestratorClient(AsyncConnection):
     async def cancel_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
         """Ends a run."""
         return await self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _cancelled, timeout_s)
+
+    async def plan_run(
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Iterable[TaskWithQuiz],
+        retention_quiz: Quiz,
+        *,
+        timeout_s: float = WORK_S,
+    ) -> RunPlan:
+        """What `start_run` would start; nothing is stored."""
+        messages = list(plan_run_to_wire(run_id, config_yaml, tasks, retention_quiz))
+        return await self._call(self._stub.PlanRun, messages, run_plan_from_wire, timeout_s)
+
+    async def resolved_yaml(self, run_id: str, *, timeout_s: float = QUICK_S) -> str:
+        """Every setting of a run with its default as it was when the run started."""
+        return await self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id), _resolved, timeout_s)
+
+    async def pause_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Begins nothing new in a run; what is under way ends."""
+        return await self._call(self._stub.PauseRun, pb.PauseRunRequest(run_id=run_id), _changed, timeout_s)
+
+    async def resume_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Goes on with a paused run."""
+        return await self._call(self._stub.ResumeRun, pb.ResumeRunRequest(run_id=run_id), _changed, timeout_s)
+
+    async def extend_run(self, run_id: str, rounds: int, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Adds rounds to a run, also to one that was done."""
+        return await self._call(self._stub.ExtendRun, _extension(run_id, rounds), _changed, timeout_s)
+
+    async def clone_run(
+        self, run_id: str, new_run_id: str, changes_yaml: str = "", *, timeout_s: float = WORK_S
+    ) -> tuple[RunSummary, bool]:
+        """A run with the tasks of another and its settings, but for the changes; and whether it is new."""
+        request = _clone(run_id, new_run_id, changes_yaml)
+        return await self._call(self._stub.CloneRun, request, _cloned, timeout_s)
 
     async def get_report(self, run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
         """The whole report."""
@@ -186,6 +246,42 @@ class SyncOrchestratorClient(SyncConnection):
     def cancel_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
         """Ends a run."""
         return self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _cancelled, timeout_s)
+
+    def plan_run(
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Iterable[TaskWithQuiz],
+        retention_quiz: Quiz,
+        *,
+        timeout_s: float = WORK_S,
+    ) -> RunPlan:
+        """What `start_run` would start; nothing is stored."""
+        messages = iter(plan_run_to_wire(run_id, config_yaml, tasks, retention_quiz))
+        return self._call(self._stub.PlanRun, messages, run_plan_from_wire, timeout_s)
+
+    def resolved_yaml(self, run_id: str, *, timeout_s: float = QUICK_S) -> str:
+        """Every setting of a run with its default as it was when the run started."""
+        return self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id), _resolved, timeout_s)
+
+    def pause_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Begins nothing new in a run; what is under way ends."""
+        return self._call(self._stub.PauseRun, pb.PauseRunRequest(run_id=run_id), _changed, timeout_s)
+
+    def resume_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Goes on with a paused run."""
+        return self._call(self._stub.ResumeRun, pb.ResumeRunRequest(run_id=run_id), _changed, timeout_s)
+
+    def extend_run(self, run_id: str, rounds: int, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Adds rounds to a run, also to one that was done."""
+        return self._call(self._stub.ExtendRun, _extension(run_id, rounds), _changed, timeout_s)
+
+    def clone_run(
+        self, run_id: str, new_run_id: str, changes_yaml: str = "", *, timeout_s: float = WORK_S
+    ) -> tuple[RunSummary, bool]:
+        """A run with the tasks of another and its settings, but for the changes; and whether it is new."""
+        request = _clone(run_id, new_run_id, changes_yaml)
+        return self._call(self._stub.CloneRun, request, _cloned, timeout_s)
 
     def get_report(self, run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
         """The whole report."""

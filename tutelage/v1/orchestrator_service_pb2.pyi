@@ -32,6 +32,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_DONE: _RunState.ValueType  # 2
     RUN_STATE_FAILED: _RunState.ValueType  # 3
     RUN_STATE_CANCELLED: _RunState.ValueType  # 4
+    RUN_STATE_PAUSED: _RunState.ValueType  # 5
+    """Goes on when it is resumed."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper): ...
 
@@ -40,6 +42,8 @@ RUN_STATE_RUNNING: RunState.ValueType  # 1
 RUN_STATE_DONE: RunState.ValueType  # 2
 RUN_STATE_FAILED: RunState.ValueType  # 3
 RUN_STATE_CANCELLED: RunState.ValueType  # 4
+RUN_STATE_PAUSED: RunState.ValueType  # 5
+"""Goes on when it is resumed."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _RunPhase:
@@ -234,6 +238,8 @@ class RunSummary(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     UNSCORED_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    STUDENTS_FIELD_NUMBER: _builtins.int
+    TEACHER_BUSY_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     state: Global___RunState.ValueType
     phase: Global___RunPhase.ValueType
@@ -249,10 +255,14 @@ class RunSummary(_message.Message):
     message: _builtins.str
     unscored: _builtins.int
     rejected: _builtins.int
+    teacher_busy: _builtins.float
+    """Share of the time that the teacher was writing or updating, 0 to 1; unset before it was measured."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def students(self) -> _containers.RepeatedCompositeFieldContainer[Global___StudentResult]: ...
     def __init__(
         self,
         *,
@@ -271,21 +281,65 @@ class RunSummary(_message.Message):
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         unscored: _builtins.int = ...,
         rejected: _builtins.int = ...,
+        students: _abc.Iterable[Global___StudentResult] | None = ...,
+        teacher_busy: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward", "_seconds_left", b"_seconds_left", "created_at", b"created_at", "finished_at", b"finished_at", "mean_reward", b"mean_reward", "seconds_left", b"seconds_left"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward", "_seconds_left", b"_seconds_left", "_teacher_busy", b"_teacher_busy", "created_at", b"created_at", "finished_at", b"finished_at", "mean_reward", b"mean_reward", "seconds_left", b"seconds_left", "teacher_busy", b"teacher_busy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward", "_seconds_left", b"_seconds_left", "created_at", b"created_at", "evaluations_done", b"evaluations_done", "evaluations_total", b"evaluations_total", "finished_at", b"finished_at", "mean_reward", b"mean_reward", "message", b"message", "phase", b"phase", "policy_version", b"policy_version", "rejected", b"rejected", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "seconds_left", b"seconds_left", "state", b"state", "unscored", b"unscored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward", "_seconds_left", b"_seconds_left", "_teacher_busy", b"_teacher_busy", "created_at", b"created_at", "evaluations_done", b"evaluations_done", "evaluations_total", b"evaluations_total", "finished_at", b"finished_at", "mean_reward", b"mean_reward", "message", b"message", "phase", b"phase", "policy_version", b"policy_version", "rejected", b"rejected", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "seconds_left", b"seconds_left", "state", b"state", "students", b"students", "teacher_busy", b"teacher_busy", "unscored", b"unscored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mean_reward: _TypeAlias = _typing.Literal["mean_reward"]  # noqa: Y015
     _WhichOneofArgType__mean_reward: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward"]  # noqa: Y015
     _WhichOneofReturnType__seconds_left: _TypeAlias = _typing.Literal["seconds_left"]  # noqa: Y015
     _WhichOneofArgType__seconds_left: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left"]  # noqa: Y015
+    _WhichOneofReturnType__teacher_busy: _TypeAlias = _typing.Literal["teacher_busy"]  # noqa: Y015
+    _WhichOneofArgType__teacher_busy: _TypeAlias = _typing.Literal["_teacher_busy", b"_teacher_busy"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_reward) -> _WhichOneofReturnType__mean_reward | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_left) -> _WhichOneofReturnType__seconds_left | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__teacher_busy) -> _WhichOneofReturnType__teacher_busy | None: ...
 
 Global___RunSummary: _TypeAlias = RunSummary  # noqa: Y015
+
+@_typing.final
+class StudentResult(_message.Message):
+    """A student's part of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_DONE_FIELD_NUMBER: _builtins.int
+    MEAN_REWARD_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    evaluations_done: _builtins.int
+    mean_reward: _builtins.float
+    busy: _builtins.float
+    """Share of its slots' time that was used, 0 to 1; unset before it was measured."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        evaluations_done: _builtins.int = ...,
+        mean_reward: _builtins.float | None = ...,
+        busy: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_busy", b"_busy", "_mean_reward", b"_mean_reward", "busy", b"busy", "mean_reward", b"mean_reward"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_busy", b"_busy", "_mean_reward", b"_mean_reward", "busy", b"busy", "evaluations_done", b"evaluations_done", "mean_reward", b"mean_reward", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__busy: _TypeAlias = _typing.Literal["busy"]  # noqa: Y015
+    _WhichOneofArgType__busy: _TypeAlias = _typing.Literal["_busy", b"_busy"]  # noqa: Y015
+    _WhichOneofReturnType__mean_reward: _TypeAlias = _typing.Literal["mean_reward"]  # noqa: Y015
+    _WhichOneofArgType__mean_reward: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__busy) -> _WhichOneofReturnType__busy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_reward) -> _WhichOneofReturnType__mean_reward | None: ...
+
+Global___StudentResult: _TypeAlias = StudentResult  # noqa: Y015
 
 @_typing.final
 class WatchRunRequest(_message.Message):
@@ -392,7 +446,10 @@ class GetRunResponse(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     CONFIG_YAML_FIELD_NUMBER: _builtins.int
+    RESOLVED_YAML_FIELD_NUMBER: _builtins.int
     config_yaml: _builtins.str
+    resolved_yaml: _builtins.str
+    """Every setting with its default as it was when the run started."""
     @_builtins.property
     def run(self) -> Global___RunSummary: ...
     def __init__(
@@ -400,10 +457,11 @@ class GetRunResponse(_message.Message):
         *,
         run: Global___RunSummary | None = ...,
         config_yaml: _builtins.str = ...,
+        resolved_yaml: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_yaml", b"config_yaml", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_yaml", b"config_yaml", "resolved_yaml", b"resolved_yaml", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -482,6 +540,239 @@ class CancelRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelRunResponse: _TypeAlias = CancelRunResponse  # noqa: Y015
+
+@_typing.final
+class PauseRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRunRequest: _TypeAlias = PauseRunRequest  # noqa: Y015
+
+@_typing.final
+class PauseRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___RunSummary: ...
+    def __init__(
+        self,
+        *,
+        run: Global___RunSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRunResponse: _TypeAlias = PauseRunResponse  # noqa: Y015
+
+@_typing.final
+class ResumeRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRunRequest: _TypeAlias = ResumeRunRequest  # noqa: Y015
+
+@_typing.final
+class ResumeRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___RunSummary: ...
+    def __init__(
+        self,
+        *,
+        run: Global___RunSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRunResponse: _TypeAlias = ResumeRunResponse  # noqa: Y015
+
+@_typing.final
+class ExtendRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    rounds: _builtins.int
+    """Rounds to add, at least 1."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        rounds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rounds", b"rounds", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRunRequest: _TypeAlias = ExtendRunRequest  # noqa: Y015
+
+@_typing.final
+class ExtendRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___RunSummary: ...
+    def __init__(
+        self,
+        *,
+        run: Global___RunSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRunResponse: _TypeAlias = ExtendRunResponse  # noqa: Y015
+
+@_typing.final
+class CloneRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    NEW_RUN_ID_FIELD_NUMBER: _builtins.int
+    CHANGES_YAML_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    new_run_id: _builtins.str
+    changes_yaml: _builtins.str
+    """Settings to change, as YAML; mappings are merged key by key."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        new_run_id: _builtins.str = ...,
+        changes_yaml: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes_yaml", b"changes_yaml", "new_run_id", b"new_run_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneRunRequest: _TypeAlias = CloneRunRequest  # noqa: Y015
+
+@_typing.final
+class CloneRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """False when the new run existed before."""
+    @_builtins.property
+    def run(self) -> Global___RunSummary: ...
+    def __init__(
+        self,
+        *,
+        run: Global___RunSummary | None = ...,
+        created: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneRunResponse: _TypeAlias = CloneRunResponse  # noqa: Y015
+
+@_typing.final
+class PlanRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___RunHeader: ...
+    @_builtins.property
+    def task(self) -> Global___TaskWithQuiz: ...
+    def __init__(
+        self,
+        *,
+        header: Global___RunHeader | None = ...,
+        task: Global___TaskWithQuiz | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "task"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___PlanRunRequest: _TypeAlias = PlanRunRequest  # noqa: Y015
+
+@_typing.final
+class PlanRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOLVED_YAML_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    resolved_yaml: _builtins.str
+    """Every setting with its default filled in."""
+    groups: _builtins.int
+    """Groups of candidates to write."""
+    evaluations: _builtins.int
+    updates: _builtins.int
+    seconds: _builtins.float
+    """Estimate from what the same students and teacher took before; unset without such."""
+    def __init__(
+        self,
+        *,
+        resolved_yaml: _builtins.str = ...,
+        groups: _builtins.int = ...,
+        evaluations: _builtins.int = ...,
+        updates: _builtins.int = ...,
+        seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "evaluations", b"evaluations", "groups", b"groups", "resolved_yaml", b"resolved_yaml", "seconds", b"seconds", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+
+Global___PlanRunResponse: _TypeAlias = PlanRunResponse  # noqa: Y015
 
 @_typing.final
 class GetReportRequest(_message.Message):

@@ -59,6 +59,31 @@ class OrchestratorServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/PauseRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunResponse.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/ResumeRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
+        self.ExtendRun = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/ExtendRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunResponse.FromString,
+                _registered_method=True)
+        self.CloneRun = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/CloneRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunResponse.FromString,
+                _registered_method=True)
+        self.PlanRun = channel.stream_unary(
+                '/tutelage.v1.OrchestratorService/PlanRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunResponse.FromString,
+                _registered_method=True)
         self.GetReport = channel.unary_stream(
                 '/tutelage.v1.OrchestratorService/GetReport',
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.SerializeToString,
@@ -122,6 +147,41 @@ class OrchestratorServiceServicer(object):
 
     def CancelRun(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseRun(self, request, context):
+        """Begins nothing new in a run; what is under way ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Goes on with a paused run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendRun(self, request, context):
+        """Adds rounds to a run, also to one that was done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneRun(self, request, context):
+        """Starts a run with the tasks of another and its settings, but for the changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanRun(self, request_iterator, context):
+        """What StartRun would start, checked in the same way; nothing is stored.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -195,6 +255,31 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunResponse.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'ExtendRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunResponse.SerializeToString,
+            ),
+            'CloneRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunResponse.SerializeToString,
+            ),
+            'PlanRun': grpc.stream_unary_rpc_method_handler(
+                    servicer.PlanRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunResponse.SerializeToString,
             ),
             'GetReport': grpc.unary_stream_rpc_method_handler(
                     servicer.GetReport,
@@ -362,6 +447,141 @@ class OrchestratorService(object):
             '/tutelage.v1.OrchestratorService/CancelRun',
             tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunRequest.SerializeToString,
             tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/PauseRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/ResumeRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/ExtendRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/CloneRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRun(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tutelage.v1.OrchestratorService/PlanRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,16 @@ class OrchestratorServiceStub:
     GetRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.GetRunRequest, _orchestrator_service_pb2.GetRunResponse]
     ListRuns: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ListRunsRequest, _orchestrator_service_pb2.ListRunsResponse]
     CancelRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CancelRunRequest, _orchestrator_service_pb2.CancelRunResponse]
+    PauseRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.PauseRunRequest, _orchestrator_service_pb2.PauseRunResponse]
+    """Begins nothing new in a run; what is under way ends."""
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ResumeRunRequest, _orchestrator_service_pb2.ResumeRunResponse]
+    """Goes on with a paused run."""
+    ExtendRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ExtendRunRequest, _orchestrator_service_pb2.ExtendRunResponse]
+    """Adds rounds to a run, also to one that was done."""
+    CloneRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CloneRunRequest, _orchestrator_service_pb2.CloneRunResponse]
+    """Starts a run with the tasks of another and its settings, but for the changes."""
+    PlanRun: _grpc.StreamUnaryMultiCallable[_orchestrator_service_pb2.PlanRunRequest, _orchestrator_service_pb2.PlanRunResponse]
+    """What StartRun would start, checked in the same way; nothing is stored."""
     GetReport: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.GetReportRequest, _orchestrator_service_pb2.GetReportResponse]
     """The report's bytes in chunks."""
     CompareRuns: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.CompareRunsRequest, _orchestrator_service_pb2.CompareRunsResponse]
@@ -61,6 +71,16 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     GetRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.GetRunRequest, _orchestrator_service_pb2.GetRunResponse]  # type: ignore[assignment]
     ListRuns: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ListRunsRequest, _orchestrator_service_pb2.ListRunsResponse]  # type: ignore[assignment]
     CancelRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CancelRunRequest, _orchestrator_service_pb2.CancelRunResponse]  # type: ignore[assignment]
+    PauseRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.PauseRunRequest, _orchestrator_service_pb2.PauseRunResponse]  # type: ignore[assignment]
+    """Begins nothing new in a run; what is under way ends."""
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ResumeRunRequest, _orchestrator_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
+    """Goes on with a paused run."""
+    ExtendRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ExtendRunRequest, _orchestrator_service_pb2.ExtendRunResponse]  # type: ignore[assignment]
+    """Adds rounds to a run, also to one that was done."""
+    CloneRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CloneRunRequest, _orchestrator_service_pb2.CloneRunResponse]  # type: ignore[assignment]
+    """Starts a run with the tasks of another and its settings, but for the changes."""
+    PlanRun: _aio.StreamUnaryMultiCallable[_orchestrator_service_pb2.PlanRunRequest, _orchestrator_service_pb2.PlanRunResponse]  # type: ignore[assignment]
+    """What StartRun would start, checked in the same way; nothing is stored."""
     GetReport: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.GetReportRequest, _orchestrator_service_pb2.GetReportResponse]  # type: ignore[assignment]
     """The report's bytes in chunks."""
     CompareRuns: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.CompareRunsRequest, _orchestrator_service_pb2.CompareRunsResponse]  # type: ignore[assignment]
@@ -111,6 +131,46 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_service_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_service_pb2.CancelRunResponse, _abc.Awaitable[_orchestrator_service_pb2.CancelRunResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _orchestrator_service_pb2.PauseRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.PauseRunResponse, _abc.Awaitable[_orchestrator_service_pb2.PauseRunResponse]]:
+        """Begins nothing new in a run; what is under way ends."""
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _orchestrator_service_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.ResumeRunResponse, _abc.Awaitable[_orchestrator_service_pb2.ResumeRunResponse]]:
+        """Goes on with a paused run."""
+
+    @_abc_1.abstractmethod
+    def ExtendRun(
+        self,
+        request: _orchestrator_service_pb2.ExtendRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.ExtendRunResponse, _abc.Awaitable[_orchestrator_service_pb2.ExtendRunResponse]]:
+        """Adds rounds to a run, also to one that was done."""
+
+    @_abc_1.abstractmethod
+    def CloneRun(
+        self,
+        request: _orchestrator_service_pb2.CloneRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.CloneRunResponse, _abc.Awaitable[_orchestrator_service_pb2.CloneRunResponse]]:
+        """Starts a run with the tasks of another and its settings, but for the changes."""
+
+    @_abc_1.abstractmethod
+    def PlanRun(
+        self,
+        request_iterator: _MaybeAsyncIterator[_orchestrator_service_pb2.PlanRunRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.PlanRunResponse, _abc.Awaitable[_orchestrator_service_pb2.PlanRunResponse]]:
+        """What StartRun would start, checked in the same way; nothing is stored."""
 
     @_abc_1.abstractmethod
     def GetReport(
