@@ -15,15 +15,15 @@ from orchestrator.report.data import (
     CandidateRecord,
     CommitRecord,
     EvaluationRecord,
-    PhaseTime,
     ReportHeader,
     RoundUpdate,
     RunReport,
 )
+from orchestrator.report.phases import phase_times
 from orchestrator.store import Store
 from tutelage import __version__
 from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.run import RunEvent, RunSummary
+from tutelage.domain.run import RunSummary
 from tutelage.domain.self_edit import Rejection, SelfEdit, TextDocument, TrainingDocument
 from tutelage.domain.task import DocumentTask
 
@@ -143,32 +143,3 @@ def _evaluation(run: Run, row: StoredEvaluation, candidate_id: str) -> Evaluatio
         if row.phase == "round"
         else None,
     )
-
-
-def phase_times(events: Sequence[RunEvent]) -> tuple[PhaseTime, ...]:
-    """Seconds of each phase by round, from the events: writing until the last candidate, then evaluating, updating."""
-    times: list[PhaseTime] = []
-    round_, start, last_written, last_done = 0, None, None, None
-    committing = None
-    for event in events:
-        match event.kind:
-            case "round_started":
-                round_, start, last_written, last_done = int(str(event.detail["round"])), event.at, None, None
-            case "candidate_written":
-                last_written = event.at
-            case "evaluation_done" if event.detail.get("phase") == "round":
-                last_done = event.at
-            case "policy_updated" if start is not None:
-                written = last_written or start
-                done = max(last_done or written, written)
-                times += [
-                    PhaseTime(round_, "writing", (written - start).total_seconds()),
-                    PhaseTime(round_, "evaluating", (done - written).total_seconds()),
-                    PhaseTime(round_, "updating", (event.at - done).total_seconds()),
-                ]
-                start = None
-            case "commit_started":
-                committing = event.at
-            case "run_done" if committing is not None:
-                times.append(PhaseTime(0, "committing", (event.at - committing).total_seconds()))
-    return tuple(times)
