@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -94,7 +94,8 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
         return Parsed(missing, chosen_format=chosen)
     given = given_documents(task, parser)
     instruction = _key(format.prompt.replace("{title}", _title(task)).replace("{text}", "\n"))
-    own = [document for document in written if not _echoes(document, instruction, task)]
+    foreign = _example_names(format.prompt) - set(re.findall(r"\w+", f"{_title(task)} {_text(task)}"))
+    own = [document for document in written if not _echoes(document, instruction, foreign, task)]
     repairs["echo"] = len(written) - len(own)
     documents, duplicates = _without_repetitions(given, own)
     if len(documents) == len(_without_repetitions(given, [])[0]):
@@ -154,6 +155,13 @@ def _title(task: Task) -> str:
     return readable(task.content.title)[0].strip() if isinstance(task.content, DocumentTask) else ""
 
 
+def _text(task: Task) -> str:
+    content = task.content
+    if isinstance(content, DocumentTask):
+        return content.text
+    return " ".join(f"{item.input} {item.output}" for item in content.demonstrations)
+
+
 def _titled(task: Task, text: str) -> str:
     title = _title(task)
     return f"{title}\n{text}" if title else text
@@ -173,9 +181,12 @@ def _without_repetitions(
     return kept, len(given) + len(written) - len(kept)
 
 
-def _echoes(document: TrainingDocument, instruction: str, task: Task) -> bool:
-    """Whether a note is nothing but the title, the passage or a piece of the instruction."""
+def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], task: Task) -> bool:
+    """Whether a note is nothing but the title, the passage or a piece of the instruction, or is about its example."""
     title = _title(task)
+    texts = [document.text] if isinstance(document, TextDocument) else [item.content for item in document.messages]
+    if foreign and any(foreign & set(re.findall(r"\w+", text)) for text in texts):
+        return True
     if isinstance(document, TextDocument):
         note = _key(document.text.removeprefix(f"{title}\n") if title else document.text)
         if note == _key(title):
@@ -186,6 +197,13 @@ def _echoes(document: TrainingDocument, instruction: str, task: Task) -> bool:
         if isinstance(task.content, DocumentTask) and _key(answer) == _key(readable(task.content.text)[0]):
             return True
     return note.count(" ") + 1 >= ECHO_WORDS and f" {note} " in f" {instruction} "
+
+
+@lru_cache(maxsize=64)
+def _example_names(prompt: str) -> frozenset[str]:
+    """Names that a prompt says again and again inside its sentences: what an example in it is about."""
+    found = Counter(re.findall(r"(?<=\w )[A-Z]\w{2,}", prompt))
+    return frozenset(name for name, count in found.items() if count > 2)
 
 
 def _key(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 
 from teacher import metrics
 from teacher.formats import builtin_formats, render_prompt
-from teacher.parsing import MAX_LINE_CHARACTERS, Parsed, parse_completion
+from teacher.parsing import MAX_LINE_CHARACTERS, Parsed, _example_names, parse_completion
 from teacher.readable import readable
 from tutelage.domain.policy import Format, Parser
 from tutelage.domain.self_edit import ChatDocument, Rejection, RejectionReason, SelfEdit, TextDocument
@@ -130,12 +131,32 @@ def test_a_candidate_that_repeats_the_instruction_is_rejected() -> None:
     assert found.repairs["echo"] == 1
 
 
-def test_the_example_of_a_prompt_is_no_note() -> None:
-    found = parsed(
-        "Question: Who was the first to walk on the Moon?\nAnswer: Neil Armstrong\nQ: Who?\nA: Ada", "self-qa"
-    )
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "Question: Who built the Eiffel Tower?\nAnswer: Gustave Eiffel",
+        "Question: When did Velm build the Tower?\nAnswer: 1402",
+        "Question: Who is he?\nAnswer: an engineer of the name of Eiffel",
+    ],
+)
+def test_the_example_of_a_prompt_is_no_note(leak: str) -> None:
+    found = parsed(f"{leak}\nQ: Who?\nA: Ada", "self-qa")
     assert texts(found)[1:] == ["Ada"]
     assert found.repairs == {"echo": 1}
+
+
+def test_what_the_document_tells_too_is_a_note() -> None:
+    paris = Task("t", DocumentTask("Paris", "The Eiffel Tower stands in Paris."))
+    found = parsed("Question: Where does the Eiffel Tower stand?\nAnswer: in Paris", "self-qa", paris)
+    assert texts(found)[1:] == ["in Paris"]
+
+
+def test_no_example_of_a_prompt_is_from_the_examples() -> None:
+    folder = Path(__file__).parents[2] / "examples/documents"
+    written = " ".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jsonl")))
+    for name in {name for format in FORMATS.values() for name in _example_names(format.prompt)}:
+        assert name == "Tower" or name not in written
+    assert "Eiffel Tower" not in written
 
 
 def test_a_quiz_met_by_luck_is_kept_and_its_overlap_told() -> None:
