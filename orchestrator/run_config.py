@@ -81,6 +81,10 @@ class RewardConfig(Settings):
     """Grader by which forgetting is measured on the retention quiz."""
     retention_penalty: float = Field(default=0.0, ge=0)
     """Cost of a point lost on the retention quiz."""
+    token_penalty: float = Field(default=0.0, ge=0)
+    """Cost of a thousand tokens trained on, passes counted."""
+    shrink: bool = False
+    """Whether means are drawn towards their group's by the share of noise that repeats (2 or more seeds) show."""
     across: Across = Across.MEAN
     """Over several students the `mean` or the `worst`; `per_student` writes candidates for each student by itself."""
     rejected_reward: float | None = None

@@ -12,6 +12,7 @@ from orchestrator.machine import Group, Machine, UpdatePolicy
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
 from orchestrator.retrying import patiently
 from orchestrator.rows import Event
+from orchestrator.shrinking import shrunken_rewards
 from orchestrator.store import Store
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
@@ -116,8 +117,9 @@ class Teaching:
         }
         groups, rewards, dropped = [], [], []
         policy = run.config.group_policy()
+        shrunken = shrunken_rewards(machine, machine.round_groups(round_)) if run.config.reward.shrink else {}
         for group in machine.round_groups(round_):
-            each = machine.rewards(group)
+            each = shrunken.get(group) or machine.rewards(group)
             if not viable(policy, machine, group):
                 dropped.append(group)
                 each = (None,) * len(each)
