@@ -12,11 +12,10 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from orchestrator.run_config import task_violations
+from orchestrator.adapt_quiz import submission_violations
 from tutelage.documents import read_tasks
 from tutelage.domain.errors import AlreadyExists, InvalidInput
 from tutelage.domain.run import TaskWithQuiz
-from tutelage.domain.task import Quiz
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +42,13 @@ def resting_files(folder: Path, settle_s: float, now: float) -> list[Path]:
     return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
 
 
-def read_dropped(path: Path) -> list[TaskWithQuiz]:
-    """The documents of a file; InvalidInput for what no run could use."""
+def read_dropped(path: Path, unasked: bool) -> list[TaskWithQuiz]:
+    """The documents of a file; InvalidInput for what no run could use. With `unasked` they may lack their questions."""
     size = path.stat().st_size
     if size > LARGEST:
         raise InvalidInput.of(path.name, f"{size} bytes", f"at most {LARGEST} bytes")
-    tasks = read_tasks(path)
-    wrong = task_violations(tasks, Quiz())
+    tasks = read_tasks(path, unasked=unasked)
+    wrong = submission_violations(tasks, unasked)
     if wrong:
         raise InvalidInput(wrong)
     return tasks
@@ -69,12 +68,12 @@ def put_away(path: Path, where: str, why: str = "") -> None:
     path.rename(free)
 
 
-async def take_in(folder: Path, settle_s: float, submit: Submit) -> int:
+async def take_in(folder: Path, settle_s: float, unasked: bool, submit: Submit) -> int:
     """Reads what rests in the folder, and says how many documents are new. A file that cannot be used is put aside."""
     new = 0
     for path in await asyncio.to_thread(resting_files, folder, settle_s, time.time()):
         try:
-            added = await submit(await asyncio.to_thread(read_dropped, path), path.name)
+            added = await submit(await asyncio.to_thread(read_dropped, path, unasked), path.name)
         except (InvalidInput, AlreadyExists) as error:
             logger.warning("inbox file %s is refused: %s", path, error)
             await asyncio.to_thread(put_away, path, REFUSED, str(error))

@@ -22,7 +22,7 @@ from tutelage.domain.inbox import InboxDocument, InboxDocumentState, InboxOutcom
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.task import DocumentTask
 from tutelage.v1 import orchestrator_service_pb2
-from tutelage.wire.task import task_with_quiz_from_wire, task_with_quiz_to_wire
+from tutelage.wire.task import submission_from_wire, task_with_quiz_to_wire
 
 WAITING, WORKING = InboxDocumentState.WAITING.value, InboxDocumentState.WORKING.value
 
@@ -107,6 +107,32 @@ class InboxRows(Rows):
         )
         async with self.engine.connect() as connection:
             return [str(task_id) for task_id in await connection.scalars(query)]
+
+    @uninterrupted
+    async def tasks(self, inbox: str, keys: Sequence[str]) -> list[TaskWithQuiz]:
+        """Documents by their ids, in no order."""
+        c = s.inbox_documents.c
+        query = select(c.payload).where(c.inbox == inbox, c.task_id.in_(keys))
+        async with self.engine.connect() as connection:
+            return [_task(payload) for payload in await connection.scalars(query)]
+
+    @uninterrupted
+    async def give_quiz(self, inbox: str, item: TaskWithQuiz) -> None:
+        """Stores the questions that were made for a document that waits."""
+        c = s.inbox_documents.c
+        payload = task_with_quiz_to_wire(item).SerializeToString()
+        where = (c.inbox == inbox, c.task_id == item.task.id, c.state == WAITING)
+        async with self.engine.begin() as connection:
+            await connection.execute(update(s.inbox_documents).where(*where).values(payload=payload))
+
+    @uninterrupted
+    async def give_up(self, inbox: str, task_id: str, message: str) -> None:
+        """Ends a document that waits and cannot be learned."""
+        c = s.inbox_documents.c
+        failed = InboxDocumentState.FAILED.value
+        where = (c.inbox == inbox, c.task_id == task_id, c.state == WAITING)
+        async with self.engine.begin() as connection:
+            await connection.execute(update(s.inbox_documents).where(*where).values(state=failed, message=message))
 
     @uninterrupted
     async def last_window(self, inbox: str) -> Window | None:
@@ -271,7 +297,7 @@ class InboxRows(Rows):
 
 
 def _task(payload: bytes) -> TaskWithQuiz:
-    return task_with_quiz_from_wire(orchestrator_service_pb2.TaskWithQuiz.FromString(payload))
+    return submission_from_wire(orchestrator_service_pb2.TaskWithQuiz.FromString(payload))
 
 
 def _title(item: TaskWithQuiz) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from orchestrator import inbox_metrics
+from orchestrator.adapt_quiz import lacks_quiz, make_quiz
 from orchestrator.database import to_datetime
 from orchestrator.engine import Engine
 from orchestrator.inbox_config import InboxConfig
@@ -81,6 +83,7 @@ class InboxWorker:
             await take_in(
                 self.config.folder,
                 self.config.settle_s,
+                self.config.made_questions > 0,
                 lambda tasks, source: self._rows.submit(self.name, tasks, source),
             )
         batch = await self._rows.open_batch(self.name)
@@ -92,11 +95,34 @@ class InboxWorker:
         now = self._clock()
         decision = decide(now, self.config.schedule(), last, False, [Waiting(key, cost) for key in keys])
         if isinstance(decision, Begin):
+            if await self._asked(decision.keys):
+                return 0.0
             run_id = batch_run_id(self.name, decision.window)
             if await self._rows.claim(self.name, run_id, decision):
                 logger.info("inbox %s: run %s takes %d documents", self.name, run_id, len(decision.keys))
             return 0.0
         return max(0.0, min(LOOK_S, (decision.until - now).total_seconds()))
+
+    async def _asked(self, keys: Sequence[str]) -> bool:
+        """Makes the questions that are missing; False when there was nothing to be made."""
+        unasked = [item for item in await self._rows.tasks(self.name, keys) if lacks_quiz(item)]
+        settings = self._engine.settings
+        for item in unasked:
+            quiz = await make_quiz(
+                self._engine.teacher,
+                item.task,
+                self.config.made_questions,
+                self.config.seed,
+                describe_timeout_s=settings.describe_timeout_s,
+                write_timeout_s=settings.write_timeout_s,
+            )
+            if len(quiz.questions) >= self.config.least_questions:
+                await self._rows.give_quiz(self.name, replace(item, quiz=quiz))
+            else:
+                made, least = len(quiz.questions), self.config.least_questions
+                why = f"{made} questions could be made whose answer stands in the text, at least {least} are needed"
+                await self._rows.give_up(self.name, item.task.id, why)
+        return bool(unasked)
 
     async def _carry(self, batch: Batch) -> float:
         """A batch under way: begin its run, wait for it, or write down how it ended."""

@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 from orchestrator import inbox_metrics
+from orchestrator.adapt_quiz import submission_violations
 from orchestrator.engine import Engine
 from orchestrator.inbox_config import InboxConfig
 from orchestrator.inbox_rows import InboxRows
 from orchestrator.inbox_worker import InboxWorker, utc_now
-from orchestrator.run_config import task_violations
 from orchestrator.schedule import next_opening, open_since
 from tutelage.documents import read_quiz
 from tutelage.domain.errors import FieldViolation, InvalidInput, NotFound
 from tutelage.domain.inbox import Inbox, InboxDocument, InboxDocumentState
 from tutelage.domain.run import TaskWithQuiz
-from tutelage.domain.task import Quiz
 
 MOST_DOCUMENTS = 10_000
 """Documents of one submission."""
@@ -58,8 +57,8 @@ class Inboxes:
         self, name: str, tasks: Sequence[TaskWithQuiz], wrong: Sequence[FieldViolation] = ()
     ) -> tuple[int, int]:
         """Takes documents in, all or none: how many are new, how many were there. `wrong` was found in them before."""
-        self._config(name)
-        found = [*wrong] or task_violations(tasks, Quiz())
+        config = self._config(name)
+        found = [*wrong] or submission_violations(tasks, config.made_questions > 0)
         if len(tasks) > MOST_DOCUMENTS:
             found.append(FieldViolation("tasks", f"{len(tasks)} documents", f"at most {MOST_DOCUMENTS} at once"))
         if found:

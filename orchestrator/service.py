@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from orchestrator.adapt_quiz import make_quiz
 from orchestrator.config import OrchestratorSettings
 from orchestrator.engine import Engine
 from orchestrator.inboxes import Inboxes
@@ -36,8 +37,16 @@ from tutelage.wire.run import (
     run_plan_to_wire,
     run_summary_to_wire,
 )
-from tutelage.wire.task import quiz_from_wire, task_with_quiz_from_wire
+from tutelage.wire.task import (
+    quiz_from_wire,
+    quiz_to_wire,
+    submission_from_wire,
+    task_from_wire,
+    task_with_quiz_from_wire,
+)
 
+MOST_QUESTIONS = 24
+"""Of a quiz that is made."""
 CHUNK = 256 * 1024
 """Bytes of a report in one message."""
 
@@ -192,7 +201,7 @@ class OrchestratorService(OrchestratorServiceServicer):
                 inbox = request.inbox
                 continue
             try:
-                tasks.append(task_with_quiz_from_wire(request.document, f"tasks[{count}]"))
+                tasks.append(submission_from_wire(request.document, f"tasks[{count}]"))
             except InvalidInput as error:
                 wrong += error.violations
             count += 1
@@ -200,6 +209,19 @@ class OrchestratorService(OrchestratorServiceServicer):
             raise InvalidInput.of("part", "nothing", "one inbox, then documents")
         accepted, known = await self.inboxes.submit(inbox, tasks, wrong)
         return pb.SubmitDocumentsResponse(accepted=accepted, known=known)
+
+    async def MakeQuiz(self, request: pb.MakeQuizRequest, context: Any) -> pb.MakeQuizResponse:
+        if not 1 <= request.questions <= MOST_QUESTIONS:
+            raise InvalidInput.of("questions", request.questions, f"1 to {MOST_QUESTIONS}")
+        quiz = await make_quiz(
+            self.engine.teacher,
+            task_from_wire(request.task, "task"),
+            request.questions,
+            request.seed,
+            describe_timeout_s=self.engine.settings.describe_timeout_s,
+            write_timeout_s=self.engine.settings.write_timeout_s,
+        )
+        return pb.MakeQuizResponse(quiz=quiz_to_wire(quiz))
 
     async def ListInbox(self, request: pb.ListInboxRequest, context: Any) -> AsyncIterator[pb.ListInboxResponse]:
         if not request.inbox:

@@ -44,7 +44,8 @@ def submit(
     """Give documents to an inbox. Given again with the same content they stay as they are."""
     from tutelage.documents import read_tasks
 
-    tasks = read_tasks(documents)
+    # The inbox knows whether it takes documents without questions.
+    tasks = read_tasks(documents, unasked=True)
 
     async def call() -> tuple[int, int]:
         async with orchestrator_client(orchestrator) as client:

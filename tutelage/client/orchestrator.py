@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.inbox import Inbox, InboxDocument
 from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunPlan, RunSummary, TaskWithQuiz
-from tutelage.domain.task import Quiz
+from tutelage.domain.task import Quiz, Task
 from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.v1.orchestrator_service_pb2_grpc import OrchestratorServiceStub
@@ -22,6 +22,7 @@ from tutelage.wire.run import (
     run_summary_from_wire,
     start_run_to_wire,
 )
+from tutelage.wire.task import quiz_from_wire, task_to_wire
 
 
 def _started(message: pb.StartRunResponse) -> tuple[RunSummary, bool]:
@@ -97,6 +98,16 @@ def _listed(message: pb.ListInboxResponse) -> Inbox | InboxDocument:
     if message.HasField("inbox"):
         return inbox_from_wire(message.inbox)
     return inbox_document_from_wire(message.document)
+
+
+def _made(message: pb.MakeQuizResponse) -> Quiz:
+    return quiz_from_wire(message.quiz)
+
+
+def _make(task: Task, questions: int, seed: int) -> pb.MakeQuizRequest:
+    return pb.MakeQuizRequest(
+        task=task_to_wire(task), questions=fitting("questions", questions), seed=fitting("seed", seed, INT64_MAX)
+    )
 
 
 class OrchestratorClient(AsyncConnection):
@@ -202,6 +213,10 @@ class OrchestratorClient(AsyncConnection):
         """How many documents the inbox took, and how many it had before with the same content."""
         messages = list(submission_to_wire(inbox, tasks))
         return await self._call(self._stub.SubmitDocuments, messages, _submitted, timeout_s)
+
+    async def make_quiz(self, task: Task, questions: int, *, seed: int = 0, timeout_s: float = LONG_S) -> Quiz:
+        """At most so many questions for a document, by the teacher's first policy; the same seed gives the same."""
+        return await self._call(self._stub.MakeQuiz, _make(task, questions, seed), _made, timeout_s)
 
     async def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
         """All inboxes; or one, and its documents in the order they came."""
@@ -310,6 +325,10 @@ class SyncOrchestratorClient(SyncConnection):
         """How many documents the inbox took, and how many it had before with the same content."""
         messages = iter(list(submission_to_wire(inbox, tasks)))
         return self._call(self._stub.SubmitDocuments, messages, _submitted, timeout_s)
+
+    def make_quiz(self, task: Task, questions: int, *, seed: int = 0, timeout_s: float = LONG_S) -> Quiz:
+        """At most so many questions for a document, by the teacher's first policy; the same seed gives the same."""
+        return self._call(self._stub.MakeQuiz, _make(task, questions, seed), _made, timeout_s)
 
     def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
         """All inboxes; or one, and its documents in the order they came."""

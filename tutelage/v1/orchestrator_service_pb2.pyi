@@ -1035,6 +1035,56 @@ class SubmitDocumentsResponse(_message.Message):
 Global___SubmitDocumentsResponse: _TypeAlias = SubmitDocumentsResponse  # noqa: Y015
 
 @_typing.final
+class MakeQuizRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    questions: _builtins.int
+    """The most that are wanted."""
+    seed: _builtins.int
+    """The same seed gives the same questions."""
+    @_builtins.property
+    def task(self) -> _task_pb2.Task: ...
+    def __init__(
+        self,
+        *,
+        task: _task_pb2.Task | None = ...,
+        questions: _builtins.int = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["questions", b"questions", "seed", b"seed", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeQuizRequest: _TypeAlias = MakeQuizRequest  # noqa: Y015
+
+@_typing.final
+class MakeQuizResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUIZ_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quiz(self) -> _task_pb2.Quiz:
+        """Fewer questions than wanted, or none, when too few have an answer that stands in the text."""
+
+    def __init__(
+        self,
+        *,
+        quiz: _task_pb2.Quiz | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quiz", b"quiz"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quiz", b"quiz"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeQuizResponse: _TypeAlias = MakeQuizResponse  # noqa: Y015
+
+@_typing.final
 class Inbox(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

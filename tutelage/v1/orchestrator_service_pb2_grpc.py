@@ -109,6 +109,11 @@ class OrchestratorServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.FromString,
                 _registered_method=True)
+        self.MakeQuiz = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/MakeQuiz',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.FromString,
+                _registered_method=True)
         self.ListInbox = channel.unary_stream(
                 '/tutelage.v1.OrchestratorService/ListInbox',
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxRequest.SerializeToString,
@@ -221,6 +226,13 @@ class OrchestratorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MakeQuiz(self, request, context):
+        """Questions for a document, by the teacher's first policy. A person may look through them before they are used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListInbox(self, request, context):
         """The configured inboxes; or one of them, and its documents in the order they came.
         """
@@ -305,6 +317,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.SubmitDocuments,
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.SerializeToString,
+            ),
+            'MakeQuiz': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeQuiz,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.SerializeToString,
             ),
             'ListInbox': grpc.unary_stream_rpc_method_handler(
                     servicer.ListInbox,
@@ -717,6 +734,33 @@ class OrchestratorService(object):
             '/tutelage.v1.OrchestratorService/SubmitDocuments',
             tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.SerializeToString,
             tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeQuiz(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/MakeQuiz',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -58,6 +58,8 @@ class OrchestratorServiceStub:
     """Compare-and-set of a logical student's current adapter version: commits and roll-backs."""
     SubmitDocuments: _grpc.StreamUnaryMultiCallable[_orchestrator_service_pb2.SubmitDocumentsRequest, _orchestrator_service_pb2.SubmitDocumentsResponse]
     """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+    MakeQuiz: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.MakeQuizRequest, _orchestrator_service_pb2.MakeQuizResponse]
+    """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
     ListInbox: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.ListInboxRequest, _orchestrator_service_pb2.ListInboxResponse]
     """The configured inboxes; or one of them, and its documents in the order they came."""
 
@@ -91,6 +93,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Compare-and-set of a logical student's current adapter version: commits and roll-backs."""
     SubmitDocuments: _aio.StreamUnaryMultiCallable[_orchestrator_service_pb2.SubmitDocumentsRequest, _orchestrator_service_pb2.SubmitDocumentsResponse]  # type: ignore[assignment]
     """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+    MakeQuiz: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.MakeQuizRequest, _orchestrator_service_pb2.MakeQuizResponse]  # type: ignore[assignment]
+    """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
     ListInbox: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.ListInboxRequest, _orchestrator_service_pb2.ListInboxResponse]  # type: ignore[assignment]
     """The configured inboxes; or one of them, and its documents in the order they came."""
 
@@ -211,6 +215,14 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_service_pb2.SubmitDocumentsResponse, _abc.Awaitable[_orchestrator_service_pb2.SubmitDocumentsResponse]]:
         """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+
+    @_abc_1.abstractmethod
+    def MakeQuiz(
+        self,
+        request: _orchestrator_service_pb2.MakeQuizRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.MakeQuizResponse, _abc.Awaitable[_orchestrator_service_pb2.MakeQuizResponse]]:
+        """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
 
     @_abc_1.abstractmethod
     def ListInbox(
