@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from orchestrator import metrics
 from orchestrator.commit_gate import TRIES, Tried, best, gain, refusal
 from orchestrator.config import OrchestratorSettings
-from orchestrator.evaluating import Evaluator, evaluation_key
+from orchestrator.evaluating import Evaluator
+from orchestrator.evaluation_keys import evaluation_key
 from orchestrator.machine import Commit, Evaluate
 from orchestrator.records import StoredCandidate, StoredEvaluation
 from orchestrator.retrying import patiently

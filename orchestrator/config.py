@@ -50,7 +50,7 @@ class DispatchSettings(Settings):
     """Failures in a row after which a replica gets no work until it answers again."""
     retry_budget: float = Field(default=20.0, ge=2)
     """Failures that a student's evaluations may have at once before every retry waits its longest."""
-    report_s: float = Field(default=30.0, gt=0)
+    report_s: float = Field(default=60.0, gt=0)
     """Seconds between two questions to a replica how many slots are free."""
     resolve_s: float = Field(default=10.0, gt=0)
     """Seconds between two looks at names and address files."""

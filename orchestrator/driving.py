@@ -112,6 +112,8 @@ class Driving:
             # The database is out of reach: the rows stand, and the run is taken up again when the lease has run out.
             logger.exception("run %s is not driven for now", run_id)
         else:
+            # No longer renewed before it is given back: that would look as if somebody else had taken it.
+            self._driven.pop(run_id, None)
             await self._give_back(lease)
         finally:
             self._driven.pop(run_id, None)
@@ -163,6 +165,8 @@ class Driving:
                     logger.exception("the lease of run %s was not renewed", run_id)
                     continue
                 driven.heard_at = time.monotonic()
+                if run_id not in self._driven:
+                    continue
                 if not found.held:
                     logger.warning("run %s is driven by another orchestrator now", run_id)
                     driven.task.cancel()

@@ -17,35 +17,11 @@ from orchestrator.machine import Evaluate
 from orchestrator.records import Run, StoredEvaluation
 from orchestrator.store import Store
 from tutelage.client import StudentClient
-from tutelage.domain.canonical import derived_seed
 from tutelage.domain.description import EvaluationProgress
 from tutelage.domain.errors import TutelageError
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure
 from tutelage.domain.reward import Reward, reward_of
-from tutelage.domain.self_edit import Rejection, SelfEdit
-
-
-def round_seed(run: Run, work: Evaluate) -> int:
-    """The same for all candidates of a group, so that they differ by their edits only."""
-    return derived_seed(run.config.seed, work.task, work.round, work.repeat)
-
-
-def evaluation_key(run: Run, work: Evaluate, edit: SelfEdit, adapter_version: str, seed: int) -> EvaluationKey:
-    """The key, from the student as it was when the run started."""
-    student = run.students[work.student].description
-    return EvaluationKey(
-        base_model=student.base_model,
-        base_revision=student.base_revision,
-        quantisation=student.quantisation,
-        adapter_version=adapter_version,
-        self_edit=edit,
-        quiz=run.tasks[work.task].quiz,
-        retention_quiz=run.retention_quiz,
-        graders=run.config.graders,
-        settings=run.config.inner_loop_settings(),
-        engine_revision=student.engine_revision,
-        seed=seed,
-    )
+from tutelage.domain.self_edit import Rejection
 
 
 def scored(run: Run, outcome: EvaluationOutcome) -> tuple[EvaluationOutcome, Reward | None]:
@@ -107,15 +83,17 @@ class Evaluator:
         phase: str,
         candidate_ids: Sequence[str],
         *,
+        evaluation_id: str = "",
         known: Mapping[tuple[str, str], int] | None = None,
         watching: Watching | None = None,
     ) -> StoredEvaluation:
         """The stored, final evaluation. Cancelling detaches: the student goes on for its lease.
 
-        `known` are the attempts, by (evaluation, student), that were made before a restart of what has not ended; None
-        means that the store is to be asked, also whether it has ended.
+        `evaluation_id` is the key's, where it is known. `known` are the attempts, by (evaluation, student), that were
+        made before a restart of what has not ended; None: the store is to be asked, also whether it has ended.
         """
-        run_id, evaluation_id, watching = self.run.run_id, key.id, watching or Watching()
+        run_id, watching = self.run.run_id, watching or Watching()
+        evaluation_id = evaluation_id or key.id
         if known is not None:
             attempts = known.get((evaluation_id, work.student), 0)
         else:
@@ -163,10 +141,10 @@ class Evaluator:
         return await self._keep(Ended(begun, outcome, reward, seconds, given.attempts, candidate_ids, replica))
 
     async def give_up(
-        self, work: Evaluate, key: EvaluationKey, phase: str, candidate_ids: Sequence[str], reason: str
+        self, work: Evaluate, evaluation_id: str, adapter_version: str, candidate_ids: Sequence[str], reason: str
     ) -> StoredEvaluation:
-        """Ends an evaluation that was not begun, as unscored."""
-        begun = Begun(key.id, work, phase, key.adapter_version, now_us())
+        """Ends an evaluation of a round that was not begun, as unscored."""
+        begun = Begun(evaluation_id, work, "round", adapter_version, now_us())
         return await self._keep(Ended(begun, Failure(reason, retryable=False), None, 0.0, 0, candidate_ids, ""))
 
     async def _keep(self, ended: Ended) -> StoredEvaluation:

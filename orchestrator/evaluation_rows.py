@@ -104,7 +104,7 @@ class EvaluationRows(Rows):
             query = query.where(c.student == student)
         if task_id is not None:
             query = query.where(c.task_id == task_id)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [_evaluation(row) for row in rows]
 
@@ -113,7 +113,7 @@ class EvaluationRows(Rows):
         """(candidate, student, repeat, evaluation) of every reward given."""
         c = s.rewards.c
         query = select(c.candidate_id, c.student, c.repeat, c.evaluation_id).where(c.run_id == run_id)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             return [(row[0], row[1], row[2], row[3]) for row in await connection.execute(query)]
 
     @uninterrupted
@@ -121,7 +121,7 @@ class EvaluationRows(Rows):
         """Failed attempts of evaluations that have not ended, by (evaluation, student)."""
         c = s.evaluations.c
         query = select(c.evaluation_id, c.student, c.attempts).where(c.run_id == run_id, c.state == "pending")
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             return {(row[0], row[1]): row[2] for row in await connection.execute(query)}
 
     @uninterrupted
@@ -131,7 +131,7 @@ class EvaluationRows(Rows):
         query = select(c.round, c.task_id, c.edit, c.student, c.repeat, c.reward, c.seconds).where(
             c.run_id == run_id, c.phase == "round", c.state != "pending"
         )
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).all()
         return [(Evaluate(row[0], row[1], row[2], row[3], row[4]), row[5], row[6] or 0.0) for row in rows]
 
@@ -140,7 +140,7 @@ class EvaluationRows(Rows):
         """(candidate, student, state, reward) of every reward given."""
         c = s.rewards.c
         query = select(c.candidate_id, c.student, c.state, c.reward).where(c.run_id == run_id)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             return [(row[0], row[1], row[2], row[3]) for row in await connection.execute(query)]
 
     @uninterrupted
@@ -150,14 +150,14 @@ class EvaluationRows(Rows):
         query = select(c.student, func.avg(c.seconds)).where(
             c.student.in_(students), c.state.in_(("report", "rejected")), c.seconds > 0
         )
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             return {row[0]: float(row[1]) for row in await connection.execute(query.group_by(c.student))}
 
     @uninterrupted
     async def tally(self, run_id: str) -> Tally:
         """Counts and means over a run's rewards."""
         c, e = s.rewards.c, s.evaluations.c
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             row = (
                 await connection.execute(
                     select(

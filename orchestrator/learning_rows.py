@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import schema as s
 from orchestrator.machine import Group
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
-from orchestrator.rows import Event, Rows, inserted, uninterrupted
+from orchestrator.rows import Event, Rows, insert_or_ignore, inserted, uninterrupted
 from orchestrator.student_rows import set_version
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.evaluation import QuizResult
@@ -97,7 +97,7 @@ class LearningRows(Rows):
             query = query.where(c.round == round_)
         if task_id is not None:
             query = query.where(c.task_id == task_id)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [
             StoredCandidate(
@@ -115,7 +115,7 @@ class LearningRows(Rows):
         """(round, task, index, content hash of the edit) of every candidate, in this order."""
         c = s.candidates.c
         query = select(c.round, c.task_id, c.index, c.edit).where(c.run_id == run_id)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = await connection.execute(query.order_by(c.round, c.task_id, c.index))
             return [(row[0], row[1], row[2], row[3]) for row in rows]
 
@@ -140,7 +140,7 @@ class LearningRows(Rows):
         """Round and version of the newest update."""
         c = s.updates.c
         query = select(c.round, c.version).where(c.run_id == run_id).order_by(c.round.desc()).limit(1)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             row = (await connection.execute(query)).first()
         return None if row is None else (row.round, row.version)
 
@@ -148,7 +148,7 @@ class LearningRows(Rows):
     async def updates(self, run_id: str) -> list[StoredUpdate]:
         """Policy updates by round."""
         query = select(s.updates).where(s.updates.c.run_id == run_id).order_by(s.updates.c.round)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [
             StoredUpdate(
@@ -185,21 +185,23 @@ class LearningRows(Rows):
         c = s.utilisation.c
         async with self.engine.begin() as connection:
             await self._locked(connection, run_id)
-            for actor, (busy_s, capacity_s) in used.items():
-                await inserted(
-                    connection, s.utilisation, {"run_id": run_id, "actor": actor, "busy_s": 0.0, "capacity_s": 0.0}
-                )
-                await connection.execute(
-                    update(s.utilisation)
-                    .where(c.run_id == run_id, c.actor == actor)
-                    .values(busy_s=c.busy_s + busy_s, capacity_s=c.capacity_s + capacity_s)
-                )
+            if not used:
+                return
+            none = [{"run_id": run_id, "actor": actor, "busy_s": 0.0, "capacity_s": 0.0} for actor in used]
+            await connection.execute(insert_or_ignore(connection, s.utilisation), none)
+            more = [{"of": actor, "busy": busy_s, "capacity": there_s} for actor, (busy_s, there_s) in used.items()]
+            await connection.execute(
+                update(s.utilisation)
+                .where(c.run_id == run_id, c.actor == bindparam("of"))
+                .values(busy_s=c.busy_s + bindparam("busy"), capacity_s=c.capacity_s + bindparam("capacity")),
+                more,
+            )
 
     @uninterrupted
     async def utilisation(self, run_id: str) -> dict[str, tuple[float, float]]:
         """Slot-seconds (used, there) by actor: `teacher` and `student/NAME`."""
         c = s.utilisation.c
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = await connection.execute(select(c.actor, c.busy_s, c.capacity_s).where(c.run_id == run_id))
             return {row[0]: (row[1], row[2]) for row in rows}
 
@@ -209,7 +211,7 @@ class LearningRows(Rows):
         c, g = s.utilisation.c, s.candidates.c
         timed = select(c.run_id).where(c.actor == "teacher", c.busy_s > 0)
         groups = select(g.run_id, g.round, g.task_id).where(g.run_id.in_(timed)).distinct().subquery()
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             busy = await connection.scalar(select(func.sum(c.busy_s)).where(c.actor == "teacher"))
             count = await connection.scalar(select(func.count()).select_from(groups))
         return float(busy) / count if busy and count else None
@@ -219,7 +221,7 @@ class LearningRows(Rows):
         """The rows of decided commits, quizzes decoded."""
         c = s.commits.c
         query = select(s.commits).where(c.run_id == run_id).order_by(c.student, c.task_id)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = [dict(row) for row in (await connection.execute(query)).mappings()]
         for row in rows:
             for name in ("quiz_before", "quiz_after"):

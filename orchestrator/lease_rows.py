@@ -24,7 +24,7 @@ class LeaseRows(Rows):
     async def free_runs(self) -> list[str]:
         """Running runs that nobody holds, oldest first."""
         c = s.runs.c
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             now = _now(connection)
             query = select(c.run_id).where(c.state == RunState.RUNNING.value, c.leased_until < now)
             return [str(each) for each in await connection.scalars(query.order_by(c.created_at, c.run_id))]

@@ -11,7 +11,7 @@ import asyncio
 from orchestrator.evaluation_rows import Begun, Ended, Entry, TriedAgain
 from orchestrator.store import Store
 
-LINGER_S = 0.03
+LINGER_S = 0.05
 """Seconds that an entry waits for others."""
 MOST = 400
 """Entries of one transaction."""

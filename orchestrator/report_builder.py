@@ -7,7 +7,7 @@ from typing import Literal, cast
 
 import yaml
 
-from orchestrator.evaluating import round_seed
+from orchestrator.evaluation_keys import round_seed
 from orchestrator.machine import Evaluate
 from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate, StoredEvaluation

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from orchestrator import schema as s
-from orchestrator.database import now_us, to_datetime
+from orchestrator.database import now_us, reading, to_datetime
 from orchestrator.leasing import LeaseLost
 from tutelage.domain.run import RunEvent
 
@@ -73,6 +73,7 @@ class Rows:
 
     def __init__(self, engine: AsyncEngine, fence: Fence | None = None) -> None:
         self.engine = engine
+        self.reading = reading(engine)
         self.fence = fence
 
     def fenced(self, run_id: str, epoch: int) -> Self:
@@ -121,7 +122,7 @@ class Rows:
         query = select(s.events).where(c.run_id == run_id, c.sequence > after).order_by(c.sequence)
         if limit is not None:
             query = query.limit(limit)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [
             RunEvent(row["sequence"], to_datetime(row["at"]), row["kind"], json.loads(row["detail"])) for row in rows

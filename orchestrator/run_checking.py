@@ -82,7 +82,7 @@ class RunChecking:
             wrong += await self._update_violations(config)
         if wrong:
             raise InvalidInput(wrong)
-        versions = {name: (await self.rows.current(name)).version for name in described}
+        versions = await self.rows.versions(described)
         return Run(
             run_id=run_id,
             config=config,

@@ -102,7 +102,7 @@ class RunRows(Rows):
     @uninterrupted
     async def content_hash(self, run_id: str) -> str | None:
         """Hash of what a run was started with; None when there is no such run."""
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             found = await connection.scalar(select(s.runs.c.content_hash).where(s.runs.c.run_id == run_id))
         return None if found is None else str(found)
 
@@ -112,13 +112,13 @@ class RunRows(Rows):
         query = select(s.runs.c.run_id).order_by(s.runs.c.created_at, s.runs.c.run_id)
         if state is not None:
             query = query.where(s.runs.c.state == state.value)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             return [str(run_id) for run_id in await connection.scalars(query)]
 
     @uninterrupted
     async def run(self, run_id: str) -> Run:
         """A run; NotFound when there is none by that id."""
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             row = (await connection.execute(select(s.runs).where(s.runs.c.run_id == run_id))).mappings().first()
             if row is None:
                 raise NotFound("run", run_id)
@@ -165,7 +165,7 @@ class RunRows(Rows):
     async def run_state(self, run_id: str) -> tuple[RunState, str]:
         """A run's state and message; NotFound when there is none by that id."""
         c = s.runs.c
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             row = (await connection.execute(select(c.state, c.message).where(c.run_id == run_id))).first()
         if row is None:
             raise NotFound("run", run_id)
@@ -176,7 +176,7 @@ class RunRows(Rows):
         """The run with what may have changed since it was read; the rest is not read again."""
         c = s.runs.c
         query = select(c.state, c.message, c.finished_at, c.extra_rounds).where(c.run_id == run.run_id)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             row = (await connection.execute(query)).one()
         return replace(
             run,
@@ -190,7 +190,7 @@ class RunRows(Rows):
     async def count_states(self) -> dict[RunState, int]:
         """Runs by state."""
         c = s.runs.c
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = await connection.execute(select(c.state, func.count()).group_by(c.state))
             return {RunState(row[0]): row[1] for row in rows}
 

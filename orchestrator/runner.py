@@ -19,7 +19,8 @@ from orchestrator.closing import Closing, enough, to_give_up
 from orchestrator.committing import Committer
 from orchestrator.config import OrchestratorSettings
 from orchestrator.dispatcher import Dispatcher
-from orchestrator.evaluating import Asked, Evaluator, Watching, evaluation_key, round_seed
+from orchestrator.evaluating import Asked, Evaluator, Watching
+from orchestrator.evaluation_keys import RoundKeys
 from orchestrator.leasing import Lease, LeaseLost
 from orchestrator.ledger import Ledger
 from orchestrator.machine import (
@@ -87,6 +88,7 @@ class Runner:
         self._evaluator = Evaluator(run, self._store, dispatcher, self._ledger, settings.lease_s)
         self._teaching = Teaching(run, self._store, teacher, settings)
         self._committer = Committer(self._evaluator, StudentRows(store.engine), settings)
+        self._keys = RoundKeys(run)
         self._policy = run.config.group_policy()
         self._facts: asyncio.Queue[Fact | BaseException | None] = asyncio.Queue()
         self._waiting: dict[str, deque[Evaluate]] = {name: deque() for name in run.plan.students}
@@ -291,8 +293,7 @@ class Runner:
     async def _evaluate(self, work: Evaluate) -> Fact:
         edit, candidate_ids = self._edits[work.round, work.task, work.edit]
         candidate_ids = self._own(work, candidate_ids)
-        over = self.run.students[work.student].adapter_version
-        key = evaluation_key(self.run, work, edit, over, round_seed(self.run, work))
+        key, evaluation_id = self._keys.of(work, edit)
         actor = f"student/{work.student}"
         watching = Watching(
             asked=self._under_way,
@@ -306,6 +307,7 @@ class Runner:
                 key,
                 "round",
                 candidate_ids,
+                evaluation_id=evaluation_id,
                 known=self._attempts,
                 watching=watching,
             )
@@ -386,10 +388,9 @@ class Runner:
     async def _give_up(self, work: Evaluate, reason: str) -> Fact:
         """Ends an evaluation that no student was asked for yet."""
         edit, candidate_ids = self._edits[work.round, work.task, work.edit]
-        over = self.run.students[work.student].adapter_version
-        key = evaluation_key(self.run, work, edit, over, round_seed(self.run, work))
+        key, evaluation_id = self._keys.of(work, edit)
         candidate_ids = self._own(work, candidate_ids)
-        stored = await self._evaluator.give_up(work, key, "round", candidate_ids, reason)
+        stored = await self._evaluator.give_up(work, evaluation_id, key.adapter_version, candidate_ids, reason)
         del self._asked[work]
         self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
         return Evaluated(work, stored.reward)

@@ -8,8 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.evaluation_keys import RoundKeys, evaluation_key, round_seed
+from orchestrator.machine import Evaluate
+from tutelage.domain.canonical import content_hash
 from tutelage.domain.errors import InvalidInput, PreconditionFailed
 from tutelage.domain.run import RunState
+from tutelage.domain.self_edit import SelfEdit, TextDocument
 from tutelage.domain.task import Quiz
 
 SMALL = """
@@ -204,5 +208,25 @@ def test_a_run_whose_student_is_not_configured_any_more_waits_and_says_so(world:
             summary = await world.done(engine)
             assert (summary.state, summary.message) == (RunState.DONE, "")
             assert len(await world.rewards(engine)) == 8
+
+    in_world(world, body)
+
+
+def test_an_id_put_together_from_parts_is_the_keys_own(world: Any) -> None:
+    async def body() -> None:
+        world.a.delay_s = world.b.delay_s = 60
+        async with world.engine() as engine:
+            await world.start(engine, config=SMALL + "graders: [contains, loglik]\n")
+            run = await engine.store.run("run")
+            keys = RoundKeys(run)
+            for text in ("An edit.", 'Ein "Büchlein"\n\\ 🙂'):
+                edit = SelfEdit((TextDocument(text),))
+                for student in ("a", "b"):
+                    work = Evaluate(1, "t1", content_hash(edit), student, 0)
+                    over = run.students[student].adapter_version
+                    for _ in range(2):
+                        key, evaluation_id = keys.of(work, edit)
+                        assert key == evaluation_key(run, work, edit, over, round_seed(run, work))
+                        assert evaluation_id == key.id
 
     in_world(world, body)
