@@ -28,6 +28,11 @@ REPLY_STARTS: Mapping[Parser, str] = {
 }
 """How the reply is begun, by parser; empty where a format asks for directives, which come first."""
 
+DIRECTIVES_ASKED = (
+    "Begin with one line of JSON that says how a student shall be trained on what you write: learning_rate, epochs, "
+    "rank, loss_mask (all or completion), and notes, the number of notes that you write."
+)
+"""What a prompt ends with where a format asks for directives."""
 _KEYS = ("name", "prompt", "parser", "directives", "max_documents")
 
 
@@ -86,7 +91,8 @@ def render_prompt(format: Format, task: Task) -> str:
     prompt = format.prompt if "{text}" in format.prompt else "{title}\n\n{text}\n\n" + format.prompt
     # Split first, so that braces inside the document are never taken for places.
     pieces = prompt.split("{text}")
-    return text.join(piece.replace("{title}", title) for piece in pieces).strip()
+    told = text.join(piece.replace("{title}", title) for piece in pieces).strip()
+    return f"{told}\n\n{DIRECTIVES_ASKED}" if format.directives else told
 
 
 def reply_start(format: Format) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from teacher.directives import parse_directives, rejected
+from teacher.directives import DirectiveLine, parse_directives, rejected
 from teacher.formats import builtin_formats
 from teacher.note_lines import MAX_LINE_CHARACTERS, lines, paragraphs, thought_lines, whole
 from teacher.question_answer import question_answer_pairs
@@ -30,7 +30,14 @@ from tutelage.domain.self_edit import (
 )
 from tutelage.domain.task import DocumentTask, FewShotTask, Task
 
-__all__ = ["MAX_COMPLETION_CHARACTERS", "MAX_LINE_CHARACTERS", "Parsed", "given_documents", "parse_completion"]
+__all__ = [
+    "MAX_COMPLETION_CHARACTERS",
+    "MAX_LINE_CHARACTERS",
+    "Parsed",
+    "chosen_names",
+    "given_documents",
+    "parse_completion",
+]
 
 MAX_COMPLETION_CHARACTERS = 400_000
 """What stands after it is not read; far beyond what any teacher may write."""
@@ -70,13 +77,13 @@ def parse_completion(text: str, format: Format, task: Task, *, ended: bool = Tru
 def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter[str]) -> Parsed:
     if not body.strip():
         return _empty("the completion is empty")
-    directives = Directives()
+    line = DirectiveLine(Directives())
     if format.directives:
         first, _, body = body.strip().partition("\n")
         found = parse_directives(first.strip())
         if isinstance(found, Rejection):
             return Parsed(found)
-        directives = found
+        line = found
         if not body.strip():
             return _empty("nothing follows the directives")
     parser, chosen = format.parser, ""
@@ -100,10 +107,11 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
     documents, duplicates = _without_repetitions(given, own)
     if len(documents) == len(_without_repetitions(given, [])[0]):
         return replace(_empty("it only repeats the task or the instruction", duplicates), chosen_format=chosen)
-    if format.max_documents:
-        repairs["over_limit"] = max(0, len(documents) - format.max_documents)
-        documents = documents[: format.max_documents]
-    return Parsed(SelfEdit(tuple(documents), directives), duplicates, chosen_format=chosen)
+    # The writer counts its own notes; what the task gives comes beside them.
+    wanted = len(_without_repetitions(given, [])[0]) + line.notes if line.notes else len(documents)
+    limit = min(wanted, format.max_documents or wanted)
+    repairs["over_limit"] = max(0, len(documents) - limit)
+    return Parsed(SelfEdit(tuple(documents[:limit]), line.directives), duplicates, chosen_format=chosen)
 
 
 def given_documents(task: Task, parser: Parser) -> list[TrainingDocument]:
@@ -135,6 +143,11 @@ def _chosen_parsers() -> Mapping[str, Parser]:
     """Parser by the names that a policy may choose from; longer names first, so that none hides another."""
     known = {item.name: item.parser for item in builtin_formats() if item.parser is not Parser.MIXED}
     return dict(sorted(known.items(), key=lambda item: -len(item[0])))
+
+
+def chosen_names() -> tuple[str, ...]:
+    """The names that a policy may choose a format by."""
+    return tuple(_chosen_parsers())
 
 
 def _named_format(line: str) -> str:
