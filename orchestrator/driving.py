@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import socket
 import time
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from orchestrator.config import OrchestratorSettings
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.leasing import Lease, LeaseLost
+from orchestrator.owner import is_dead, this_owner
 from orchestrator.runner import STORE_FAULTS, Runner
 from orchestrator.store import Store
 from tutelage.client import TeacherClient
@@ -43,7 +41,7 @@ class Driving:
     ) -> None:
         self._store, self._dispatcher, self._teacher, self._settings = store, dispatcher, teacher, settings
         self._changed = changed
-        self._owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._owner = this_owner()
         self._driven: dict[str, Driven] = {}
         self._look = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -69,8 +67,8 @@ class Driving:
         """There may be a run to take up."""
         self._look.set()
 
-    async def take(self, run_id: str, *, resumed: bool = False) -> bool:
-        """Drives a run if nobody does and its students are known here."""
+    async def take(self, run_id: str, *, resumed: bool = False, dead: str = "") -> bool:
+        """Drives a run if nobody does (other than the `dead` owner) and its students are known here."""
         if run_id in self._driven:
             return False
         run = await self._store.run(run_id)
@@ -80,7 +78,7 @@ class Driving:
             logger.error("run %s %s", run_id, message)
             await self._store.tell(run_id, message)
             return False
-        lease = await self._store.take(run_id, self._owner, self._settings.run_lease_s)
+        lease = await self._store.take(run_id, self._owner, self._settings.run_lease_s, dead=dead)
         if lease is None:
             return False
         # What may have changed before the lease was ours.
@@ -130,8 +128,8 @@ class Driving:
             logger.warning("the lease of run %s runs out by itself: %s", lease.run_id, error)
 
     async def _take_up(self, *, resumed: bool) -> None:
-        for run_id in await self._store.free_runs():
-            await self.take(run_id, resumed=resumed)
+        for run_id, owner in await self._store.free_runs(is_dead):
+            await self.take(run_id, resumed=resumed, dead=owner if is_dead(owner) else "")
 
     async def _look_for_runs(self) -> None:
         while True:

@@ -6,7 +6,9 @@ machine.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, ColumnElement, cast, func, literal, select, update
+from collections.abc import Callable
+
+from sqlalchemy import BigInteger, ColumnElement, and_, cast, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator import schema as s
@@ -21,23 +23,25 @@ class LeaseRows(Rows):
     """Reads and writes of the columns that say who drives a run."""
 
     @uninterrupted
-    async def free_runs(self) -> list[str]:
-        """Running runs that nobody holds, oldest first."""
+    async def free_runs(self, is_dead: Callable[[str], bool] = lambda _: False) -> list[tuple[str, str]]:
+        """(run, last owner) of running runs that nobody holds or whose owner is dead, oldest first."""
         c = s.runs.c
         async with self.reading.connect() as connection:
-            now = _now(connection)
-            query = select(c.run_id).where(c.state == RunState.RUNNING.value, c.leased_until < now)
-            return [str(each) for each in await connection.scalars(query.order_by(c.created_at, c.run_id))]
+            free = (c.leased_until < _now(connection)).label("free")
+            query = select(c.run_id, c.owner, free).where(c.state == RunState.RUNNING.value)
+            rows = (await connection.execute(query.order_by(c.created_at, c.run_id))).all()
+        return [(row.run_id, row.owner) for row in rows if row.free or is_dead(row.owner)]
 
     @uninterrupted
-    async def take(self, run_id: str, owner: str, seconds: float) -> Lease | None:
-        """The run's lease; None when somebody holds it, or it is not running."""
+    async def take(self, run_id: str, owner: str, seconds: float, *, dead: str = "") -> Lease | None:
+        """The run's lease; None when somebody holds it (other than the `dead` owner), or it is not running."""
         c = s.runs.c
         async with self.engine.begin() as connection:
             now = _now(connection)
             taken = await connection.execute(
                 update(s.runs)
-                .where(c.run_id == run_id, c.state == RunState.RUNNING.value, c.leased_until < now)
+                .where(c.run_id == run_id, c.state == RunState.RUNNING.value)
+                .where(or_(c.leased_until < now, and_(c.owner == dead, c.owner != "")))
                 .values(owner=owner, epoch=c.epoch + 1, leased_until=now + int(seconds * 1e6))
                 .returning(c.epoch)
             )

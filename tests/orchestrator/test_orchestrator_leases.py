@@ -20,6 +20,7 @@ from orchestrator.database import database_url
 from orchestrator.evaluation_rows import Begun
 from orchestrator.leasing import LeaseLost
 from orchestrator.machine import Evaluate
+from orchestrator.owner import is_dead, this_owner
 from orchestrator.store import Store
 from tutelage.client import OrchestratorClient
 from tutelage.domain.run import RunState, RunSummary
@@ -75,7 +76,7 @@ def test_a_lease_is_held_by_one_and_its_writes_end_with_it(world: Any, url: str)
         begun = Begun("e" * 64, Evaluate(1, "t1", "x", "a", 0), "round", "", 1)
         assert await held.write("run", [begun]) == [True]
         await asyncio.sleep(0.2)
-        assert await store.free_runs() == ["run"]
+        assert await store.free_runs() == [("run", "old")]
         # Run out, but nobody else has it: what the old holder writes still counts, and it may prolong.
         await held.append("run", ("noted", {}))
         new = await store.take("run", "new", 30)
@@ -128,6 +129,25 @@ def test_two_engines_share_the_runs_and_neither_is_driven_twice(world: Any, url:
     asyncio.run(asyncio.wait_for(body(), 90))
 
 
+def test_only_a_process_of_this_machine_is_known_to_be_dead() -> None:
+    code = "from orchestrator.owner import this_owner; print(this_owner(), flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    owner = process.stdout.readline().strip()
+    assert owner != this_owner() != this_owner()
+    assert not is_dead(owner)
+    assert not is_dead(this_owner())
+    process.kill()
+    process.wait()
+    assert is_dead(owner)
+    place, pid, started, name = owner.split(":")
+    # The number is in use again, by somebody who started later.
+    assert is_dead(f"{place}:{os.getpid()}:{started}:{name}")
+    assert not is_dead(f"elsewhere:{pid}:{started}:{name}")
+    assert not is_dead(f"{place}:{pid}:?:{name}")
+    assert not is_dead("")
+
+
 class Process:
     """An orchestrator as a process of its own."""
 
@@ -151,11 +171,15 @@ class Process:
             await asyncio.sleep(0.05)
         return OrchestratorClient(ChannelSettings(address=json.loads(self.ready.read_text())["address"]))
 
-    def kill(self) -> None:
-        os.kill(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+        if number is signal.SIGKILL:
+            self.process.wait()
 
     def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
+        self.send(signal.SIGCONT)
         self.process.terminate()
         self.process.wait(20)
 
@@ -169,7 +193,12 @@ async def reached(client: OrchestratorClient, condition: Callable[[RunSummary], 
         await asyncio.sleep(0.1)
 
 
-def test_the_other_process_takes_over_from_one_that_was_killed(world: Any, url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_other_process_takes_over_from_one_that_fell_silent(
+    world: Any, url: str, tmp_path: Path, end: signal.Signals
+) -> None:
+    """Killed, its death is seen on this machine; stopped, its lease runs out, and what it does later is void."""
+
     async def body() -> None:
         expected = await undisturbed(world, tmp_path)
         await emptied(world, url)
@@ -180,17 +209,23 @@ def test_the_other_process_takes_over_from_one_that_was_killed(world: Any, url: 
             first, second = await one.client(), await two.client()
             await first.start_run("run", world.config, world.tasks, Quiz())
             await reached(second, lambda run: run.evaluations_done >= 8)
-            one.kill()
+            one.send(end)
             done = (await second.get_run("run"))[0].evaluations_done
             killed_at = time.monotonic()
             await reached(second, lambda run: run.evaluations_done > done + 4)
-            # Its lease was 3 s; the default's 15 s leave as much room below half a minute.
+            # The lease is 3 s here; the default of 15 s leaves as much room below half a minute.
             assert time.monotonic() - killed_at < 12
             summary = await reached(second, lambda run: run.state.ended)
             assert summary.state is RunState.DONE, summary.message
+            if end is signal.SIGSTOP:
+                one.send(signal.SIGCONT)
+                # Awake again it finds that the run is not its own, and tells its clients what became of it.
+                await world.until(lambda: "driven by another" in one.log.read_text(encoding="utf-8"))
+                assert (await first.get_run("run"))[0].state is RunState.DONE
             await first.close()
             await second.close()
         finally:
+            one.stop()
             two.stop()
         store = await Store.open(database_url(world.settings()))
         kinds = [event.kind for event in await store.events("run")]
