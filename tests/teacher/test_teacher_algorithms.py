@@ -250,6 +250,30 @@ def test_the_loss_weighs_by_recorded_log_probs(settings: TeacherSettings, loaded
     assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-4)
 
 
+def test_the_head_sees_labelled_positions_only(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU scores what carries loss, and gets what scoring every position gives."""
+    import trl.trainer.utils as trl_utils
+
+    import teacher.trl_training  # noqa: F401
+
+    seen: list[int] = []
+    inner = trl_utils._ChunkedLogProbFunction.apply
+
+    def counted(hidden: torch.Tensor, *rest: Any) -> Any:
+        seen.append(hidden.shape[0])
+        return inner(hidden, *rest)
+
+    monkeypatch.setattr(trl_utils._ChunkedLogProbFunction, "apply", counted)
+    model = load_model(loaded.name, quantisation="none", threads=1).model
+    trl_utils.add_fused_lm_head(model)
+    ids = torch.tensor([PROMPTS[0] + COMPLETIONS[0]])
+    labels = ids.clone()
+    labels[:, : len(PROMPTS[0])] = -100
+    found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs[0, -len(COMPLETIONS[0]) :]
+    assert seen == [len(COMPLETIONS[0])]
+    assert found.tolist() == pytest.approx(token_log_probs(loaded.model, PROMPTS[0], COMPLETIONS[0]), abs=1e-4)
+
+
 def test_groups_survive_their_file(loaded: LoadedModel, tmp_path: Path) -> None:
     groups = lessons_of(request(loaded.model, "p", "rloo", {}), HASH, {"p": 0}).groups
     write_groups(groups, tmp_path / "groups.safetensors")
