@@ -36,7 +36,7 @@ class Recipe(Settings):
     students: tuple[str, ...] = Field(min_length=1)
     """Logical students that learn."""
     policy: str = Field(default="latest", min_length=1)
-    """Who writes: `latest` (the newest policy of the teacher), `initial` (the untouched model), or a version."""
+    """Who writes: `latest` (the teacher's newest policy), `promoted`, `initial` (the untouched model), or a version."""
     format: str | InlineFormat = "implications"
     """Name of one of the teacher's formats, or a format written here."""
     candidates: int = Field(default=4, ge=1, le=1024)
@@ -53,6 +53,10 @@ class Recipe(Settings):
     """Graders of the quizzes."""
     gate: GateConfig = Field(default_factory=GateConfig)
     """What the best candidate has to show."""
+    made_questions: int = Field(default=0, ge=0, le=24)
+    """Questions that are made for a document that has none, by the teacher's first policy; 0 refuses such documents."""
+    least_questions: int = Field(default=3, ge=1)
+    """With fewer that can be made, a document is left out and reported."""
     deadlines: DeadlineConfig = Field(default_factory=DeadlineConfig)
     """How long and how often an evaluation is tried."""
 
@@ -60,6 +64,8 @@ class Recipe(Settings):
     def _is_a_run(self) -> Recipe:
         # The run's own checks (graders that are missing, students named twice) hold for the recipe, too.
         RunConfig.model_validate(self._run_values("adapt"))
+        if 0 < self.made_questions < self.least_questions:
+            raise ValueError(f"made_questions: {self.made_questions} is fewer than least_questions")
         return self
 
     def _run_values(self, name: str) -> dict[str, Any]:

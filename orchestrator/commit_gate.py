@@ -21,6 +21,8 @@ class Tried:
     adapter_version: str
     """The version it was trained over."""
     report: EvaluationReport
+    replica: str = ""
+    """Address of the replica that has its weights."""
 
 
 def gain(before: QuizResult, after: QuizResult, grader: str) -> float:

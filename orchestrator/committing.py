@@ -12,13 +12,14 @@ from dataclasses import dataclass, replace
 from orchestrator import metrics
 from orchestrator.commit_gate import TRIES, Tried, best, gain, refusal
 from orchestrator.config import OrchestratorSettings
-from orchestrator.evaluating import Evaluator, evaluation_key
+from orchestrator.evaluating import Evaluator
+from orchestrator.evaluation_keys import evaluation_key
 from orchestrator.machine import Commit, Evaluate
 from orchestrator.records import StoredCandidate, StoredEvaluation
 from orchestrator.retrying import patiently
 from orchestrator.student_rows import StudentRows
 from tutelage.domain.canonical import derived_seed
-from tutelage.domain.errors import Conflict, NotFound, PreconditionFailed, TutelageError
+from tutelage.domain.errors import Conflict, NotFound, PreconditionFailed, TutelageError, Unavailable
 from tutelage.domain.evaluation import EvaluationReport, QuizResult
 from tutelage.domain.self_edit import SelfEdit
 
@@ -48,13 +49,19 @@ class Committer:
                 report = again.outcome
                 if not isinstance(report, EvaluationReport):
                     return await self._record(step, chosen, f"evaluated again: {again.state}, {again.reason}")
-                chosen = replace(chosen, evaluation_id=again.evaluation_id, adapter_version=current, report=report)
+                chosen = replace(
+                    chosen,
+                    evaluation_id=again.evaluation_id,
+                    adapter_version=current,
+                    report=report,
+                    replica=again.replica,
+                )
                 held = True
                 why_not = refusal(report, config)
                 if why_not:
                     return await self._record(step, chosen, f"over the current version: {why_not}")
             try:
-                version, quiz = await self._keep(step.student, chosen.evaluation_id)
+                version, quiz = await self._keep(step.student, chosen)
             except (PreconditionFailed, NotFound):
                 # Its weights are no longer held: train again, under another seed, since a stored report is final.
                 held = False
@@ -71,12 +78,23 @@ class Committer:
                 continue
         return await self._record(step, chosen, f"the version moved or the weights were lost {TRIES} times")
 
-    async def _keep(self, student: str, evaluation_id: str) -> tuple[str, QuizResult]:
-        client = self.evaluator.students.client(student)
+    async def _keep(self, student: str, chosen: Tried) -> tuple[str, QuizResult]:
+        """Asks the replica that earned the report, then the others: only who has the weights can keep them."""
+        students = self.evaluator.dispatcher.students
+        listed = await students.addresses(student)
+        order = sorted(listed, key=lambda address: address != chosen.replica)
 
         async def call() -> tuple[str, QuizResult]:
-            adapter, quiz = await client.commit(evaluation_id, timeout_s=self.settings.commit_timeout_s)
-            return adapter.version, quiz
+            lacking: TutelageError | None = None
+            for address in order:
+                client = students.replica(student, address)
+                try:
+                    adapter, quiz = await client.commit(chosen.evaluation_id, timeout_s=self.settings.commit_timeout_s)
+                except (PreconditionFailed, NotFound) as error:
+                    lacking = error
+                    continue
+                return adapter.version, quiz
+            raise lacking or Unavailable(f"student {student!r} has no replica")
 
         attempts = self.evaluator.run.config.deadlines.attempts
         return await patiently(call, "student", self.settings.retry, attempts=attempts)
@@ -91,12 +109,7 @@ class Committer:
         work = Evaluate(stored.round, step.task, stored.edit, step.student, 0)
         seed = derived_seed(run.config.seed, "commit", step.task, attempt)
         key = evaluation_key(run, work, stored.candidate.result, current, seed)
-        students = self.evaluator.students
-        students.take(step.student)
-        try:
-            return await self.evaluator.evaluate(work, key, "commit", ())
-        finally:
-            students.give(step.student)
+        return await self.evaluator.evaluate(work, key, "commit", ())
 
     async def _record(
         self, step: Commit, chosen: Tried | None, reason: str, version: str = "", quiz: QuizResult | None = None
@@ -132,7 +145,7 @@ def _tried(
         if stored.task_id == step.task and stored.edit is not None:
             first.setdefault((stored.round, stored.edit), stored.id)
     return [
-        Tried(first[(row.round, row.edit)], row.evaluation_id, row.adapter_version, row.outcome)
+        Tried(first[(row.round, row.edit)], row.evaluation_id, row.adapter_version, row.outcome, row.replica)
         for row in evaluations
         if (row.student, row.task_id, row.phase) == (step.student, step.task, "round")
         and isinstance(row.outcome, EvaluationReport)

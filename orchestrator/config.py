@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from orchestrator.inbox_config import InboxConfig
 from tutelage.rpc.config import ChannelSettings, ServerSettings
 from tutelage.settings import Settings
 
@@ -21,6 +23,39 @@ class RetrySettings(Settings):
     """What each wait is multiplied by."""
 
 
+class StudentChannel(ChannelSettings):
+    """A logical student: where its replicas are, and how they are reached. At least one address is needed.
+
+    `host:port` is one replica; `dns:host:port` is a replica for each address that the name resolves to.
+    """
+
+    address: str = ""
+    """host:port of the only replica, or `dns:host:port`."""
+    addresses: tuple[str, ...] = ()
+    """Further addresses, in the same forms."""
+    addresses_file: Path | None = None
+    """File with further addresses, one a line; read again like names are resolved again, so replicas come and go."""
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> StudentChannel:
+        if not self.address and not self.addresses and self.addresses_file is None:
+            raise ValueError("address, addresses or addresses_file")
+        return self
+
+
+class DispatchSettings(Settings):
+    """How evaluations are given to the replicas of students."""
+
+    set_aside_after: int = Field(default=3, ge=1, le=100)
+    """Failures in a row after which a replica gets no work until it answers again."""
+    retry_budget: float = Field(default=20.0, ge=2)
+    """Failures that a student's evaluations may have at once before every retry waits its longest."""
+    report_s: float = Field(default=60.0, gt=0)
+    """Seconds between two questions to a replica how many slots are free."""
+    resolve_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks at names and address files."""
+
+
 class OrchestratorSettings(Settings):
     """Settings of `tutelage orchestrator serve`."""
 
@@ -30,8 +65,10 @@ class OrchestratorSettings(Settings):
     """`sqlite:///file` or `postgresql://user@host/name`; nothing means `orchestrator.sqlite` in `data_dir`."""
     teacher: ChannelSettings
     """How the teacher is reached."""
-    students: dict[str, ChannelSettings] = Field(min_length=1)
+    students: dict[str, StudentChannel] = Field(min_length=1)
     """Logical students by name, and how each is reached."""
+    dispatch: DispatchSettings = Field(default_factory=DispatchSettings)
+    """How evaluations are given to the replicas of students."""
     retry: RetrySettings = Field(default_factory=RetrySettings)
     """Waits between attempts of a call that failed."""
     describe_timeout_s: float = Field(default=10.0, gt=0)
@@ -44,8 +81,12 @@ class OrchestratorSettings(Settings):
     """Seconds a student may take to keep a version."""
     lease_s: float = Field(default=120.0, ge=0)
     """Seconds a student goes on with an evaluation when this orchestrator vanished; 0 leaves it to the student."""
+    run_lease_s: float = Field(default=15.0, gt=0, le=3600)
+    """Seconds after which another orchestrator on the same database takes over the runs of one that fell silent."""
     writers: int = Field(default=2, ge=1, le=64)
     """Tasks that are written at the same time by the teacher."""
+    inboxes: dict[str, InboxConfig] = Field(default_factory=dict)
+    """Inboxes by name: documents that students learn in scheduled windows."""
     server: ServerSettings = Field(default_factory=ServerSettings)
     """How the orchestrator listens."""
 
@@ -59,8 +100,26 @@ class OrchestratorSettings(Settings):
 
     @field_validator("students")
     @classmethod
-    def _plain_names(cls, value: dict[str, ChannelSettings]) -> dict[str, ChannelSettings]:
+    def _plain_names(cls, value: dict[str, StudentChannel]) -> dict[str, StudentChannel]:
         for name in value:
             if not name or len(name) > 64 or not all(c.isalnum() or c in "-_." for c in name):
                 raise ValueError("student names of 1 to 64 letters, digits, '-', '_' and '.'")
         return value
+
+    @model_validator(mode="after")
+    def _inboxes_fit(self) -> OrchestratorSettings:
+        problems = []
+        for name, inbox in self.inboxes.items():
+            if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
+                problems.append(f"inboxes.{name}: a name is 1 to 32 characters of a-z, 0-9, '-', '_'")
+            problems += [
+                f"inboxes.{name}.students: {student!r} must be one of students ({', '.join(self.students)})"
+                for student in inbox.students
+                if student not in self.students
+            ]
+        folders = [inbox.folder.absolute() for inbox in self.inboxes.values() if inbox.folder is not None]
+        if len(set(folders)) != len(folders):
+            problems.append("inboxes: each a folder of its own")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

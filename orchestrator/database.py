@@ -1,4 +1,4 @@
-"""The database: opened by URL, migrated at start, every transaction a writer from its first statement on SQLite."""
+"""The database: opened by URL, migrated at start, every writing transaction a writer from its start on SQLite."""
 
 from __future__ import annotations
 
@@ -60,9 +60,15 @@ def open_engine(url: str) -> AsyncEngine:
 
     @event.listens_for(engine.sync_engine, "begin")
     def _begun(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        only_reads = connection.get_execution_options().get("only_reads", False)
+        connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def reading(engine: AsyncEngine) -> AsyncEngine:
+    """The same engine for transactions that only read: on SQLite they wait for no writer."""
+    return engine.execution_options(only_reads=True)
 
 
 def _upgrade(connection: Connection) -> None:

@@ -2,63 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator import metrics
-from orchestrator.config import RetrySettings
-from orchestrator.dispatch import backoff_s
+from orchestrator.database import now_us
+from orchestrator.dispatch import Again, Limits
+from orchestrator.dispatcher import Dispatcher, Work
+from orchestrator.evaluation_rows import Begun, Ended, TriedAgain, state_of
+from orchestrator.ledger import Ledger
 from orchestrator.machine import Evaluate
 from orchestrator.records import Run, StoredEvaluation
 from orchestrator.store import Store
-from orchestrator.students import Students
-from tutelage.domain.canonical import derived_seed
+from tutelage.client import StudentClient
 from tutelage.domain.description import EvaluationProgress
-from tutelage.domain.errors import (
-    AlreadyExists,
-    DataLoss,
-    Exhausted,
-    InvalidInput,
-    NotFound,
-    PreconditionFailed,
-    TutelageError,
-    Unavailable,
-)
+from tutelage.domain.errors import TutelageError
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure
 from tutelage.domain.reward import Reward, reward_of
-from tutelage.domain.self_edit import Rejection, SelfEdit
-
-logger = logging.getLogger(__name__)
-
-FINAL = (InvalidInput, NotFound, PreconditionFailed, AlreadyExists, DataLoss)
-"""Faults that asking again does not cure."""
-
-
-def round_seed(run: Run, work: Evaluate) -> int:
-    """The same for all candidates of a group, so that they differ by their edits only."""
-    return derived_seed(run.config.seed, work.task, work.round, work.repeat)
-
-
-def evaluation_key(run: Run, work: Evaluate, edit: SelfEdit, adapter_version: str, seed: int) -> EvaluationKey:
-    """The key, from the student as it was when the run started."""
-    student = run.students[work.student].description
-    return EvaluationKey(
-        base_model=student.base_model,
-        base_revision=student.base_revision,
-        quantisation=student.quantisation,
-        adapter_version=adapter_version,
-        self_edit=edit,
-        quiz=run.tasks[work.task].quiz,
-        retention_quiz=run.retention_quiz,
-        graders=run.config.graders,
-        settings=run.config.inner_loop_settings(),
-        engine_revision=student.engine_revision,
-        seed=seed,
-    )
+from tutelage.domain.self_edit import Rejection
 
 
 def scored(run: Run, outcome: EvaluationOutcome) -> tuple[EvaluationOutcome, Reward | None]:
@@ -77,90 +40,175 @@ def scored(run: Run, outcome: EvaluationOutcome) -> tuple[EvaluationOutcome, Rew
     return outcome, reward
 
 
+class Asked:
+    """An evaluation under way, for those who want to look at it or end it."""
+
+    def __init__(self, work: Evaluate, evaluation_id: str, given: Work) -> None:
+        self.work, self.evaluation_id, self.given = work, evaluation_id, given
+        self.running = False
+        """Whether a student has it now."""
+
+
+@dataclass(frozen=True)
+class Watching:
+    """Who is told of an evaluation's way."""
+
+    asked: Callable[[Asked], None] = lambda _: None
+    started: Callable[[Asked], None] = lambda _: None
+    stopped: Callable[[Asked], None] = lambda _: None
+    failed: Callable[[Asked], None] = lambda _: None
+    """An attempt failed and will be made again."""
+
+
 @dataclass(frozen=True)
 class Evaluator:
     """Runs evaluations of one run on its students and stores how they ended."""
 
     run: Run
     store: Store
-    students: Students
-    retry: RetrySettings
+    dispatcher: Dispatcher
+    ledger: Ledger
     lease_s: float
 
+    @property
+    def limits(self) -> Limits:
+        """How long and how often an evaluation of this run is tried."""
+        deadlines = self.run.config.deadlines
+        return Limits(deadlines.attempts, deadlines.evaluation_s, deadlines.total_s)
+
     async def evaluate(
-        self, work: Evaluate, key: EvaluationKey, phase: str, candidate_ids: Sequence[str]
+        self,
+        work: Evaluate,
+        key: EvaluationKey,
+        phase: str,
+        candidate_ids: Sequence[str],
+        *,
+        evaluation_id: str = "",
+        known: Mapping[tuple[str, str], int] | None = None,
+        watching: Watching | None = None,
     ) -> StoredEvaluation:
-        """The stored, final evaluation. Cancelling detaches: the student goes on for its lease."""
-        run_id, evaluation_id = self.run.run_id, key.id
-        row = await self.store.begin_evaluation(run_id, evaluation_id, work, phase, key.adapter_version)
-        if row.final:
-            return row
-        began = time.monotonic()
-        outcome = await self._until_final(work, key, row.attempts)
-        outcome, reward = scored(self.run, outcome)
-        seconds = time.monotonic() - began
-        stored = await self.store.end_evaluation(
-            run_id, evaluation_id, work.student, outcome, reward, seconds, candidate_ids
+        """The stored, final evaluation. Cancelling detaches: the student goes on for its lease.
+
+        `evaluation_id` is the key's, where it is known. `known` are the attempts, by (evaluation, student), that were
+        made before a restart of what has not ended; None: the store is to be asked, also whether it has ended.
+        """
+        run_id, watching = self.run.run_id, watching or Watching()
+        evaluation_id = evaluation_id or key.id
+        if known is not None:
+            attempts = known.get((evaluation_id, work.student), 0)
+        else:
+            rows = await self.store.evaluations(run_id, evaluation_id=evaluation_id, student=work.student)
+            if rows and rows[0].final:
+                return rows[0]
+            attempts = rows[0].attempts if rows else 0
+        begun = Begun(evaluation_id, work, phase, key.adapter_version, now_us())
+        began: list[float] = []
+
+        async def call(client: StudentClient, timeout_s: float) -> EvaluationOutcome:
+            return await self._asked(client, key, evaluation_id, timeout_s)
+
+        def started() -> None:
+            if not began:
+                began.append(time.monotonic())
+                self.ledger.note(begun)
+            asked.running = True
+            watching.started(asked)
+
+        def stopped() -> None:
+            asked.running = False
+            watching.stopped(asked)
+
+        def again(failed: Again) -> None:
+            self.ledger.note(TriedAgain(evaluation_id, work.student, self._retry_detail(evaluation_id, work, failed)))
+            watching.failed(asked)
+
+        given = Work(
+            work.student,
+            call,
+            self.limits,
+            run_id,
+            (work.round,),
+            attempts,
+            started=started,
+            stopped=stopped,
+            again=again,
         )
+        asked = Asked(work, evaluation_id, given)
+        watching.asked(asked)
+        outcome, replica = await self.dispatcher.run(given)
+        outcome, reward = scored(self.run, outcome)
+        seconds = time.monotonic() - began[0] if began else 0.0
+        return await self._keep(Ended(begun, outcome, reward, seconds, given.attempts, candidate_ids, replica))
+
+    async def give_up(
+        self, work: Evaluate, evaluation_id: str, adapter_version: str, candidate_ids: Sequence[str], reason: str
+    ) -> StoredEvaluation:
+        """Ends an evaluation of a round that was not begun, as unscored."""
+        begun = Begun(evaluation_id, work, "round", adapter_version, now_us())
+        return await self._keep(Ended(begun, Failure(reason, retryable=False), None, 0.0, 0, candidate_ids, ""))
+
+    async def _keep(self, ended: Ended) -> StoredEvaluation:
+        begun = ended.begun
+        if not await self.ledger.end(ended):
+            # It had ended before: what was stored first stands.
+            rows = await self.store.evaluations(
+                self.run.run_id, evaluation_id=begun.evaluation_id, student=begun.work.student
+            )
+            return rows[0]
+        stored = _stored(ended)
         metrics.EVALUATIONS.labels(stored.state).inc()
-        metrics.EVALUATION_SECONDS.labels(stored.state).observe(seconds)
+        metrics.EVALUATION_SECONDS.labels(stored.state).observe(ended.seconds)
         if stored.reward is not None:
             metrics.REWARD.observe(stored.reward)
         if stored.state == "report":
             metrics.LAST_SUCCESS.set_to_current_time()
         return stored
 
-    async def _until_final(self, work: Evaluate, key: EvaluationKey, attempts: int) -> EvaluationOutcome:
-        """A report, a rejection, or the failure that is left after the last attempt."""
-        limit = self.run.config.deadlines.attempts
-        while True:
-            outcome, reason, wait_s = await self._attempt(work.student, key)
-            attempts += 1
-            if not isinstance(outcome, Failure) or not outcome.retryable:
-                return outcome
-            metrics.WORKERS_LOST.labels(reason).inc()
-            if attempts >= limit:
-                return Failure(f"given up after {attempts} attempts: {outcome.message}", retryable=False)
-            metrics.RETRIES.labels("student").inc()
-            pause = backoff_s(attempts, self.retry.initial_s, self.retry.factor, self.retry.maximum_s)
-            pause = min(self.retry.maximum_s, max(pause, wait_s or 0.0))
-            detail = {
-                "evaluation": key.id,
-                "student": work.student,
-                "task": work.task,
-                "round": work.round,
-                "attempt": attempts,
-                "of": limit,
-                "wait_s": pause,
-                "reason": outcome.message,
-            }
-            await self.store.note_attempt(self.run.run_id, key.id, work.student, detail)
-            logger.warning("evaluation %s on %s: %s", key.id[:12], work.student, outcome.message)
-            await asyncio.sleep(pause)
-
-    async def _attempt(self, student: str, key: EvaluationKey) -> tuple[EvaluationOutcome, str, float | None]:
-        """The outcome; for a failure also its kind (a metric's label) and what wait the student asked for."""
-        deadline_s = self.run.config.deadlines.evaluation_s
+    async def _asked(
+        self, client: StudentClient, key: EvaluationKey, evaluation_id: str, timeout_s: float
+    ) -> EvaluationOutcome:
         ended: EvaluationOutcome | None = None
-        try:
-            stream = self.students.client(student).evaluate(
-                key, lease_s=self.lease_s, run_id=self.run.run_id, timeout_s=deadline_s
-            )
-            async for event in stream:
-                if not isinstance(event, EvaluationProgress):
-                    ended = event
-        except FINAL as error:
-            return Failure(f"{type(error).__name__}: {error}", retryable=False), "failed", None
-        except Unavailable as error:
-            self.students.seen(student, False)
-            return Failure(f"student {student!r}: {error}"), "unavailable", error.retry_after_s
-        except Exhausted as error:
-            return Failure(f"student {student!r}: {error}"), "exhausted", error.retry_after_s
-        except TutelageError as error:
-            return Failure(f"student {student!r}: {error}"), "internal", None
-        self.students.seen(student, True)
+        stream = client.evaluate(key, lease_s=self.lease_s, run_id=self.run.run_id, timeout_s=timeout_s)
+        async for event in stream:
+            if not isinstance(event, EvaluationProgress):
+                ended = event
         if ended is None:
-            return Failure(f"student {student!r} ended the stream without an outcome"), "internal", None
-        if isinstance(ended, EvaluationReport) and ended.evaluation_id != key.id:
-            return Failure(f"student {student!r} reported evaluation {ended.evaluation_id!r}", False), "failed", None
-        return ended, "failed", None
+            raise TutelageError("it ended the stream without an outcome")
+        if isinstance(ended, EvaluationReport) and ended.evaluation_id != evaluation_id:
+            return Failure(f"{client.address} reported evaluation {ended.evaluation_id!r}", retryable=False)
+        return ended
+
+    def _retry_detail(self, evaluation_id: str, work: Evaluate, failed: Again) -> dict[str, object]:
+        return {
+            "evaluation": evaluation_id,
+            "student": work.student,
+            "task": work.task,
+            "round": work.round,
+            "attempt": failed.attempts,
+            "of": self.run.config.deadlines.attempts,
+            "wait_s": failed.wait_s,
+            "reason": failed.reason,
+        }
+
+
+def _stored(ended: Ended) -> StoredEvaluation:
+    begun, work = ended.begun, ended.begun.work
+    state, reason = state_of(ended.outcome)
+    return StoredEvaluation(
+        evaluation_id=begun.evaluation_id,
+        student=work.student,
+        phase=begun.phase,
+        round=work.round,
+        task_id=work.task,
+        edit=work.edit,
+        repeat=work.repeat,
+        adapter_version=begun.adapter_version,
+        state=state,
+        attempts=ended.attempts,
+        reason=reason,
+        outcome=ended.outcome,
+        reward=None if ended.reward is None else ended.reward.value,
+        parts=ended.reward.parts if ended.reward else {},
+        seconds=ended.seconds,
+        replica=ended.replica,
+    )

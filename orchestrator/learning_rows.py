@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import schema as s
+from orchestrator.machine import Group
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
-from orchestrator.rows import Event, Rows, inserted, uninterrupted
+from orchestrator.rows import Event, Rows, insert_or_ignore, inserted, uninterrupted
 from orchestrator.student_rows import set_version
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.evaluation import QuizResult
@@ -26,9 +27,10 @@ class LearningRows(Rows):
     """Reads and writes of candidates, policy updates and commits."""
 
     @uninterrupted
-    async def add_group(self, run: Run, round_: int, task_id: str, written: Sequence[Candidate]) -> bool:
-        """Stores all candidates of a task at once; False when they were there. Rejected ones get their reward here."""
+    async def add_group(self, run: Run, group: Group, written: Sequence[Candidate]) -> bool:
+        """Stores all candidates of a group at once; False when they were there. Rejected ones get their reward here."""
         rows, earned, told = [], [], []
+        round_, task_id = group.round, group.task
         for candidate in written:
             candidate_id = f"{run.run_id}/{round_}/{task_id}/{candidate.index}"
             rejected = isinstance(candidate.result, Rejection)
@@ -55,7 +57,8 @@ class LearningRows(Rows):
                         "tokens": candidate.completion_tokens,
                         "rejected": reason,
                         "text": candidate.text[:200],
-                    },
+                    }
+                    | ({"student": group.audience} if group.audience else {}),
                 )
             )
             if rejected:
@@ -69,25 +72,32 @@ class LearningRows(Rows):
                         "state": "rejected",
                         "reward": run.config.reward.rejected_reward,
                     }
-                    for student in run.config.students
+                    for student in run.plan.readers(group.audience)
                     for repeat in range(run.config.evaluation_seeds)
                 ]
         try:
             async with self.engine.begin() as connection:
+                await self._locked(connection, run.run_id)
                 await connection.execute(insert(s.candidates), rows)
                 if earned:
                     await connection.execute(insert(s.rewards), earned)
-                await self._append(connection, run.run_id, told)
+                await self._append_locked(connection, run.run_id, told)
         except IntegrityError:
             return False
         return True
 
     @uninterrupted
-    async def candidates(self, run_id: str) -> list[StoredCandidate]:
-        """All candidates in order of round, task and index."""
+    async def candidates(
+        self, run_id: str, *, round_: int | None = None, task_id: str | None = None
+    ) -> list[StoredCandidate]:
+        """Candidates in order of round, task and index: all, those of a round, or of a task."""
         c = s.candidates.c
         query = select(s.candidates).where(c.run_id == run_id).order_by(c.round, c.task_id, c.index)
-        async with self.engine.connect() as connection:
+        if round_ is not None:
+            query = query.where(c.round == round_)
+        if task_id is not None:
+            query = query.where(c.task_id == task_id)
+        async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [
             StoredCandidate(
@@ -101,6 +111,15 @@ class LearningRows(Rows):
         ]
 
     @uninterrupted
+    async def edits(self, run_id: str) -> list[tuple[int, str, int, str | None]]:
+        """(round, task, index, content hash of the edit) of every candidate, in this order."""
+        c = s.candidates.c
+        query = select(c.round, c.task_id, c.index, c.edit).where(c.run_id == run_id)
+        async with self.reading.connect() as connection:
+            rows = await connection.execute(query.order_by(c.round, c.task_id, c.index))
+            return [(row[0], row[1], row[2], row[3]) for row in rows]
+
+    @uninterrupted
     async def add_update(self, run_id: str, round_: int, result: UpdateResult, events: Sequence[Event]) -> StoredUpdate:
         """Stores a round's update once; gives back what is stored."""
         row = {
@@ -110,16 +129,26 @@ class LearningRows(Rows):
             "payload": wire_policy.update_result_to_wire(result).SerializeToString(),
         }
         async with self.engine.begin() as connection:
+            await self._locked(connection, run_id)
             made = await inserted(connection, s.updates, row)
             if made:
-                await self._append(connection, run_id, events)
+                await self._append_locked(connection, run_id, events)
         return next(item for item in await self.updates(run_id) if item.round == round_)
+
+    @uninterrupted
+    async def latest_update(self, run_id: str) -> tuple[int, str] | None:
+        """Round and version of the newest update."""
+        c = s.updates.c
+        query = select(c.round, c.version).where(c.run_id == run_id).order_by(c.round.desc()).limit(1)
+        async with self.reading.connect() as connection:
+            row = (await connection.execute(query)).first()
+        return None if row is None else (row.round, row.version)
 
     @uninterrupted
     async def updates(self, run_id: str) -> list[StoredUpdate]:
         """Policy updates by round."""
         query = select(s.updates).where(s.updates.c.run_id == run_id).order_by(s.updates.c.round)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [
             StoredUpdate(
@@ -141,20 +170,58 @@ class LearningRows(Rows):
         for name in empty:
             values[name] = wire_evaluation.quiz_result_to_wire(values[name]).SerializeToString()
         async with self.engine.begin() as connection:
+            await self._locked(connection, run_id)
             made = await inserted(connection, s.commits, values)
             if not made:
                 return
             if row["committed"]:
                 await set_version(connection, row["student"], row["parent_version"], row["version"])
             kind = "committed" if row["committed"] else "not_committed"
-            await self._append(connection, run_id, [(kind, detail)])
+            await self._append_locked(connection, run_id, [(kind, detail)])
+
+    @uninterrupted
+    async def add_utilisation(self, run_id: str, used: Mapping[str, tuple[float, float]]) -> None:
+        """Adds slot-seconds (used, there) by actor to what is stored."""
+        c = s.utilisation.c
+        async with self.engine.begin() as connection:
+            await self._locked(connection, run_id)
+            if not used:
+                return
+            none = [{"run_id": run_id, "actor": actor, "busy_s": 0.0, "capacity_s": 0.0} for actor in used]
+            await connection.execute(insert_or_ignore(connection, s.utilisation), none)
+            more = [{"of": actor, "busy": busy_s, "capacity": there_s} for actor, (busy_s, there_s) in used.items()]
+            await connection.execute(
+                update(s.utilisation)
+                .where(c.run_id == run_id, c.actor == bindparam("of"))
+                .values(busy_s=c.busy_s + bindparam("busy"), capacity_s=c.capacity_s + bindparam("capacity")),
+                more,
+            )
+
+    @uninterrupted
+    async def utilisation(self, run_id: str) -> dict[str, tuple[float, float]]:
+        """Slot-seconds (used, there) by actor: `teacher` and `student/NAME`."""
+        c = s.utilisation.c
+        async with self.reading.connect() as connection:
+            rows = await connection.execute(select(c.actor, c.busy_s, c.capacity_s).where(c.run_id == run_id))
+            return {row[0]: (row[1], row[2]) for row in rows}
+
+    @uninterrupted
+    async def teacher_seconds(self) -> float | None:
+        """Mean seconds the teacher was busy for a group, updates included, over all runs."""
+        c, g = s.utilisation.c, s.candidates.c
+        timed = select(c.run_id).where(c.actor == "teacher", c.busy_s > 0)
+        groups = select(g.run_id, g.round, g.task_id).where(g.run_id.in_(timed)).distinct().subquery()
+        async with self.reading.connect() as connection:
+            busy = await connection.scalar(select(func.sum(c.busy_s)).where(c.actor == "teacher"))
+            count = await connection.scalar(select(func.count()).select_from(groups))
+        return float(busy) / count if busy and count else None
 
     @uninterrupted
     async def commits(self, run_id: str) -> list[dict[str, Any]]:
         """The rows of decided commits, quizzes decoded."""
         c = s.commits.c
         query = select(s.commits).where(c.run_id == run_id).order_by(c.student, c.task_id)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = [dict(row) for row in (await connection.execute(query)).mappings()]
         for row in rows:
             for name in ("quiz_before", "quiz_after"):

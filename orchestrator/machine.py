@@ -1,10 +1,13 @@
 """A run as a pure state machine: facts go in, what is still to be done comes out. No I/O, no clock.
 
 The state holds only facts that are in the store, so a restarted orchestrator rebuilds it by feeding the rows again.
-What is to be done follows from the state alone (`outstanding`); `step` returns what a fact newly made possible:
+What is to be done follows from the facts alone (`outstanding`); `feed` returns what a fact newly made possible:
 
     WriteGroup of every task -> Evaluate each distinct edit on each student with each seed -> UpdatePolicy
     -> the next round, ... -> Commit task after task on each student -> FinishRun
+
+With a staleness of s the groups of a round are written as soon as the policy is at most s updates behind the one that
+strict rounds would write them with; 0 gives strict rounds.
 
 Facts may come in any order and more than once. A second fact about the same thing changes nothing; a fact about
 something that was never asked for raises ValueError: a reward is neither lost, doubled nor invented.
@@ -12,40 +15,69 @@ something that was never asked for raises ValueError: a reward is neither lost, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
 
 from tutelage.domain.run import RunPhase, RunState
 
 
+class Across(StrEnum):
+    """How the rewards of several students become one."""
+
+    MEAN = "mean"
+    WORST = "worst"
+    PER_STUDENT = "per_student"
+    """Each student has candidates of its own, written for it, and their rewards stay apart."""
+
+
 @dataclass(frozen=True)
 class Plan:
-    """What was asked for; fixed when the run starts."""
+    """What was asked for; fixed while the run goes on."""
 
     tasks: tuple[str, ...]
     students: tuple[str, ...]
     candidates: int
+    """Of a group."""
     repeats: int
     rounds: int
     commits: bool
     rejected_reward: float | None = None
+    staleness: int = 0
+    across: Across = Across.MEAN
 
     @property
     def evaluations(self) -> int:
-        """Rewards the whole run can give: one a (candidate, student, repeat)."""
+        """Rewards the whole run can give: one a (candidate, student it was written for, repeat)."""
         return self.rounds * len(self.tasks) * self.candidates * len(self.students) * self.repeats
+
+    @property
+    def audiences(self) -> tuple[str, ...]:
+        """For whom groups are written: each student for itself, or all together (the empty name)."""
+        return self.students if self.across is Across.PER_STUDENT else ("",)
+
+    def readers(self, audience: str) -> tuple[str, ...]:
+        """The students that evaluate a group."""
+        return (audience,) if audience else self.students
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Candidates that compete: those of a task in a round, written for one audience."""
+
+    round: int
+    task: str
+    audience: str = ""
 
 
 # Decisions: what is to be done.
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class WriteGroup:
-    round: int
-    task: str
+    group: Group
     policy_version: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluate:
     """One evaluation of one edit; candidates of a group with equal edits share it."""
 
@@ -57,13 +89,13 @@ class Evaluate:
     repeat: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class UpdatePolicy:
     round: int
     parent_version: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Commit:
     """Gate the best edit of a task and make it permanent in a student, or record why not."""
 
@@ -71,7 +103,7 @@ class Commit:
     task: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FinishRun:
     pass
 
@@ -80,16 +112,15 @@ Decision = WriteGroup | Evaluate | UpdatePolicy | Commit | FinishRun
 
 
 # Facts: what has happened and is stored.
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GroupWritten:
-    """All candidates of a task: by index the content hash of the edit, or None for a rejected one."""
+    """All candidates of a group: by index the content hash of the edit, or None for a rejected one."""
 
-    round: int
-    task: str
+    group: Group
     edits: tuple[str | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Evaluated:
     """An evaluation ended; None means it earned nothing and counts as unscored."""
 
@@ -97,19 +128,19 @@ class Evaluated:
     reward: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PolicyUpdated:
     round: int
     version: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CommitDecided:
     student: str
     task: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RunEnded:
     state: RunState
 
@@ -117,129 +148,213 @@ class RunEnded:
 Fact = GroupWritten | Evaluated | PolicyUpdated | CommitDecided | RunEnded
 
 
-@dataclass(frozen=True)
-class Progress:
+class Machine:
     """Where a run stands."""
 
-    round: int
-    policy_version: str
-    groups: Mapping[tuple[int, str], tuple[str | None, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    results: Mapping[Evaluate, float | None] = field(default_factory=lambda: MappingProxyType({}))
-    updated: Mapping[int, str] = field(default_factory=lambda: MappingProxyType({}))
-    committed: frozenset[tuple[str, str]] = frozenset()
-    state: RunState = RunState.RUNNING
+    def __init__(self, plan: Plan, policy_version: str, committed: Iterable[tuple[str, str]] = ()) -> None:
+        """`committed` are (student, task) decided before rounds were added to a run that had ended."""
+        self.plan = plan
+        self.state = RunState.RUNNING
+        self.policy_version = policy_version
+        """The newest policy."""
+        self.updated: dict[int, str] = {}
+        self.groups: dict[Group, tuple[str | None, ...]] = {}
+        self.results: dict[Evaluate, float | None] = {}
+        self.committed = set(committed)
+        self._left: dict[Group, int] = {}
+        self._open_groups: dict[int, int] = {}
 
+    @property
+    def round(self) -> int:
+        """The round that is to be completed next, 1-based; beyond the plan's rounds when all are."""
+        return len(self.updated) + 1
 
-def begin(policy_version: str) -> Progress:
-    """The state of a run nothing has happened in."""
-    return Progress(1, policy_version)
+    @property
+    def horizon(self) -> int:
+        """The last round whose groups may be written now."""
+        return min(self.plan.rounds, self.round + self.plan.staleness)
 
+    def round_groups(self, round_: int) -> tuple[Group, ...]:
+        """The groups of a round, in the order they are written."""
+        return tuple(Group(round_, task, who) for task in self.plan.tasks for who in self.plan.audiences)
 
-def works(plan: Plan, round_: int, task: str, edits: tuple[str | None, ...]) -> tuple[Evaluate, ...]:
-    """The distinct evaluations of a group, in the order of its candidates."""
-    distinct = dict.fromkeys(edit for edit in edits if edit is not None)
-    return tuple(
-        Evaluate(round_, task, edit, student, repeat)
-        for edit in distinct
-        for repeat in range(plan.repeats)
-        for student in plan.students
-    )
+    def works(self, group: Group) -> tuple[Evaluate, ...]:
+        """The distinct evaluations of a written group, in the order of its candidates."""
+        distinct = dict.fromkeys(edit for edit in self.groups[group] if edit is not None)
+        return tuple(
+            Evaluate(group.round, group.task, edit, student, repeat)
+            for edit in distinct
+            for repeat in range(self.plan.repeats)
+            for student in self.plan.readers(group.audience)
+        )
 
+    def group_of(self, work: Evaluate) -> Group:
+        """The group an evaluation belongs to."""
+        return Group(work.round, work.task, work.student if self.plan.across is Across.PER_STUDENT else "")
 
-def outstanding(plan: Plan, now: Progress) -> tuple[Decision, ...]:
-    """Everything that can be done now; empty only when the run has ended."""
-    if now.state is not RunState.RUNNING:
-        return ()
-    if now.round <= plan.rounds:
+    def outstanding(self) -> tuple[Decision, ...]:
+        """Everything that can be done now, from the facts alone; empty only when the run has ended."""
+        if self.state is not RunState.RUNNING:
+            return ()
+        if self.round > self.plan.rounds:
+            return self._closing()
         open_: list[Decision] = []
-        for task in plan.tasks:
-            edits = now.groups.get((now.round, task))
-            if edits is None:
-                open_.append(WriteGroup(now.round, task, now.policy_version))
-            else:
-                open_ += [work for work in works(plan, now.round, task, edits) if work not in now.results]
-        return tuple(open_) or (UpdatePolicy(now.round, now.policy_version),)
-    commits: list[Decision] = []
-    if plan.commits:
-        for student in plan.students:
-            # One task after the other: each is trained over the version that the one before made.
-            left = [task for task in plan.tasks if (student, task) not in now.committed]
-            commits += [Commit(student, left[0])] if left else []
-    return tuple(commits) or (FinishRun(),)
+        for round_ in range(self.round, self.horizon + 1):
+            for group in self.round_groups(round_):
+                if group not in self.groups:
+                    open_.append(WriteGroup(group, self.policy_version))
+                else:
+                    open_ += [work for work in self.works(group) if work not in self.results]
+        if self._complete(self.round):
+            open_.append(UpdatePolicy(self.round, self.policy_version))
+        return tuple(open_)
 
+    def feed(self, fact: Fact) -> tuple[Decision, ...]:
+        """Takes a fact and returns what it newly made possible; ValueError for a fact nobody asked for."""
+        match fact:
+            case GroupWritten():
+                return self._written(fact)
+            case Evaluated():
+                return self._evaluated(fact)
+            case PolicyUpdated():
+                return self._policy_updated(fact)
+            case CommitDecided(student, task):
+                return self._commit_decided(student, task)
+            case RunEnded(state):
+                if self.state is RunState.RUNNING:
+                    self.state = state
+                return ()
 
-def apply(plan: Plan, now: Progress, fact: Fact) -> Progress:
-    """The state after a fact; unchanged when the fact is known. ValueError for a fact nobody asked for."""
-    match fact:
-        case GroupWritten(round_, task, edits):
-            if (round_, task) in now.groups:
-                return now
-            if round_ != now.round or task not in plan.tasks or len(edits) != plan.candidates:
-                raise ValueError(f"no such group was asked for: round {round_}, task {task!r}, {len(edits)} candidates")
-            return replace(now, groups={**now.groups, (round_, task): edits})
-        case Evaluated(work, reward):
-            if work in now.results:
-                return now
-            edits = now.groups.get((work.round, work.task), ())
-            if work.edit not in edits or work.student not in plan.students or not 0 <= work.repeat < plan.repeats:
-                raise ValueError(f"no such evaluation was asked for: {work}")
-            return replace(now, results={**now.results, work: reward})
-        case PolicyUpdated(round_, version):
-            if round_ in now.updated:
-                return now
-            if UpdatePolicy(round_, now.policy_version) not in outstanding(plan, now):
-                raise ValueError(f"round {round_} is not ready for an update")
-            updated = {**now.updated, round_: version}
-            return replace(now, updated=updated, round=now.round + 1, policy_version=version)
-        case CommitDecided(student, task):
-            if (student, task) in now.committed:
-                return now
-            if now.round <= plan.rounds or student not in plan.students or task not in plan.tasks:
-                raise ValueError(f"no such commit was asked for: student {student!r}, task {task!r}")
-            return replace(now, committed=now.committed | {(student, task)})
-        case RunEnded(state):
-            return now if now.state is not RunState.RUNNING else replace(now, state=state)
+    def _written(self, fact: GroupWritten) -> tuple[Decision, ...]:
+        group = fact.group
+        if group in self.groups:
+            return ()
+        asked = group.task in self.plan.tasks and group.audience in self.plan.audiences
+        if not asked or not self.round <= group.round <= self.horizon or len(fact.edits) != self.plan.candidates:
+            raise ValueError(f"no such group was asked for: {group}, {len(fact.edits)} candidates")
+        self.groups[group] = fact.edits
+        new = self.works(group)
+        self._left[group] = len(new)
+        # Without an edit that could be parsed there is nothing to evaluate, and the group is complete as it stands.
+        return new or self._group_complete(group)
 
+    def _evaluated(self, fact: Evaluated) -> tuple[Decision, ...]:
+        work = fact.work
+        if work in self.results:
+            return ()
+        group = self.group_of(work)
+        asked = work.student in self.plan.readers(group.audience) and 0 <= work.repeat < self.plan.repeats
+        if not asked or work.edit not in self.groups.get(group, ()):
+            raise ValueError(f"no such evaluation was asked for: {work}")
+        self.results[work] = fact.reward
+        self._left[group] -= 1
+        return self._group_complete(group) if not self._left[group] else ()
 
-def step(plan: Plan, now: Progress, fact: Fact) -> tuple[Progress, tuple[Decision, ...]]:
-    """The state after a fact, and what it newly made possible."""
-    after = apply(plan, now, fact)
-    if after is now:
-        return now, ()
-    known = set(outstanding(plan, now))
-    return after, tuple(decision for decision in outstanding(plan, after) if decision not in known)
+    def _group_complete(self, group: Group) -> tuple[Decision, ...]:
+        total = len(self.plan.tasks) * len(self.plan.audiences)
+        self._open_groups[group.round] = self._open_groups.get(group.round, total) - 1
+        if group.round == self.round and self._complete(group.round):
+            return self._running((UpdatePolicy(self.round, self.policy_version),))
+        return ()
 
+    def _complete(self, round_: int) -> bool:
+        return self._open_groups.get(round_) == 0
 
-def candidate_rewards(plan: Plan, now: Progress, round_: int, task: str) -> tuple[float | None, ...]:
-    """Reward of each candidate of a group by index; None means unscored.
+    def _policy_updated(self, fact: PolicyUpdated) -> tuple[Decision, ...]:
+        if fact.round in self.updated:
+            return ()
+        if fact.round != self.round or not self._complete(fact.round):
+            raise ValueError(f"round {fact.round} is not ready for an update")
+        before = self.horizon
+        self.updated[fact.round] = fact.version
+        self.policy_version = fact.version
+        if self.round > self.plan.rounds:
+            return self._running(self._closing())
+        new: list[Decision] = [
+            WriteGroup(group, self.policy_version)
+            for round_ in range(before + 1, self.horizon + 1)
+            for group in self.round_groups(round_)
+        ]
+        if self._complete(self.round):
+            new.append(UpdatePolicy(self.round, self.policy_version))
+        return self._running(tuple(new))
 
-    The mean over students of the mean over scored repeats. A student without any scored repeat leaves the candidate
-    unscored: a mean over other students than its rivals' would favour whoever missed the harder student.
-    """
-    edits = now.groups[(round_, task)]
-    return tuple(_reward(plan, now, round_, task, edit) for edit in edits)
+    def _commit_decided(self, student: str, task: str) -> tuple[Decision, ...]:
+        if (student, task) in self.committed:
+            return ()
+        if self.round <= self.plan.rounds or student not in self.plan.students or task not in self.plan.tasks:
+            raise ValueError(f"no such commit was asked for: student {student!r}, task {task!r}")
+        known = set(self._closing())
+        self.committed.add((student, task))
+        return self._running(tuple(decision for decision in self._closing() if decision not in known))
 
+    def _closing(self) -> tuple[Decision, ...]:
+        commits: list[Decision] = []
+        if self.plan.commits:
+            for student in self.plan.students:
+                # One task after the other: each is trained over the version that the one before made.
+                left = [task for task in self.plan.tasks if (student, task) not in self.committed]
+                commits += [Commit(student, left[0])] if left else []
+        return tuple(commits) or (FinishRun(),)
 
-def _reward(plan: Plan, now: Progress, round_: int, task: str, edit: str | None) -> float | None:
-    if edit is None:
-        return plan.rejected_reward
-    means = []
-    for student in plan.students:
-        each = [now.results.get(Evaluate(round_, task, edit, student, repeat)) for repeat in range(plan.repeats)]
-        scored = [reward for reward in each if reward is not None]
-        if not scored:
-            return None
-        means.append(sum(scored) / len(scored))
-    return sum(means) / len(means)
+    def _running(self, decisions: tuple[Decision, ...]) -> tuple[Decision, ...]:
+        return decisions if self.state is RunState.RUNNING else ()
 
+    def rewards(self, group: Group) -> tuple[float | None, ...]:
+        """Reward of each candidate of a group by index; None means unscored, so far or for good.
 
-def phase(plan: Plan, now: Progress) -> RunPhase:
-    """What a watcher is told the run is doing."""
-    kinds = {type(decision) for decision in outstanding(plan, now)}
-    order = [
-        (Evaluate, RunPhase.EVALUATING),
-        (WriteGroup, RunPhase.WRITING),
-        (UpdatePolicy, RunPhase.UPDATING),
-        (Commit, RunPhase.COMMITTING),
-    ]
-    return next((name for kind, name in order if kind in kinds), RunPhase.ENDED)
+        Over students the mean or the least, over repeats the mean of those that were scored. A student without any
+        scored repeat leaves the candidate unscored: a mean over other students than its rivals' would favour whoever
+        missed the harder student.
+        """
+        return tuple(self._reward(group, edit) for edit in self.groups[group])
+
+    def _reward(self, group: Group, edit: str | None) -> float | None:
+        if edit is None:
+            return self.plan.rejected_reward
+        means = []
+        for student in self.plan.readers(group.audience):
+            scored = self._scored(group, edit, student)
+            if not scored:
+                return None
+            means.append(sum(scored) / len(scored))
+        return min(means) if self.plan.across is Across.WORST else sum(means) / len(means)
+
+    def _scored(self, group: Group, edit: str, student: str) -> list[float]:
+        each = (
+            self.results.get(Evaluate(group.round, group.task, edit, student, repeat))
+            for repeat in range(self.plan.repeats)
+        )
+        return [reward for reward in each if reward is not None]
+
+    def task_rewards(self, round_: int, task: str) -> tuple[float | None, ...]:
+        """Rewards of all candidates of a task in a round, audience after audience, as their indices count."""
+        groups = [Group(round_, task, who) for who in self.plan.audiences]
+        return tuple(
+            reward
+            for group in groups
+            for reward in (self.rewards(group) if group in self.groups else (None,) * self.plan.candidates)
+        )
+
+    def settled(self, group: Group) -> Mapping[int, bool]:
+        """By index of a candidate: whether each of its evaluations has ended."""
+        return {
+            index: edit is None
+            or all(
+                Evaluate(group.round, group.task, edit, student, repeat) in self.results
+                for student in self.plan.readers(group.audience)
+                for repeat in range(self.plan.repeats)
+            )
+            for index, edit in enumerate(self.groups[group])
+        }
+
+    @property
+    def phase(self) -> RunPhase:
+        """What a watcher is told the run is doing."""
+        if self.state is not RunState.RUNNING:
+            return RunPhase.ENDED
+        if self.round > self.plan.rounds:
+            return RunPhase.COMMITTING if any(isinstance(each, Commit) for each in self._closing()) else RunPhase.ENDED
+        if any(self._left.get(group) for group in self.round_groups(self.round)):
+            return RunPhase.EVALUATING
+        return RunPhase.UPDATING if self._complete(self.round) else RunPhase.WRITING

@@ -12,7 +12,7 @@ _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800
 _REWARDS = (-1.0, -0.5, -0.25, -0.1, -0.05, 0.0, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 OUTCOMES = ("report", "rejected", "failed")
-LOST_REASONS = ("unavailable", "exhausted", "failed", "internal")
+LOST_REASONS = ("unavailable", "exhausted", "internal", "refused")
 
 PENDING = Gauge("tutelage_orchestrator_evaluations_pending", "Evaluations that wait for a slot or are under way.")
 EVALUATIONS = Counter("tutelage_orchestrator_evaluations_total", "Evaluations that ended, by outcome.", ("outcome",))
@@ -26,7 +26,7 @@ REWARD = Histogram("tutelage_orchestrator_reward", "Rewards of single evaluation
 MEAN_REWARD = Gauge("tutelage_orchestrator_round_mean_reward", "Mean reward of the latest round that was scored.")
 RETRIES = Counter("tutelage_orchestrator_retries_total", "Calls that were tried again, by service.", ("service",))
 WORKERS_LOST = Counter(
-    "tutelage_orchestrator_workers_lost_total", "Evaluations that lost their student, by reason.", ("reason",)
+    "tutelage_orchestrator_workers_lost_total", "Attempts of evaluations that failed, by reason.", ("reason",)
 )
 POLICY_ROUND = Gauge("tutelage_orchestrator_policy_round", "Round of the newest policy; 0 is the untouched model.")
 RUNS = Gauge("tutelage_orchestrator_runs", "Runs, by state.", ("state",))

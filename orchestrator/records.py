@@ -43,6 +43,8 @@ class Run:
     message: str
     created_at: datetime
     finished_at: datetime | None
+    extra_rounds: int = 0
+    """Rounds that were added to those of the settings."""
 
     @property
     def plan(self) -> Plan:
@@ -53,9 +55,11 @@ class Run:
             students=config.students,
             candidates=config.candidates,
             repeats=config.evaluation_seeds,
-            rounds=config.rounds,
+            rounds=config.rounds + self.extra_rounds,
             commits=config.commit.when == "end",
             rejected_reward=config.reward.rejected_reward,
+            staleness=config.staleness,
+            across=config.reward.across,
         )
 
 
@@ -88,6 +92,8 @@ class StoredEvaluation:
     reward: float | None = None
     parts: Mapping[str, float] | None = None
     seconds: float | None = None
+    replica: str = ""
+    """Address of the replica that gave the outcome."""
 
     @property
     def final(self) -> bool:
@@ -103,6 +109,14 @@ class StoredUpdate:
 
 
 @dataclass(frozen=True)
+class StudentTally:
+    """A student's part of a run's rewards."""
+
+    done: int
+    mean_reward: float | None
+
+
+@dataclass(frozen=True)
 class Tally:
     """Counts of a run's rewards."""
 
@@ -112,5 +126,6 @@ class Tally:
     unscored: int
     """Candidates with an evaluation that failed for good."""
     mean_reward: float | None
-    done_by_student: Mapping[str, int]
+    students: Mapping[str, StudentTally]
     mean_seconds: float | None
+    """Of the evaluations that a student ended."""

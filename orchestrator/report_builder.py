@@ -7,23 +7,23 @@ from typing import Literal, cast
 
 import yaml
 
-from orchestrator.evaluating import round_seed
-from orchestrator.machine import Evaluate, candidate_rewards
+from orchestrator.evaluation_keys import round_seed
+from orchestrator.machine import Evaluate
+from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate, StoredEvaluation
 from orchestrator.report.data import (
     CandidateRecord,
     CommitRecord,
     EvaluationRecord,
-    PhaseTime,
     ReportHeader,
     RoundUpdate,
     RunReport,
 )
-from orchestrator.runner import rebuild
+from orchestrator.report.phases import phase_times
 from orchestrator.store import Store
 from tutelage import __version__
 from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.run import RunEvent, RunSummary
+from tutelage.domain.run import RunSummary
 from tutelage.domain.self_edit import Rejection, SelfEdit, TextDocument, TrainingDocument
 from tutelage.domain.task import DocumentTask
 
@@ -39,11 +39,11 @@ async def build_report(store: Store, run: Run, summary: RunSummary) -> RunReport
     """Everything the store knows of a run; of a running one, what there is so far."""
     candidates = await store.candidates(run.run_id)
     evaluations = await store.evaluations(run.run_id)
-    now = await rebuild(run, store)
+    machine = await rebuild(run, store)
     rewards = {
-        (round_, task): candidate_rewards(run.plan, now, round_, task)
-        for round_, task in now.groups
-        if round_ < now.round  # until a round is complete, its means may still change
+        (group.round, group.task): machine.task_rewards(group.round, group.task)
+        for group in machine.groups
+        if group.round < machine.round  # until a round is complete, its means may still change
     }
     by_candidate: dict[tuple[str, str, int], StoredEvaluation] = {
         (row.student, row.evaluation_id, row.repeat): row for row in evaluations
@@ -143,32 +143,3 @@ def _evaluation(run: Run, row: StoredEvaluation, candidate_id: str) -> Evaluatio
         if row.phase == "round"
         else None,
     )
-
-
-def phase_times(events: Sequence[RunEvent]) -> tuple[PhaseTime, ...]:
-    """Seconds of each phase by round, from the events: writing until the last candidate, then evaluating, updating."""
-    times: list[PhaseTime] = []
-    round_, start, last_written, last_done = 0, None, None, None
-    committing = None
-    for event in events:
-        match event.kind:
-            case "round_started":
-                round_, start, last_written, last_done = int(str(event.detail["round"])), event.at, None, None
-            case "candidate_written":
-                last_written = event.at
-            case "evaluation_done" if event.detail.get("phase") == "round":
-                last_done = event.at
-            case "policy_updated" if start is not None:
-                written = last_written or start
-                done = max(last_done or written, written)
-                times += [
-                    PhaseTime(round_, "writing", (written - start).total_seconds()),
-                    PhaseTime(round_, "evaluating", (done - written).total_seconds()),
-                    PhaseTime(round_, "updating", (event.at - done).total_seconds()),
-                ]
-                start = None
-            case "commit_started":
-                committing = event.at
-            case "run_done" if committing is not None:
-                times.append(PhaseTime(0, "committing", (event.at - committing).total_seconds()))
-    return tuple(times)

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from orchestrator import metrics
+from orchestrator.backoff import backoff_s
 from orchestrator.config import RetrySettings
-from orchestrator.dispatch import backoff_s
 from tutelage.domain.errors import Exhausted, TutelageError, Unavailable
 
 T = TypeVar("T")

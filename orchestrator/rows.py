@@ -6,14 +6,16 @@ import asyncio
 import functools
 import json
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from dataclasses import dataclass
+from typing import Any, ParamSpec, Self, TypeVar
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from orchestrator import schema as s
-from orchestrator.database import now_us, to_datetime
+from orchestrator.database import now_us, reading, to_datetime
+from orchestrator.leasing import LeaseLost
 from tutelage.domain.run import RunEvent
 
 P = ParamSpec("P")
@@ -24,11 +26,12 @@ Event = tuple[str, Mapping[str, object]]
 
 
 def insert_or_ignore(
-    connection: AsyncConnection, table: Any, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]]
+    connection: AsyncConnection, table: Any, rows: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
 ) -> Any:
-    """An insert that leaves existing rows as they are."""
+    """An insert that leaves existing rows as they are; without rows they are given when it is executed."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return dialect.insert(table).values(rows).on_conflict_do_nothing()
+    statement = dialect.insert(table)
+    return (statement if rows is None else statement.values(rows)).on_conflict_do_nothing()
 
 
 async def inserted(connection: AsyncConnection, table: Any, row: Mapping[str, Any]) -> bool:
@@ -57,17 +60,41 @@ def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[An
     return whole
 
 
+@dataclass(frozen=True)
+class Fence:
+    """Lets only the orchestrator that holds a run write to it."""
+
+    run_id: str
+    epoch: int
+
+
 class Rows:
     """Base of the parts; every method is one transaction."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, fence: Fence | None = None) -> None:
         self.engine = engine
+        self.reading = reading(engine)
+        self.fence = fence
+
+    def fenced(self, run_id: str, epoch: int) -> Self:
+        """The same store, whose writes to the run raise LeaseLost once another epoch has begun."""
+        return type(self)(self.engine, Fence(run_id, epoch))
+
+    async def _locked(self, connection: AsyncConnection, run_id: str) -> None:
+        """Locks the run's row until the transaction ends; LeaseLost when this store no longer holds the run."""
+        # Two writers of one run take their sequence numbers in turn; SQLite has one writer anyway.
+        row = await connection.execute(
+            select(s.runs.c.epoch).where(s.runs.c.run_id == run_id).with_for_update(key_share=True)
+        )
+        epoch = row.scalar()
+        if self.fence is not None and (run_id, epoch) != (self.fence.run_id, self.fence.epoch):
+            raise LeaseLost(f"run {run_id!r} is driven by another orchestrator now")
 
     async def _append(self, connection: AsyncConnection, run_id: str, events: Iterable[Event]) -> None:
-        # Two writers of one run take their sequence numbers in turn; SQLite has one writer anyway.
-        await connection.execute(
-            select(s.runs.c.run_id).where(s.runs.c.run_id == run_id).with_for_update(key_share=True)
-        )
+        await self._locked(connection, run_id)
+        await self._append_locked(connection, run_id, events)
+
+    async def _append_locked(self, connection: AsyncConnection, run_id: str, events: Iterable[Event]) -> None:
         latest = await connection.scalar(select(func.max(s.events.c.sequence)).where(s.events.c.run_id == run_id))
         rows = [
             {
@@ -95,7 +122,7 @@ class Rows:
         query = select(s.events).where(c.run_id == run_id, c.sequence > after).order_by(c.sequence)
         if limit is not None:
             query = query.limit(limit)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).mappings().all()
         return [
             RunEvent(row["sequence"], to_datetime(row["at"]), row["kind"], json.loads(row["detail"])) for row in rows

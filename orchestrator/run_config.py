@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from orchestrator.closing import Closing, GroupPolicy
+from orchestrator.machine import Across
 from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.evaluation import InnerLoopSettings
@@ -79,6 +81,12 @@ class RewardConfig(Settings):
     """Grader by which forgetting is measured on the retention quiz."""
     retention_penalty: float = Field(default=0.0, ge=0)
     """Cost of a point lost on the retention quiz."""
+    token_penalty: float = Field(default=0.0, ge=0)
+    """Cost of a thousand tokens trained on, passes counted."""
+    shrink: bool = False
+    """Whether means are drawn towards their group's by the share of noise that repeats (2 or more seeds) show."""
+    across: Across = Across.MEAN
+    """Over several students the `mean` or the `worst`; `per_student` writes candidates for each student by itself."""
     rejected_reward: float | None = None
     """What a rejected edit earns; nothing leaves it unscored."""
 
@@ -130,6 +138,19 @@ class DeadlineConfig(Settings):
     """Seconds one attempt of an evaluation may take."""
     attempts: int = Field(default=8, ge=1, le=1000)
     """Attempts, spread with backoff, before a candidate is given up as unscored."""
+    total_s: float = Field(default=7200.0, gt=0)
+    """Seconds from an evaluation's first start, or for which its student is away, before it is given up as unscored."""
+
+
+class GroupConfig(Settings):
+    """When a group of candidates closes."""
+
+    close: Closing = Closing.RETRY
+    """`retry`: when all have ended; `fail_fast`: a candidate given up fails the run; `minimum`: with enough."""
+    minimum: int | None = Field(default=None, ge=1)
+    """Candidates that must be scored for a group to be learned from; needed with `minimum`."""
+    wait_s: float | None = Field(default=None, ge=0)
+    """With enough scored, seconds the rest may still take; nothing means for as long as they do not fail."""
 
 
 class RunConfig(Settings):
@@ -171,6 +192,10 @@ class RunConfig(Settings):
     """What is kept at the end."""
     deadlines: DeadlineConfig = Field(default_factory=DeadlineConfig)
     """How long and how often an evaluation is tried."""
+    group: GroupConfig = Field(default_factory=GroupConfig)
+    """When a group of candidates closes."""
+    staleness: int = Field(default=0, ge=0, le=100)
+    """Updates that the writing policy may be behind: with 0 a round begins after the update of the one before."""
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
@@ -189,6 +214,14 @@ class RunConfig(Settings):
             for field, name in wanted.items()
             if name not in self.graders
         ]
+        if (self.group.close is Closing.MINIMUM) != (self.group.minimum is not None):
+            problems.append("group.minimum: a number with `close: minimum`, and only there")
+        if self.group.minimum is not None and self.group.minimum > self.candidates:
+            problems.append(f"group.minimum: {self.group.minimum} of {self.candidates} candidates cannot come back")
+        if self.update.stale is StaleCandidates.DROP and self.staleness > self.update.max_staleness:
+            problems.append("staleness: above update.max_staleness candidates would be dropped")
+        if self.group.wait_s is not None and self.group.close is not Closing.MINIMUM:
+            problems.append("group.wait_s: only with `close: minimum`")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -203,7 +236,11 @@ class RunConfig(Settings):
 
     def reward_settings(self) -> RewardSettings:
         """The domain's reward weights."""
-        return RewardSettings(**dict(self.reward))
+        return RewardSettings(**{name: value for name, value in dict(self.reward).items() if name != "across"})
+
+    def group_policy(self) -> GroupPolicy:
+        """When groups close, as the machine's terms."""
+        return GroupPolicy(self.group.close, self.group.minimum or 0, self.group.wait_s)
 
     def update_settings(self) -> UpdateSettings:
         """The domain's settings of a policy update."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import insert, select, update
+from dataclasses import replace
+
+import yaml
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import schema as s
@@ -18,6 +21,11 @@ from tutelage.v1 import teacher_service_pb2 as teacher_pb
 from tutelage.wire import description as wire_description
 from tutelage.wire import policy as wire_policy
 from tutelage.wire import task as wire_task
+
+
+def resolved_yaml(config: RunConfig) -> str:
+    """Every setting with its default filled in, as YAML."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 class RunRows(Rows):
@@ -37,13 +45,14 @@ class RunRows(Rows):
             "state": run.state.value,
             "message": run.message,
             "created_at": now_us(),
+            "resolved_yaml": resolved_yaml(run.config),
         }
         started: Event = (
             "run_started",
             {
                 "tasks": len(run.tasks),
                 "students": list(run.config.students),
-                "rounds": run.config.rounds,
+                "rounds": run.plan.rounds,
                 "candidates": run.config.candidates,
                 "evaluations": run.plan.evaluations,
                 "policy_version": run.policy_version,
@@ -93,7 +102,7 @@ class RunRows(Rows):
     @uninterrupted
     async def content_hash(self, run_id: str) -> str | None:
         """Hash of what a run was started with; None when there is no such run."""
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             found = await connection.scalar(select(s.runs.c.content_hash).where(s.runs.c.run_id == run_id))
         return None if found is None else str(found)
 
@@ -103,13 +112,13 @@ class RunRows(Rows):
         query = select(s.runs.c.run_id).order_by(s.runs.c.created_at, s.runs.c.run_id)
         if state is not None:
             query = query.where(s.runs.c.state == state.value)
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             return [str(run_id) for run_id in await connection.scalars(query)]
 
     @uninterrupted
     async def run(self, run_id: str) -> Run:
         """A run; NotFound when there is none by that id."""
-        async with self.engine.connect() as connection:
+        async with self.reading.connect() as connection:
             row = (await connection.execute(select(s.runs).where(s.runs.c.run_id == run_id))).mappings().first()
             if row is None:
                 raise NotFound("run", run_id)
@@ -130,7 +139,8 @@ class RunRows(Rows):
             )
             for each in students.mappings()
         }
-        config = parse_settings(row["config_yaml"], RunConfig)
+        # As they were resolved at the start: a default that changes must not change a run.
+        config = parse_settings(row["resolved_yaml"] or row["config_yaml"], RunConfig)
         return Run(
             run_id=run_id,
             config=config,
@@ -148,17 +158,122 @@ class RunRows(Rows):
             message=row["message"],
             created_at=to_datetime(row["created_at"]),
             finished_at=None if row["finished_at"] is None else to_datetime(row["finished_at"]),
+            extra_rounds=row["extra_rounds"],
         )
 
     @uninterrupted
+    async def run_state(self, run_id: str) -> tuple[RunState, str]:
+        """A run's state and message; NotFound when there is none by that id."""
+        c = s.runs.c
+        async with self.reading.connect() as connection:
+            row = (await connection.execute(select(c.state, c.message).where(c.run_id == run_id))).first()
+        if row is None:
+            raise NotFound("run", run_id)
+        return RunState(row.state), row.message
+
+    @uninterrupted
+    async def refreshed(self, run: Run) -> Run:
+        """The run with what may have changed since it was read; the rest is not read again."""
+        c = s.runs.c
+        query = select(c.state, c.message, c.finished_at, c.extra_rounds).where(c.run_id == run.run_id)
+        async with self.reading.connect() as connection:
+            row = (await connection.execute(query)).one()
+        return replace(
+            run,
+            state=RunState(row.state),
+            message=row.message,
+            finished_at=None if row.finished_at is None else to_datetime(row.finished_at),
+            extra_rounds=row.extra_rounds,
+        )
+
+    @uninterrupted
+    async def count_states(self) -> dict[RunState, int]:
+        """Runs by state."""
+        c = s.runs.c
+        async with self.reading.connect() as connection:
+            rows = await connection.execute(select(c.state, func.count()).group_by(c.state))
+            return {RunState(row[0]): row[1] for row in rows}
+
+    @uninterrupted
     async def end_run(self, run_id: str, state: RunState, message: str) -> bool:
-        """Ends a running run, once; False when it had ended."""
+        """Ends a run that has not ended, once; False when it had. A paused one can only be cancelled."""
+        c = s.runs.c
+        open_ = [RunState.RUNNING.value] + ([RunState.PAUSED.value] if state is RunState.CANCELLED else [])
         async with self.engine.begin() as connection:
+            await self._locked(connection, run_id)
             ended = await connection.execute(
                 update(s.runs)
-                .where(s.runs.c.run_id == run_id, s.runs.c.state == RunState.RUNNING.value)
+                .where(c.run_id == run_id, c.state.in_(open_))
                 .values(state=state.value, message=message, finished_at=now_us())
             )
             if ended.rowcount:
-                await self._append(connection, run_id, [(f"run_{state.value}", {"message": message})])
+                await self._append_locked(connection, run_id, [(f"run_{state.value}", {"message": message})])
         return bool(ended.rowcount)
+
+    @uninterrupted
+    async def change_state(self, run_id: str, old: RunState, new: RunState, event: str) -> bool:
+        """From one state to another; False when the run is in neither the old nor is changed."""
+        c = s.runs.c
+        async with self.engine.begin() as connection:
+            await self._locked(connection, run_id)
+            changed = await connection.execute(
+                update(s.runs).where(c.run_id == run_id, c.state == old.value).values(state=new.value, message="")
+            )
+            if changed.rowcount:
+                await self._append_locked(connection, run_id, [(event, {})])
+        return bool(changed.rowcount)
+
+    @uninterrupted
+    async def tell(self, run_id: str, message: str) -> None:
+        """What a run waits for, for people; an event when it changed."""
+        c = s.runs.c
+        async with self.engine.begin() as connection:
+            await self._locked(connection, run_id)
+            changed = await connection.execute(
+                update(s.runs)
+                .where(c.run_id == run_id, c.state == RunState.RUNNING.value, c.message != message)
+                .values(message=message)
+            )
+            if changed.rowcount and message:
+                await self._append_locked(connection, run_id, [("run_waits", {"message": message})])
+
+    @uninterrupted
+    async def extend(self, run_id: str, rounds: int) -> None:
+        """Adds rounds to a run that has not failed or been cancelled; one that was done goes on.
+
+        Whoever drives it loses its lease, and takes it up again with the new plan. Commits that were decided against
+        are decided again after the last round; what was committed stays.
+        """
+        c = s.runs.c
+        async with self.engine.begin() as connection:
+            await self._locked(connection, run_id)
+            row = (await connection.execute(select(c.state, c.extra_rounds).where(c.run_id == run_id))).one()
+            going = row.state != RunState.DONE.value
+            await connection.execute(
+                update(s.runs)
+                .where(c.run_id == run_id)
+                .values(
+                    extra_rounds=c.extra_rounds + rounds,
+                    state=row.state if going else RunState.RUNNING.value,
+                    message="",
+                    finished_at=None,
+                    owner="",
+                    leased_until=0,
+                    epoch=c.epoch + 1,
+                )
+            )
+            await connection.execute(
+                delete(s.commits).where(s.commits.c.run_id == run_id, s.commits.c.committed.is_(False))
+            )
+            told: list[Event] = [("run_extended", {"rounds": rounds})]
+            last = (
+                await connection.execute(
+                    select(s.updates.c.round, s.updates.c.version)
+                    .where(s.updates.c.run_id == run_id)
+                    .order_by(s.updates.c.round.desc())
+                    .limit(1)
+                )
+            ).first()
+            if last is not None and not going:
+                told.append(("round_started", {"round": last.round + 1, "policy_version": last.version}))
+            await self._append_locked(connection, run_id, told)

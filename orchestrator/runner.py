@@ -1,21 +1,28 @@
 """Drives one run: executes the machine's decisions, stores each result first and then feeds it to the machine.
 
 Everything is rebuilt from the store's rows, so stopping a runner at any moment and starting another goes on where the
-rows end. Evaluations wait in one queue and start as far as their students' slots reach.
+rows end. Each student's evaluations wait here in order, and a few more than it has slots are handed to the dispatcher.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from orchestrator import metrics
+from orchestrator.closing import Closing, enough, to_give_up
 from orchestrator.committing import Committer
 from orchestrator.config import OrchestratorSettings
-from orchestrator.dispatch import assign
-from orchestrator.evaluating import Evaluator, evaluation_key, round_seed
+from orchestrator.dispatcher import Dispatcher
+from orchestrator.evaluating import Asked, Evaluator, Watching
+from orchestrator.evaluation_keys import RoundKeys
+from orchestrator.leasing import Lease, LeaseLost
+from orchestrator.ledger import Ledger
 from orchestrator.machine import (
     Commit,
     CommitDecided,
@@ -24,145 +31,184 @@ from orchestrator.machine import (
     Evaluated,
     Fact,
     FinishRun,
+    Group,
     GroupWritten,
+    Machine,
     PolicyUpdated,
-    Progress,
     RunEnded,
     UpdatePolicy,
     WriteGroup,
-    apply,
-    begin,
-    outstanding,
-    phase,
-    step,
 )
+from orchestrator.meter import Meter
+from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate
 from orchestrator.store import Store
 from orchestrator.student_rows import StudentRows
-from orchestrator.students import Students
+from orchestrator.tally import RunningTally
 from orchestrator.teaching import Teaching
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.errors import TutelageError
-from tutelage.domain.run import RunPhase, RunState
+from tutelage.domain.run import RunState
 from tutelage.domain.self_edit import SelfEdit
 from tutelage.rpc.logging import bind
 
 logger = logging.getLogger(__name__)
 
 CANCEL_S = 5.0
-"""Seconds a student has to say that it stops an evaluation of a cancelled run."""
+"""Seconds a student has to say that it stops an evaluation nobody waits for."""
+METER_S = 10.0
+"""Seconds between two writes of how busy everyone was."""
+TEACHER = "teacher"
+
+STORE_FAULTS = (SQLAlchemyError, LeaseLost, OSError)
+"""The database is away or refuses; what is stored stands, and the run can be driven on from there."""
 
 
-async def rebuild(run: Run, store: Store) -> Progress:
-    """The machine's state from the store's rows."""
-    facts: list[tuple[tuple[int, int], Fact]] = []
-    groups: dict[tuple[int, str], list[str | None]] = {}
-    for stored in await store.candidates(run.run_id):
-        groups.setdefault((stored.round, stored.task_id), []).append(stored.edit)
-    facts += [((round_, 0), GroupWritten(round_, task, tuple(edits))) for (round_, task), edits in groups.items()]
-    for row in await store.evaluations(run.run_id):
-        if row.final and row.phase == "round":
-            work = Evaluate(row.round, row.task_id, row.edit, row.student, row.repeat)
-            facts.append(((row.round, 1), Evaluated(work, row.reward)))
-    facts += [((item.round, 2), PolicyUpdated(item.round, item.version)) for item in await store.updates(run.run_id)]
-    commits = await store.commits(run.run_id)
-    facts += [((run.config.rounds + 1, 0), CommitDecided(row["student"], row["task_id"])) for row in commits]
-    now = begin(run.policy_version)
-    for _, fact in sorted(facts, key=lambda item: item[0]):
-        now = apply(run.plan, now, fact)
-    return now if run.state is RunState.RUNNING else apply(run.plan, now, RunEnded(run.state))
+class _Paused(Exception):
+    """What was about to begin does not."""
 
 
 class Runner:
     """One run under way."""
 
     def __init__(
-        self, run: Run, store: Store, students: Students, teacher: TeacherClient, settings: OrchestratorSettings
+        self,
+        run: Run,
+        lease: Lease,
+        store: Store,
+        dispatcher: Dispatcher,
+        teacher: TeacherClient,
+        settings: OrchestratorSettings,
     ) -> None:
-        self.run = run
-        self._store = store
-        self._students = students
-        self._settings = settings
-        self._rows = StudentRows(store.engine)
-        self._evaluator = Evaluator(run, store, students, settings.retry, settings.lease_s)
-        self._teaching = Teaching(run, store, teacher, settings)
-        self._committer = Committer(self._evaluator, self._rows, settings)
+        self.run, self.lease = run, lease
+        self._store = store.fenced(lease.run_id, lease.epoch)
+        self._dispatcher, self._settings = dispatcher, settings
+        self._ledger = Ledger(self._store, run.run_id)
+        self._evaluator = Evaluator(run, self._store, dispatcher, self._ledger, settings.lease_s)
+        self._teaching = Teaching(run, self._store, teacher, settings)
+        self._committer = Committer(self._evaluator, StudentRows(store.engine), settings)
+        self._keys = RoundKeys(run)
+        self._policy = run.config.group_policy()
         self._facts: asyncio.Queue[Fact | BaseException | None] = asyncio.Queue()
-        self._waiting: dict[Evaluate, None] = {}
-        self._under_way: dict[Evaluate, str] = {}
+        self._waiting: dict[str, deque[Evaluate]] = {name: deque() for name in run.plan.students}
+        self._asked: dict[Evaluate, Asked | None] = {}
+        self._handed: dict[str, int] = dict.fromkeys(run.plan.students, 0)
+        self._failed: set[Evaluate] = set()
+        self._evaluating: dict[Evaluate, asyncio.Task[None]] = {}
+        self._room: set[str] = set()
+        self._closing: dict[Group, asyncio.TimerHandle] = {}
+        self._waited: set[Group] = set()
+        self._open = 0
+        self._meter = Meter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers = asyncio.Semaphore(settings.writers)
         self._edits: dict[tuple[int, str, str], tuple[SelfEdit, list[str]]] = {}
-        self._now = begin(run.policy_version)
-
-    @property
-    def phase(self) -> RunPhase:
-        """What the run is doing."""
-        return phase(self.run.plan, self._now)
-
-    @property
-    def progress(self) -> Progress:
-        """Where the run stands."""
-        return self._now
+        self._attempts: dict[tuple[str, str], int] = {}
+        self._pausing = False
+        self.restored = False
+        """Whether machine and tally stand where the store stands."""
+        self.machine = Machine(run.plan, run.policy_version)
+        self.tally = RunningTally((), ())
 
     async def drive(self) -> None:
-        """Until the run has ended; cancelling leaves it to be resumed."""
+        """Until the run has ended or was paused; cancelling leaves it to be resumed.
+
+        LeaseLost when another orchestrator has it; a database's errors are raised, and the rows stand.
+        """
         bind(run_id=self.run.run_id)
-        stop_listening = self._students.listen(lambda: self._facts.put_nowait(None))
+        self._loop = asyncio.get_running_loop()
+        stop_listening = self._dispatcher.listen(self._room_changed)
         try:
-            self._remember(await self._store.candidates(self.run.run_id))
-            self._now = await rebuild(self.run, self._store)
-            for name, student in self.run.students.items():
-                self._students.set_slots(name, student.description.slots)
-            self._begin(outstanding(self.run.plan, self._now))
-            while self._now.state is RunState.RUNNING:
-                self._dispatch()
+            await self._restore()
+            self._aside(self._write_meter())
+            self._begin(self.machine.outstanding())
+            while self.machine.state is RunState.RUNNING and (self._open or not self._pausing):
+                self._hand_out()
                 fact = await self._facts.get()
                 if isinstance(fact, BaseException):
-                    await self._fail(fact)
-                elif fact is not None:
-                    self._now, decisions = step(self.run.plan, self._now, fact)
-                    self._begin(decisions)
+                    raise fact
+                if fact is not None:
+                    self._begin(self.machine.feed(fact))
+                    if isinstance(fact, Evaluated):
+                        self._close_group(self.machine.group_of(fact.work))
+        except STORE_FAULTS:
+            raise
         except Exception as error:
             await self._fail(error)
         finally:
             stop_listening()
             await self._stop_tasks()
 
+    def pause(self) -> None:
+        """Starts nothing new; `drive` ends when what students have has ended."""
+        self._pausing = True
+        for waiting in self._waiting.values():
+            metrics.PENDING.dec(len(waiting))
+            waiting.clear()
+        for work, task in list(self._evaluating.items()):
+            asked = self._asked.get(work)
+            if asked is None or not asked.running:
+                task.cancel()
+        self._facts.put_nowait(None)
+
     async def cancel_evaluations(self) -> None:
         """Asks the students to stop what they are evaluating for this run; best effort."""
-        asked = [
-            asyncio.wait_for(self._students.client(work.student).cancel_evaluation(evaluation_id), CANCEL_S)
-            for work, evaluation_id in self._under_way.items()
-        ]
-        await asyncio.gather(*asked, return_exceptions=True)
+        running = [asked for asked in self._asked.values() if asked is not None and asked.running]
+        await asyncio.gather(*(self._cancel(asked) for asked in running), return_exceptions=True)
+
+    async def _cancel(self, asked: Asked) -> None:
+        for client in await self._dispatcher.students.clients(asked.work.student):
+            try:
+                await asyncio.wait_for(client.cancel_evaluation(asked.evaluation_id), CANCEL_S)
+            except (TutelageError, TimeoutError):
+                continue
+
+    async def _restore(self) -> None:
+        run_id = self.run.run_id
+        self._remember(await self._store.candidates(run_id))
+        self.machine = await rebuild(self.run, self._store)
+        self._attempts = await self._store.attempts(run_id)
+        seconds = [each for _, _, each in await self._store.ended(run_id)]
+        self.tally = RunningTally(await self._store.reward_states(run_id), seconds)
+        self.restored = True
+        self._meter.room(TEACHER, 1, self._loop.time())
+        for name in self.run.plan.students:
+            self._room_changed(name)
 
     async def _fail(self, error: BaseException) -> None:
         known = isinstance(error, TutelageError)
         logger.error("the run failed: %s", error, exc_info=None if known else error)
         message = str(error) if known else f"internal fault: {type(error).__name__}"
+        await self.cancel_evaluations()
         await self._store.end_run(self.run.run_id, RunState.FAILED, message)
-        self._now = apply(self.run.plan, self._now, RunEnded(RunState.FAILED))
+        self.machine.feed(RunEnded(RunState.FAILED))
 
     async def _stop_tasks(self) -> None:
-        for task in self._tasks:
+        for timer in self._closing.values():
+            timer.cancel()
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        metrics.PENDING.dec(len(self._waiting))
-        self._waiting.clear()
-        # A task that was cancelled before its first step released nothing.
-        for left in list(self._under_way):
-            self._release(left)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        metrics.PENDING.dec(sum(len(waiting) for waiting in self._waiting.values()) + len(self._asked))
+        self._asked.clear()
+        await self._ledger.close()
+        await self._keep_meter()
+
+    # Decisions.
 
     def _begin(self, decisions: Sequence[Decision]) -> None:
+        if self._pausing:
+            return
         for decision in decisions:
             match decision:
                 case Evaluate():
-                    self._waiting[decision] = None
+                    self._waiting[decision.student].append(decision)
+                    self._room.add(decision.student)
                     metrics.PENDING.inc()
                 case WriteGroup():
-                    self._spawn(self._write(decision))
+                    self._spawn(self._write(decision.group))
                 case UpdatePolicy():
                     self._spawn(self._update(decision))
                 case Commit():
@@ -170,70 +216,197 @@ class Runner:
                 case FinishRun():
                     self._spawn(self._finish())
 
-    def _dispatch(self) -> None:
-        for work in assign(self._waiting, self._students.free()):
-            del self._waiting[work]
-            self._under_way[work] = ""
-            self._students.take(work.student)
-            self._spawn(self._evaluate(work))
-
-    def _spawn(self, work: Coroutine[Any, Any, Fact]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, Fact]) -> asyncio.Task[None]:
         async def feed() -> None:
             try:
                 self._facts.put_nowait(await work)
+            except _Paused:
+                pass
             except Exception as error:
                 self._facts.put_nowait(error)
 
-        task = asyncio.create_task(feed())
+        def over(_: asyncio.Task[None]) -> None:
+            work.close()
+            self._open -= 1
+            if self._pausing:
+                self._facts.put_nowait(None)
+
+        self._open += 1
+        task = self._aside(feed())
+        task.add_done_callback(over)
+        return task
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(lambda _: work.close())
+        return task
+
+    def _hand_out(self) -> None:
+        for name in self._room:
+            waiting = self._waiting[name]
+            # A few more than there are slots, so that a slot that falls free need not wait for us.
+            window = 2 * self._dispatcher.slots(name) + 2
+            while waiting and self._handed[name] < window:
+                work = waiting.popleft()
+                if work in self.machine.results or work in self._asked:
+                    metrics.PENDING.dec()
+                    continue
+                self._asked[work] = None
+                self._handed[name] += 1
+                self._evaluating[work] = self._spawn(self._evaluate(work))
+        self._room.clear()
+
+    def _room_changed(self, student: str) -> None:
+        if student in self._waiting:
+            self._meter.room(f"student/{student}", self._dispatcher.slots(student), self._loop.time())
+            self._room.add(student)
+            self._facts.put_nowait(None)
 
     def _remember(self, written: Sequence[StoredCandidate]) -> None:
         for stored in written:
             if stored.edit is not None and isinstance(stored.candidate.result, SelfEdit):
-                known = self._edits.setdefault(
-                    (stored.round, stored.task_id, stored.edit), (stored.candidate.result, [])
-                )
+                at = (stored.round, stored.task_id, stored.edit)
+                known = self._edits.setdefault(at, (stored.candidate.result, []))
                 if stored.id not in known[1]:
                     known[1].append(stored.id)
 
-    async def _write(self, decision: WriteGroup) -> Fact:
+    # What is done for a decision.
+
+    async def _write(self, group: Group) -> Fact:
         async with self._writers:
-            written = await self._teaching.write(decision)
+            if self._pausing:
+                raise _Paused
+            self._meter.start(TEACHER, self._loop.time())
+            try:
+                # The newest policy, which may be newer than when this was decided.
+                written = await self._teaching.write(group, self.machine.policy_version)
+            finally:
+                self._meter.stop(TEACHER, self._loop.time())
         self._remember(written)
-        return GroupWritten(decision.round, decision.task, tuple(stored.edit for stored in written))
+        plan = self.run.plan
+        for stored in written:
+            if stored.edit is None:
+                self.tally.rejected(stored.id, plan.readers(group.audience), plan.repeats, plan.rejected_reward)
+        return GroupWritten(group, tuple(stored.edit for stored in written))
 
     async def _evaluate(self, work: Evaluate) -> Fact:
+        edit, candidate_ids = self._edits[work.round, work.task, work.edit]
+        candidate_ids = self._own(work, candidate_ids)
+        key, evaluation_id = self._keys.of(work, edit)
+        actor = f"student/{work.student}"
+        watching = Watching(
+            asked=self._under_way,
+            started=lambda _: self._meter.start(actor, self._loop.time()),
+            stopped=lambda _: self._meter.stop(actor, self._loop.time()),
+            failed=self._attempt_failed,
+        )
         try:
-            edit, candidate_ids = self._edits[(work.round, work.task, work.edit)]
-            over = self.run.students[work.student].adapter_version
-            key = evaluation_key(self.run, work, edit, over, round_seed(self.run, work))
-            self._under_way[work] = key.id
-            stored = await self._evaluator.evaluate(work, key, "round", candidate_ids)
+            stored = await self._evaluator.evaluate(
+                work,
+                key,
+                "round",
+                candidate_ids,
+                evaluation_id=evaluation_id,
+                known=self._attempts,
+                watching=watching,
+            )
         finally:
-            self._release(work)
+            self._failed.discard(work)
+            self._evaluating.pop(work, None)
+            del self._asked[work]
+            self._handed[work.student] -= 1
+            self._room.add(work.student)
+            metrics.PENDING.dec()
+        self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
+        if stored.state == "failed" and self._policy.close is Closing.FAIL_FAST:
+            raise TutelageError(f"evaluation {stored.evaluation_id[:12]} of task {work.task!r} failed: {stored.reason}")
         return Evaluated(work, stored.reward)
 
-    def _release(self, work: Evaluate) -> None:
-        if self._under_way.pop(work, None) is not None:
-            metrics.PENDING.dec()
-            self._students.give(work.student)
+    def _own(self, work: Evaluate, candidate_ids: Sequence[str]) -> list[str]:
+        """Of candidates with one text, those that were written for this student."""
+        if not self.machine.group_of(work).audience:
+            return list(candidate_ids)
+        first = self.run.config.students.index(work.student) * self.run.plan.candidates
+        mine = range(first, first + self.run.plan.candidates)
+        return [each for each in candidate_ids if int(each.rpartition("/")[2]) in mine]
 
     async def _update(self, decision: UpdatePolicy) -> Fact:
-        stored = await self._teaching.update(decision, self._now)
+        self._meter.start(TEACHER, self._loop.time())
+        try:
+            stored = await self._teaching.update(decision, self.machine)
+        finally:
+            self._meter.stop(TEACHER, self._loop.time())
         return PolicyUpdated(decision.round, stored.version)
 
     async def _commit(self, decision: Commit) -> Fact:
         run_id = self.run.run_id
-        evaluations = await self._store.evaluations(run_id, student=decision.student)
-        candidates = {stored.id: stored for stored in await self._store.candidates(run_id)}
+        evaluations = await self._store.evaluations(run_id, student=decision.student, task_id=decision.task)
+        candidates = {stored.id: stored for stored in await self._store.candidates(run_id, task_id=decision.task)}
         await self._committer.commit(decision, evaluations, candidates)
         return CommitDecided(decision.student, decision.task)
 
     async def _finish(self) -> Fact:
+        await self._keep_meter()
         await self._store.end_run(self.run.run_id, RunState.DONE, "")
         return RunEnded(RunState.DONE)
+
+    # Closing groups.
+
+    def _under_way(self, asked: Asked) -> None:
+        self._asked[asked.work] = asked
+        group = self.machine.group_of(asked.work)
+        if group in self._waited:
+            self._loop.call_soon(self._close_group, group)
+
+    def _attempt_failed(self, asked: Asked) -> None:
+        self._failed.add(asked.work)
+        self._close_group(self.machine.group_of(asked.work))
+
+    def _waited_for(self, group: Group) -> None:
+        self._waited.add(group)
+        self._close_group(group)
+
+    def _close_group(self, group: Group) -> None:
+        """Gives up what is left of a group that has enough."""
+        if not enough(self._policy, self.machine, group):
+            return
+        wait_s = self._policy.wait_s
+        if wait_s is not None and group not in self._closing:
+            self._closing[group] = self._loop.call_later(wait_s, self._waited_for, group)
+        reason = f"not needed: {self._policy.minimum} candidates of its group are scored"
+        for work in to_give_up(self._policy, self.machine, group, self._failed, group in self._waited):
+            asked = self._asked.get(work)
+            if asked is not None:
+                if asked.running:
+                    self._aside(self._cancel(asked))
+                self._dispatcher.give_up(asked.given, reason)
+            elif work not in self._asked:
+                self._asked[work] = None
+                self._spawn(self._give_up(work, reason))
+
+    async def _give_up(self, work: Evaluate, reason: str) -> Fact:
+        """Ends an evaluation that no student was asked for yet."""
+        edit, candidate_ids = self._edits[work.round, work.task, work.edit]
+        key, evaluation_id = self._keys.of(work, edit)
+        candidate_ids = self._own(work, candidate_ids)
+        stored = await self._evaluator.give_up(work, evaluation_id, key.adapter_version, candidate_ids, reason)
+        del self._asked[work]
+        self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
+        return Evaluated(work, stored.reward)
+
+    # How busy everyone is.
+
+    async def _write_meter(self) -> None:
+        while True:
+            await asyncio.sleep(METER_S)
+            await self._keep_meter()
+
+    async def _keep_meter(self) -> None:
+        try:
+            await self._store.add_utilisation(self.run.run_id, self._meter.take(self._loop.time()))
+        except STORE_FAULTS as error:
+            logger.warning("utilisation was not written: %s", error)
 
 
 def run_hash(config_yaml: str, tasks: object, retention_quiz: object) -> str:

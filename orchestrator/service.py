@@ -8,8 +8,10 @@ from typing import Any
 
 import grpc
 
+from orchestrator.adapt_quiz import make_quiz
 from orchestrator.config import OrchestratorSettings
 from orchestrator.engine import Engine
+from orchestrator.inboxes import Inboxes
 from orchestrator.report.comparison import compare
 from orchestrator.report.comparison_html import render_comparison_html
 from orchestrator.report.comparison_json import render_comparison_json
@@ -27,14 +29,24 @@ from tutelage.v1.orchestrator_service_pb2_grpc import (
     OrchestratorServiceServicer,
     add_OrchestratorServiceServicer_to_server,
 )
+from tutelage.wire.inbox import inbox_document_to_wire, inbox_to_wire
 from tutelage.wire.run import (
     logical_student_to_wire,
     report_format_from_wire,
     run_event_to_wire,
+    run_plan_to_wire,
     run_summary_to_wire,
 )
-from tutelage.wire.task import quiz_from_wire, task_with_quiz_from_wire
+from tutelage.wire.task import (
+    quiz_from_wire,
+    quiz_to_wire,
+    submission_from_wire,
+    task_from_wire,
+    task_with_quiz_from_wire,
+)
 
+MOST_QUESTIONS = 24
+"""Of a quiz that is made."""
 CHUNK = 256 * 1024
 """Bytes of a report in one message."""
 
@@ -48,6 +60,33 @@ RENDERERS = {
 COMPARISONS = {ReportFormat.HTML: render_comparison_html, ReportFormat.JSON: render_comparison_json}
 
 
+async def _received(
+    requests: AsyncIterator[pb.StartRunRequest] | AsyncIterator[pb.PlanRunRequest],
+) -> tuple[str, str, list[TaskWithQuiz], Quiz, list[FieldViolation]]:
+    """Id, settings, tasks and retention quiz of a run, and what is wrong with its tasks."""
+    header: pb.RunHeader | None = None
+    quiz = Quiz()
+    tasks: list[TaskWithQuiz] = []
+    wrong: list[FieldViolation] = []
+    count = 0
+    async for request in requests:
+        part = request.WhichOneof("part")
+        if (header is None) != (part == "header"):
+            raise InvalidInput.of("part", part or "nothing", "one header, then tasks")
+        try:
+            if part == "header":
+                header = request.header
+                quiz = quiz_from_wire(header.retention_quiz, "retention_quiz")
+            else:
+                count += 1
+                tasks.append(task_with_quiz_from_wire(request.task, f"tasks[{count - 1}]"))
+        except InvalidInput as error:
+            wrong += error.violations
+    if header is None:
+        raise InvalidInput.of("part", "nothing", "one header, then tasks")
+    return header.run_id, header.config_yaml, tasks, quiz, wrong
+
+
 class OrchestratorService(OrchestratorServiceServicer):
     """Implements both the contract and what the server asks of a service."""
 
@@ -56,14 +95,16 @@ class OrchestratorService(OrchestratorServiceServicer):
 
     def __init__(self, settings: OrchestratorSettings) -> None:
         self.engine = Engine(settings)
+        self.inboxes = Inboxes(self.engine, settings.inboxes)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Adds the servicer."""
         add_OrchestratorServiceServicer_to_server(self, server)
 
     async def start(self) -> None:
-        """Opens the store and resumes runs."""
+        """Opens the store, resumes runs and begins to work off the inboxes."""
         await self.engine.start()
+        await self.inboxes.start()
 
     async def ready(self) -> bool:
         """Whether the store answers."""
@@ -71,31 +112,16 @@ class OrchestratorService(OrchestratorServiceServicer):
 
     async def stop(self) -> None:
         """Stops driving runs."""
+        await self.inboxes.stop()
         await self.engine.stop()
 
     async def StartRun(self, request_iterator: AsyncIterator[pb.StartRunRequest], context: Any) -> pb.StartRunResponse:
-        header: pb.RunHeader | None = None
-        quiz = Quiz()
-        tasks: list[TaskWithQuiz] = []
-        wrong: list[FieldViolation] = []
-        count = 0
-        async for request in request_iterator:
-            part = request.WhichOneof("part")
-            if (header is None) != (part == "header"):
-                raise InvalidInput.of("part", part or "nothing", "one header, then tasks")
-            try:
-                if part == "header":
-                    header = request.header
-                    quiz = quiz_from_wire(header.retention_quiz, "retention_quiz")
-                else:
-                    count += 1
-                    tasks.append(task_with_quiz_from_wire(request.task, f"tasks[{count - 1}]"))
-            except InvalidInput as error:
-                wrong += error.violations
-        if header is None:
-            raise InvalidInput.of("part", "nothing", "one header, then tasks")
-        summary, created = await self.engine.start_run(header.run_id, header.config_yaml, tasks, quiz, wrong)
+        asked = await _received(request_iterator)
+        summary, created = await self.engine.start_run(*asked)
         return pb.StartRunResponse(run=run_summary_to_wire(summary), created=created)
+
+    async def PlanRun(self, request_iterator: AsyncIterator[pb.PlanRunRequest], context: Any) -> pb.PlanRunResponse:
+        return run_plan_to_wire(await self.engine.plan_run(*await _received(request_iterator)))
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:
         async for summary, event in self.engine.watch(request.run_id, request.after_sequence):
@@ -106,13 +132,28 @@ class OrchestratorService(OrchestratorServiceServicer):
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         summary = await self.engine.summary(request.run_id)
         config_yaml = await self.engine.config_yaml(request.run_id)
-        return pb.GetRunResponse(run=run_summary_to_wire(summary), config_yaml=config_yaml)
+        resolved_yaml = await self.engine.resolved_yaml(request.run_id)
+        return pb.GetRunResponse(run=run_summary_to_wire(summary), config_yaml=config_yaml, resolved_yaml=resolved_yaml)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         return pb.ListRunsResponse(runs=[run_summary_to_wire(summary) for summary in await self.engine.list_runs()])
 
     async def CancelRun(self, request: pb.CancelRunRequest, context: Any) -> pb.CancelRunResponse:
         return pb.CancelRunResponse(run=run_summary_to_wire(await self.engine.cancel_run(request.run_id)))
+
+    async def PauseRun(self, request: pb.PauseRunRequest, context: Any) -> pb.PauseRunResponse:
+        return pb.PauseRunResponse(run=run_summary_to_wire(await self.engine.pause_run(request.run_id)))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Any) -> pb.ResumeRunResponse:
+        return pb.ResumeRunResponse(run=run_summary_to_wire(await self.engine.resume_run(request.run_id)))
+
+    async def ExtendRun(self, request: pb.ExtendRunRequest, context: Any) -> pb.ExtendRunResponse:
+        summary = await self.engine.extend_run(request.run_id, request.rounds)
+        return pb.ExtendRunResponse(run=run_summary_to_wire(summary))
+
+    async def CloneRun(self, request: pb.CloneRunRequest, context: Any) -> pb.CloneRunResponse:
+        summary, created = await self.engine.clone_run(request.run_id, request.new_run_id, request.changes_yaml)
+        return pb.CloneRunResponse(run=run_summary_to_wire(summary), created=created)
 
     async def GetReport(self, request: pb.GetReportRequest, context: Any) -> AsyncIterator[pb.GetReportResponse]:
         render = RENDERERS[report_format_from_wire(request.format, "format")]
@@ -144,3 +185,49 @@ class OrchestratorService(OrchestratorServiceServicer):
     ) -> pb.SetCurrentAdapterResponse:
         student = await self.engine.set_current(request.student, request.expected_version, request.version)
         return pb.SetCurrentAdapterResponse(student=logical_student_to_wire(student))
+
+    async def SubmitDocuments(
+        self, request_iterator: AsyncIterator[pb.SubmitDocumentsRequest], context: Any
+    ) -> pb.SubmitDocumentsResponse:
+        inbox: str | None = None
+        tasks: list[TaskWithQuiz] = []
+        wrong: list[FieldViolation] = []
+        count = 0
+        async for request in request_iterator:
+            part = request.WhichOneof("part")
+            if (inbox is None) != (part == "inbox"):
+                raise InvalidInput.of("part", part or "nothing", "one inbox, then documents")
+            if part == "inbox":
+                inbox = request.inbox
+                continue
+            try:
+                tasks.append(submission_from_wire(request.document, f"tasks[{count}]"))
+            except InvalidInput as error:
+                wrong += error.violations
+            count += 1
+        if inbox is None:
+            raise InvalidInput.of("part", "nothing", "one inbox, then documents")
+        accepted, known = await self.inboxes.submit(inbox, tasks, wrong)
+        return pb.SubmitDocumentsResponse(accepted=accepted, known=known)
+
+    async def MakeQuiz(self, request: pb.MakeQuizRequest, context: Any) -> pb.MakeQuizResponse:
+        if not 1 <= request.questions <= MOST_QUESTIONS:
+            raise InvalidInput.of("questions", request.questions, f"1 to {MOST_QUESTIONS}")
+        quiz = await make_quiz(
+            self.engine.teacher,
+            task_from_wire(request.task, "task"),
+            request.questions,
+            request.seed,
+            describe_timeout_s=self.engine.settings.describe_timeout_s,
+            write_timeout_s=self.engine.settings.write_timeout_s,
+        )
+        return pb.MakeQuizResponse(quiz=quiz_to_wire(quiz))
+
+    async def ListInbox(self, request: pb.ListInboxRequest, context: Any) -> AsyncIterator[pb.ListInboxResponse]:
+        if not request.inbox:
+            for inbox in await self.inboxes.inboxes():
+                yield pb.ListInboxResponse(inbox=inbox_to_wire(inbox))
+            return
+        yield pb.ListInboxResponse(inbox=inbox_to_wire(await self.inboxes.inbox(request.inbox)))
+        for document in await self.inboxes.documents(request.inbox):
+            yield pb.ListInboxResponse(document=inbox_document_to_wire(document))

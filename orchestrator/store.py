@@ -5,10 +5,11 @@ from __future__ import annotations
 from orchestrator.database import migrate, open_engine
 from orchestrator.evaluation_rows import EvaluationRows
 from orchestrator.learning_rows import LearningRows
+from orchestrator.lease_rows import LeaseRows
 from orchestrator.run_rows import RunRows
 
 
-class Store(RunRows, LearningRows, EvaluationRows):
+class Store(RunRows, LeaseRows, LearningRows, EvaluationRows):
     """All reads and writes of runs; every method is one transaction."""
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -9,7 +10,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from orchestrator import schema as s
-from orchestrator.database import now_us, to_datetime
+from orchestrator.database import now_us, reading, to_datetime
 from orchestrator.rows import insert_or_ignore, uninterrupted
 from tutelage.domain.errors import Conflict
 
@@ -47,12 +48,13 @@ class StudentRows:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._reading = reading(engine)
 
     @uninterrupted
     async def current(self, student: str) -> CurrentVersion:
         """The student's current version; a student without a row is at the untouched base model."""
         history = s.student_history.c
-        async with self._engine.connect() as connection:
+        async with self._reading.connect() as connection:
             row = (await connection.execute(select(s.students).where(s.students.c.name == student))).mappings().first()
             previous = await connection.scalars(
                 select(history.version).where(history.name == student).order_by(history.position.desc())
@@ -61,6 +63,14 @@ class StudentRows:
             return CurrentVersion("")
         changed_at = None if row["changed_at"] is None else to_datetime(row["changed_at"])
         return CurrentVersion(row["version"], changed_at, tuple(previous))
+
+    @uninterrupted
+    async def versions(self, names: Iterable[str]) -> dict[str, str]:
+        """The current version of each of the students."""
+        async with self._reading.connect() as connection:
+            rows = await connection.execute(select(s.students.c.name, s.students.c.version))
+            stored = {row[0]: row[1] for row in rows}
+        return {name: stored.get(name, "") for name in names}
 
     @uninterrupted
     async def compare_and_set(self, student: str, expected: str, version: str) -> CurrentVersion:

@@ -1,46 +1,87 @@
-"""The logical students: a channel each, how many evaluations each takes at once, and who answered last."""
+"""The logical students: where the replicas of each are, a channel to each replica, and who answered last."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from orchestrator import metrics
+from orchestrator.addresses import Endpoint, Resolver, endpoints, resolve_host
+from orchestrator.config import StudentChannel
 from tutelage.client import StudentClient
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.errors import NotFound, TutelageError, Unavailable
-from tutelage.rpc.config import ChannelSettings
 
 
 class Students:
-    """Shared by all runs, so that together they never ask a student for more than its slots."""
+    """Shared by everything in an orchestrator that calls students."""
 
-    def __init__(self, settings: Mapping[str, ChannelSettings], describe_timeout_s: float) -> None:
+    def __init__(
+        self, settings: Mapping[str, StudentChannel], describe_timeout_s: float, resolve: Resolver = resolve_host
+    ) -> None:
         self.settings = settings
-        self._timeout_s = describe_timeout_s
-        self._clients = {name: StudentClient(channel) for name, channel in settings.items()}
-        self._slots = dict.fromkeys(settings, 1)
-        self._busy = dict.fromkeys(settings, 0)
-        self._listeners: set[Callable[[], None]] = set()
+        self.describe_timeout_s = describe_timeout_s
+        self._resolve = resolve
+        self._endpoints: dict[str, dict[str, Endpoint]] = {name: {} for name in settings}
+        self._clients: dict[tuple[str, str], StudentClient] = {}
 
-    def client(self, name: str) -> StudentClient:
-        """The student's client; NotFound lists those there are."""
+    def _known(self, name: str) -> StudentChannel:
         try:
-            return self._clients[name]
+            return self.settings[name]
         except KeyError:
-            raise NotFound("student", name, f"configured are: {', '.join(self._clients)}") from None
+            raise NotFound("student", name, f"configured are: {', '.join(self.settings)}") from None
+
+    async def refresh(self, name: str) -> tuple[str, ...]:
+        """Looks up where the student's replicas are; Unavailable when that cannot be told now."""
+        found = await endpoints(self._known(name), self._resolve)
+        self._endpoints[name] = {each.address: each for each in found}
+        return tuple(self._endpoints[name])
+
+    async def addresses(self, name: str) -> tuple[str, ...]:
+        """The replicas' addresses as they were last looked up."""
+        self._known(name)
+        return tuple(self._endpoints[name]) or await self.refresh(name)
+
+    def address_text(self, name: str) -> str:
+        """Where the student is, for people."""
+        settings = self._known(name)
+        fixed = [each for each in (settings.address, *settings.addresses) if each]
+        return ", ".join(fixed) or ", ".join(self._endpoints[name]) or str(settings.addresses_file)
+
+    def replica(self, name: str, address: str) -> StudentClient:
+        """The client of one replica."""
+        client = self._clients.get((name, address))
+        if client is None:
+            endpoint = self._endpoints[name].get(address, Endpoint(address))
+            change = {"address": address, "server_name": self._known(name).server_name or endpoint.server_name}
+            client = self._clients[name, address] = StudentClient(self.settings[name].model_copy(update=change))
+        return client
+
+    async def forget(self, name: str, address: str) -> None:
+        """Closes the channel to a replica that is no longer listed."""
+        client = self._clients.pop((name, address), None)
+        if client is not None:
+            await client.close()
+
+    async def clients(self, name: str) -> list[StudentClient]:
+        """A client a replica."""
+        return [self.replica(name, address) for address in await self.addresses(name)]
 
     async def describe(self, name: str) -> StudentDescription:
-        """What the student says it is; Unavailable names it and its address when it does not answer."""
-        try:
-            description = await self.client(name).describe(timeout_s=self._timeout_s)
-        except Unavailable as error:
-            self.seen(name, False)
-            address = self.settings[name].address
-            raise Unavailable(f"student {name!r} at {address} does not answer: {error}", error.retry_after_s) from None
-        self.seen(name, True)
-        self.set_slots(name, description.slots)
-        return description
+        """What the student says it is, by the first replica that answers; Unavailable names it and its address."""
+        reasons = []
+        for client in await self.clients(name):
+            try:
+                description = await client.describe(timeout_s=self.describe_timeout_s)
+            except Unavailable as error:
+                reasons.append(error)
+                continue
+            self.seen(name, True)
+            return description
+        self.seen(name, False)
+        where, why = self.address_text(name), "; ".join(str(reason) for reason in reasons)
+        wait_s = reasons[-1].retry_after_s if reasons else None
+        raise Unavailable(f"student {name!r} at {where} does not answer: {why or 'it has no replica'}", wait_s)
 
     async def describe_all(self, names: Mapping[str, object] | None = None) -> dict[str, StudentDescription | None]:
         """Every student's description; None for one that does not answer."""
@@ -51,46 +92,14 @@ class Students:
             except TutelageError:
                 return None
 
-        chosen = list(names or self._clients)
+        chosen = list(names or self.settings)
         return dict(zip(chosen, await asyncio.gather(*(one(name) for name in chosen)), strict=True))
 
     def seen(self, name: str, reachable: bool) -> None:
         """Notes whether the student answered."""
         metrics.STUDENT_REACHABLE.labels(name).set(float(reachable))
 
-    def set_slots(self, name: str, slots: int) -> None:
-        """How many evaluations the student takes at once."""
-        if name in self._slots and self._slots[name] != max(1, slots):
-            self._slots[name] = max(1, slots)
-            self._changed()
-
-    @property
-    def slots(self) -> Mapping[str, int]:
-        """Slots by student."""
-        return dict(self._slots)
-
-    def free(self) -> dict[str, int]:
-        """Free slots by student."""
-        return {name: max(0, slots - self._busy[name]) for name, slots in self._slots.items()}
-
-    def take(self, name: str) -> None:
-        """Occupies a slot."""
-        self._busy[name] += 1
-
-    def give(self, name: str) -> None:
-        """Frees a slot and tells everyone who waits for one."""
-        self._busy[name] -= 1
-        self._changed()
-
-    def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
-        """Calls the listener when slots change, until the returned function is called."""
-        self._listeners.add(listener)
-        return lambda: self._listeners.discard(listener)
-
-    def _changed(self) -> None:
-        for listener in list(self._listeners):
-            listener()
-
     async def close(self) -> None:
         """Closes all channels."""
         await asyncio.gather(*(client.close() for client in self._clients.values()))
+        self._clients.clear()

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from orchestrator import metrics
+from orchestrator.closing import viable
 from orchestrator.config import OrchestratorSettings
-from orchestrator.machine import Progress, UpdatePolicy, WriteGroup, candidate_rewards
+from orchestrator.machine import Group, Machine, UpdatePolicy
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
 from orchestrator.retrying import patiently
 from orchestrator.rows import Event
+from orchestrator.shrinking import shrunken_rewards
 from orchestrator.store import Store
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.description import TeacherDescription
 from tutelage.domain.errors import TutelageError, Unavailable
-from tutelage.domain.policy import Candidate, CandidateGroup, Policy, ScoredCandidate, UpdateRequest, UpdateResult
+from tutelage.domain.policy import (
+    Candidate,
+    CandidateGroup,
+    Format,
+    Policy,
+    ScoredCandidate,
+    UpdateRequest,
+    UpdateResult,
+)
 from tutelage.domain.run import NO_UPDATE
+
+STUDENT = "{student}"
+"""Where a format's prompt names the student that a group is written for."""
 
 
 async def first_policy(wanted: str, described: TeacherDescription, teacher: TeacherClient) -> str:
@@ -33,6 +46,22 @@ async def first_policy(wanted: str, described: TeacherDescription, teacher: Teac
     return wanted if wanted in known else ""
 
 
+def first_index(run: Run, group: Group) -> int:
+    """The index of a group's first candidate within its task and round."""
+    return run.config.students.index(group.audience) * run.config.candidates if group.audience else 0
+
+
+def written_for(run: Run, audience: str) -> Format:
+    """The run's format; for one student its prompt says which: in the place of `{student}`, or at its end."""
+    if not audience:
+        return run.format
+    who = f"{audience} (a {run.students[audience].description.base_model} model)"
+    prompt = run.format.prompt
+    if STUDENT not in prompt:
+        prompt = f"{prompt}\n\nWrite for this student: {STUDENT}"
+    return replace(run.format, prompt=prompt.replace(STUDENT, who))
+
+
 @dataclass(frozen=True)
 class Teaching:
     run: Run
@@ -44,18 +73,19 @@ class Teaching:
         detail = {"attempt": attempt, "wait_s": wait_s, "reason": str(error)}
         await self.store.append(self.run.run_id, ("teacher_retry", detail))
 
-    async def write(self, decision: WriteGroup) -> list[StoredCandidate]:
-        """The stored candidates of a task. A teacher that is away is waited for; anything else it says is raised."""
-        config, task = self.run.config, self.run.tasks[decision.task].task
+    async def write(self, group: Group, policy_version: str) -> list[StoredCandidate]:
+        """The stored candidates of a group. A teacher that is away is waited for; anything else it says is raised."""
+        config, task = self.run.config, self.run.tasks[group.task].task
+        audience = [group.audience] if group.audience else []
 
         async def call() -> list[Candidate]:
             stream = self.teacher.write_self_edits(
                 task,
-                format=self.run.format,
+                format=written_for(self.run, group.audience),
                 candidates=config.candidates,
                 sampling=config.sampling_settings(),
-                policy_version=decision.policy_version,
-                seed=derived_seed(config.seed, "write", task.id, decision.round),
+                policy_version=policy_version,
+                seed=derived_seed(config.seed, "write", task.id, group.round, *audience),
                 run_id=self.run.run_id,
                 timeout_s=self.settings.write_timeout_s,
             )
@@ -68,31 +98,40 @@ class Teaching:
                 f"not 0 to {config.candidates - 1}"
             )
         for candidate in written:
-            if candidate.policy_version != decision.policy_version:
+            if candidate.policy_version != policy_version:
                 raise TutelageError(
-                    f"the teacher wrote with policy {candidate.policy_version!r}, not {decision.policy_version!r}"
+                    f"the teacher wrote with policy {candidate.policy_version!r}, not {policy_version!r}"
                 )
-        await self.store.add_group(self.run, decision.round, decision.task, written)
-        stored = await self.store.candidates(self.run.run_id)
-        return [item for item in stored if (item.round, item.task_id) == (decision.round, decision.task)]
+        first = first_index(self.run, group)
+        written = [replace(candidate, index=first + candidate.index) for candidate in written]
+        await self.store.add_group(self.run, group, written)
+        stored = await self.store.candidates(self.run.run_id, round_=group.round, task_id=group.task)
+        return [item for item in stored if first <= item.candidate.index < first + config.candidates]
 
-    async def update(self, decision: UpdatePolicy, now: Progress) -> StoredUpdate:
+    async def update(self, decision: UpdatePolicy, machine: Machine) -> StoredUpdate:
         """The stored update of a round."""
         run, round_ = self.run, decision.round
         stored = {
             (item.task_id, item.candidate.index): item
-            for item in await self.store.candidates(run.run_id)
-            if item.round == round_
+            for item in await self.store.candidates(run.run_id, round_=round_)
         }
-        groups, rewards = [], []
-        for task in run.tasks:
-            each = candidate_rewards(run.plan, now, round_, task)
+        groups, rewards, dropped = [], [], []
+        policy = run.config.group_policy()
+        shrunken = shrunken_rewards(machine, machine.round_groups(round_)) if run.config.reward.shrink else {}
+        for group in machine.round_groups(round_):
+            each = shrunken.get(group) or machine.rewards(group)
+            if not viable(policy, machine, group):
+                dropped.append(group)
+                each = (None,) * len(each)
             rewards += [reward for reward in each if reward is not None]
+            first = first_index(run, group)
+            # Named without the run: the same candidates with the same rewards make the same policy in any run.
+            name = "/".join(str(part) for part in (round_, group.task, group.audience) if part != "")
             scored = tuple(
-                ScoredCandidate(stored[task, index].id, stored[task, index].candidate.rollout, reward)
+                ScoredCandidate(f"{name}/{index}", stored[group.task, first + index].candidate.rollout, reward)
                 for index, reward in enumerate(each)
             )
-            groups.append(CandidateGroup(f"{run.run_id}/{round_}/{task}", scored))
+            groups.append(CandidateGroup(name, scored))
         mean = sum(rewards) / len(rewards) if rewards else None
         if mean is not None:
             metrics.MEAN_REWARD.set(mean)
@@ -131,7 +170,11 @@ class Teaching:
                 },
             )
         ]
-        if round_ < run.config.rounds:
+        told += [
+            ("group_dropped", {"round": group.round, "task": group.task, "student": group.audience})
+            for group in dropped
+        ]
+        if round_ < run.plan.rounds:
             told.append(("round_started", {"round": round_ + 1, "policy_version": result.policy.version}))
         elif run.plan.commits:
             told.append(("commit_started", {"students": list(run.config.students)}))

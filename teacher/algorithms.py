@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from typing import Any
 
 from teacher.algorithm import Algorithm
 from tutelage.domain.errors import FieldViolation, InvalidInput, PreconditionFailed
 from tutelage.domain.policy import StaleCandidates, UpdateSettings
-from tutelage.extensions import ALGORITHMS, extension_names, load_extension
+from tutelage.extensions import ALGORITHMS, Extended
 from tutelage.settings import Settings, parse_settings
 
 BUILT_IN = {
@@ -18,22 +19,22 @@ BUILT_IN = {
     "dpo": "teacher.dpo:DPO",
 }
 """Where the class of each stands; imported when it is used."""
+_KNOWN: Extended[Any] = Extended(BUILT_IN, ALGORITHMS)
 
 
 def algorithm_names() -> tuple[str, ...]:
     """All names, this package's first."""
-    return (*BUILT_IN, *(name for name in extension_names(ALGORITHMS) if name not in BUILT_IN))
+    return tuple(_KNOWN)
 
 
 def find_algorithm(name: str, field: str = "algorithm") -> Algorithm:
     """The algorithm of a name; InvalidInput lists the names, PreconditionFailed tells of a package that is broken."""
-    if name in BUILT_IN:
-        module, _, attribute = BUILT_IN[name].partition(":")
-        found = getattr(importlib.import_module(module), attribute)
-    elif name in extension_names(ALGORITHMS):
-        found = load_extension(ALGORITHMS, name)
-    else:
+    if name not in _KNOWN:
         raise InvalidInput.of(field, name, "one of " + ", ".join(algorithm_names()))
+    found = _KNOWN[name]
+    if isinstance(found, str):
+        module, _, attribute = found.partition(":")
+        found = getattr(importlib.import_module(module), attribute)
     made = found() if inspect.isclass(found) else found
     if not isinstance(made, Algorithm):
         raise PreconditionFailed(f"algorithm {name!r} is a {type(made).__name__}, not a teacher.algorithm.Algorithm")

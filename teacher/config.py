@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from tutelage.chat_endpoint import ChatEndpointSettings
 from tutelage.rpc.config import ServerSettings
 from tutelage.settings import Settings
 
@@ -14,6 +15,13 @@ from tutelage.settings import Settings
 class TeacherSettings(Settings):
     """Settings of the teacher's service."""
 
+    backend: Literal["model", "passage", "replay", "endpoint"] = "model"
+    """Who writes: this teacher's `model`, which learns; or, to compare with, what does not: the `passage` alone, a
+    `replay` of self-edits from a file, or the model behind an OpenAI-compatible `endpoint`."""
+    replay_file: Path | None = None
+    """For `replay`: JSON lines of `{"task_id": "...", "text": "..."}`."""
+    endpoint: ChatEndpointSettings | None = None
+    """For `endpoint`: where the model answers."""
     model: str = Field(default="smollm2-135m-instruct", min_length=1)
     """The writer's base model: a name that `tutelage models list` shows, or a folder."""
     quantisation: Literal["nf4", "int8", "none"] = "nf4"
@@ -44,3 +52,11 @@ class TeacherSettings(Settings):
     """Recompute activations in updates: less memory for more time."""
     server: ServerSettings = ServerSettings()
     """How the service listens."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TeacherSettings:
+        if self.backend == "replay" and self.replay_file is None:
+            raise ValueError("replay_file: a file, as backend is replay")
+        if self.backend == "endpoint" and self.endpoint is None:
+            raise ValueError("endpoint: where the model answers, as backend is endpoint")
+        return self

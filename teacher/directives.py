@@ -1,12 +1,16 @@
-"""The first JSON line of a completion, parsed strictly into directives: what a model writes is untrusted input.
+"""The first JSON line of a completion: how the writer wants its notes to be trained on, and how many there are.
 
-Only the shape is judged here (known keys, types, positive numbers); whether a value is allowed is the student's to say.
+What a model writes is untrusted input, so the line is parsed strictly. Only its shape is judged here (known keys,
+types, positive numbers); whether a value is allowed is the student's to say. `SCHEMA` is narrower: what a writer whose
+sampling is held to it (`teacher.constrained`) chooses from, all of it within the bounds of a student as it comes.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tutelage.domain.self_edit import Directives, LossMask, Rejection, RejectionReason
@@ -16,14 +20,36 @@ _ALLOWED = {
     "epochs": "a whole number of 1 to 2147483647",
     "rank": "a whole number of 1 to 2147483647",
     "loss_mask": "one of " + ", ".join(mask.value for mask in LossMask),
+    "notes": "a whole number of 1 to 2147483647",
 }
+SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {
+        "learning_rate": {"enum": [0.0001, 0.0002, 0.0005, 0.001, 0.002]},
+        "epochs": {"type": "integer", "minimum": 1, "maximum": 20},
+        "rank": {"enum": [4, 8, 16, 32, 64]},
+        "loss_mask": {"enum": [mask.value for mask in LossMask]},
+        "notes": {"type": "integer", "minimum": 1, "maximum": 24},
+    },
+    "required": ["learning_rate", "epochs", "rank", "loss_mask", "notes"],
+    "additionalProperties": False,
+}
+"""JSON schema of the line, in the order in which its keys are written."""
+
+
+@dataclass(frozen=True)
+class DirectiveLine:
+    """What the line says: directives to the student, and the number of notes that the writer wants kept."""
+
+    directives: Directives
+    notes: int | None = None
 
 
 class _Refused(ValueError):
     """JSON that Python would take and JSON does not: NaN, infinities, a key given twice."""
 
 
-def parse_directives(line: str) -> Directives | Rejection:
+def parse_directives(line: str) -> DirectiveLine | Rejection:
     """Directives from one line of JSON, or the rejection that names field, value and what is allowed. Never raises."""
     try:
         value = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_object)
@@ -36,12 +62,13 @@ def parse_directives(line: str) -> Directives | Rejection:
             return rejected(f"directives.{key}"[:200], item, "one of the keys " + ", ".join(_ALLOWED))
         if not _fits(key, item):
             return rejected(f"directives.{key}", item, _ALLOWED[key])
-    return Directives(
+    directives = Directives(
         learning_rate=float(value["learning_rate"]) if "learning_rate" in value else None,
         epochs=value.get("epochs"),
         rank=value.get("rank"),
         loss_mask=LossMask(value["loss_mask"]) if "loss_mask" in value else None,
     )
+    return DirectiveLine(directives, value.get("notes"))
 
 
 def rejected(field: str, value: object, allowed: str) -> Rejection:

@@ -18,8 +18,9 @@ from peft import PeftModel
 
 from teacher import metrics
 from teacher.config import TeacherSettings
+from teacher.constrained import Constraint, first_line_grammar
 from teacher.formats import check_format, render_prompt, reply_start
-from teacher.parsing import parse_completion
+from teacher.parsing import chosen_names, parse_completion
 from teacher.policies import PolicyStore
 from teacher.sampling import Sampled, sample_completions
 from tutelage.domain.canonical import derived_seed
@@ -71,7 +72,10 @@ class Writer:
         started = time.monotonic()
         metrics.TOKENS.labels("prompt").inc(len(prompt))
         with self._lock, self._serving(policy_version, adapter) as model:
-            for sampled in sample_completions(model, prompt, seeds, sampling, self._stop_ids, cancelled=cancelled):
+            form = self._form(format, candidates)
+            for sampled in sample_completions(
+                model, prompt, seeds, sampling, self._stop_ids, form=form, cancelled=cancelled
+            ):
                 yield self._candidate(sampled, prompt, task, format, policy_version, seeds[sampled.row], sampling)
         metrics.WRITE_SECONDS.observe(time.monotonic() - started)
 
@@ -80,6 +84,11 @@ class Writer:
         ids = prompt_ids(self.loaded.tokenizer, render_prompt(format, task))
         start = reply_start(format)
         return ids + list(self.loaded.tokenizer(start, add_special_tokens=False)["input_ids"]) if start else ids
+
+    def _form(self, format: Format, rows: int) -> Constraint | None:
+        """What holds the beginning of each completion to its form, where the format has one."""
+        grammar = first_line_grammar(format, chosen_names())
+        return Constraint(self.loaded.tokenizer, grammar, rows) if grammar else None
 
     def _candidate(
         self,

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from teacher.readable import readable
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.policy import Format, Parser
 from tutelage.domain.task import DocumentTask, FewShotTask, Task
@@ -22,9 +23,16 @@ REPLY_STARTS: Mapping[Parser, str] = {
     Parser.WHOLE: "",
     Parser.QUESTION_ANSWER: "Question:",
     Parser.PARAGRAPHS: "",
+    Parser.THOUGHT_LINES: "",
+    Parser.MIXED: "Format:",
 }
 """How the reply is begun, by parser; empty where a format asks for directives, which come first."""
 
+DIRECTIVES_ASKED = (
+    "Begin with one line of JSON that says how a student shall be trained on what you write: learning_rate, epochs, "
+    "rank, loss_mask (all or completion), and notes, the number of notes that you write."
+)
+"""What a prompt ends with where a format asks for directives."""
 _KEYS = ("name", "prompt", "parser", "directives", "max_documents")
 
 
@@ -76,13 +84,15 @@ def check_format(format: Format, field: str = "format") -> None:
 def render_prompt(format: Format, task: Task) -> str:
     """The instruction to the writer: the document, or the demonstrations, in the place of `{title}` and `{text}`.
 
+    What a document spells of a chat template's turn markers is undone: it stays inside the message that holds it.
     A prompt that does not name `{text}` gets the text before it: no writer writes about what it has not read.
     """
     title, text = _title_and_text(task)
     prompt = format.prompt if "{text}" in format.prompt else "{title}\n\n{text}\n\n" + format.prompt
     # Split first, so that braces inside the document are never taken for places.
     pieces = prompt.split("{text}")
-    return text.join(piece.replace("{title}", title) for piece in pieces).strip()
+    told = text.join(piece.replace("{title}", title) for piece in pieces).strip()
+    return f"{told}\n\n{DIRECTIVES_ASKED}" if format.directives else told
 
 
 def reply_start(format: Format) -> str:
@@ -93,10 +103,10 @@ def reply_start(format: Format) -> str:
 def _title_and_text(task: Task) -> tuple[str, str]:
     content = task.content
     if isinstance(content, DocumentTask):
-        return content.title.strip(), content.text.strip()
+        return readable(content.title)[0].strip(), readable(content.text)[0].strip()
     assert isinstance(content, FewShotTask)
     shown = "\n\n".join(f"Input: {item.input}\nOutput: {item.output}" for item in content.demonstrations)
-    return content.instruction.strip(), shown
+    return readable(content.instruction)[0].strip(), readable(shown)[0]
 
 
 def _parsers() -> str:

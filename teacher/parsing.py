@@ -1,19 +1,23 @@
 """From a completion to a self-edit: what a small model writes, made into training documents, or the reason why not.
 
 Pure and total: no completion raises. The task's own content comes first, once (a passage, or a few-shot task's
-demonstrations); then what was written, without lists' numbering, polite openings, repetitions and a last line that was
-cut off.
+demonstrations); then what was written, without what only looks like notes: repetitions, echoes of the instruction and
+the passage itself. What was mended is counted by kind.
 """
 
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from teacher.directives import parse_directives, rejected
+from teacher.directives import DirectiveLine, parse_directives, rejected
+from teacher.formats import builtin_formats
+from teacher.note_lines import MAX_LINE_CHARACTERS, lines, paragraphs, thought_lines, whole
 from teacher.question_answer import question_answer_pairs
+from teacher.readable import readable
 from tutelage.domain.policy import Format, Parser
 from tutelage.domain.self_edit import (
     Directives,
@@ -26,51 +30,88 @@ from tutelage.domain.self_edit import (
 )
 from tutelage.domain.task import DocumentTask, FewShotTask, Task
 
-MAX_LINE_CHARACTERS = 2000
-"""A longer line is split at ends of sentences: a student refuses documents beyond its longest sequence."""
+__all__ = [
+    "MAX_COMPLETION_CHARACTERS",
+    "MAX_LINE_CHARACTERS",
+    "Parsed",
+    "chosen_names",
+    "given_documents",
+    "parse_completion",
+]
 
-_NUMBERING = re.compile(r"^[ \t>#]{0,8}(?:(?:\(?\d{1,3}[.):]|[*•–-])[ \t]{1,6}|\d{1,3}[.)](?=[^\d\s]))")
-_HEADING = re.compile(r"^#{1,6}[ \t]+")
-_OPENING = re.compile(
-    r"^(?:sure|certainly|of course|okay|ok|absolutely|here(?:'s| is| are)|below (?:is|are)|the following|as requested"
-    r"|i have)\b",
-    re.IGNORECASE,
-)
-_RULE = re.compile(r"^[-=*_`~ ]{3,}\w{0,12}$")
-_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-_CLOSERS = (".", "!", "?", '."', '!"', '?"', ".”", ".)", ".'", "。")
+MAX_COMPLETION_CHARACTERS = 400_000
+"""What stands after it is not read; far beyond what any teacher may write."""
+ECHO_WORDS = 4
+"""So many words of the instruction in one stretch are an echo of it."""
+
+_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_SPLITTERS: Mapping[Parser, Callable[[str, bool, Counter[str]], Iterator[str]]] = {
+    Parser.LINES: lines,
+    Parser.THOUGHT_LINES: thought_lines,
+    Parser.PARAGRAPHS: paragraphs,
+    Parser.WHOLE: whole,
+}
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A self-edit or its rejection, and how many repetitions were removed."""
+    """A self-edit or its rejection, how many repetitions were removed, and what else was mended."""
 
     result: SelfEdit | Rejection
     duplicates_removed: int = 0
+    repairs: Mapping[str, int] = field(default_factory=dict)
+    """Count by kind: unreadable, thought, cut_off, preamble, loop, split, echo, over_limit."""
+    chosen_format: str = ""
+    """The format that a policy chose for itself, where it was asked to."""
 
 
 def parse_completion(text: str, format: Format, task: Task, *, ended: bool = True) -> Parsed:
     """The self-edit that `text` holds. `ended` False: the writer was cut off, so its last line may be half a one."""
-    body = _readable(text)
+    repairs: Counter[str] = Counter()
+    body, repairs["unreadable"] = readable(text[:MAX_COMPLETION_CHARACTERS])
+    body, repairs["thought"] = _THOUGHT.subn("", body)
+    parsed = _parsed(body, format, task, ended and len(text) <= MAX_COMPLETION_CHARACTERS, repairs)
+    return replace(parsed, repairs={kind: count for kind, count in repairs.items() if count})
+
+
+def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter[str]) -> Parsed:
     if not body.strip():
-        return Parsed(Rejection(RejectionReason.EMPTY, message="the completion is empty"))
-    directives = Directives()
+        return _empty("the completion is empty")
+    line = DirectiveLine(Directives())
     if format.directives:
         first, _, body = body.strip().partition("\n")
-        parsed = parse_directives(first.strip())
-        if isinstance(parsed, Rejection):
-            return Parsed(parsed)
-        directives = parsed
+        found = parse_directives(first.strip())
+        if isinstance(found, Rejection):
+            return Parsed(found)
+        line = found
         if not body.strip():
-            return Parsed(Rejection(RejectionReason.EMPTY, message="nothing follows the directives"))
-    written = _written(body, format.parser, task, ended)
+            return _empty("nothing follows the directives")
+    parser, chosen = format.parser, ""
+    if parser is Parser.MIXED:
+        first, _, body = body.strip().partition("\n")
+        chosen = _named_format(first)
+        if not chosen:
+            return Parsed(rejected("format", first, "a first line that names one of " + ", ".join(_chosen_parsers())))
+        parser = _chosen_parsers()[chosen]
+        if not body.strip():
+            return replace(_empty("nothing follows the name of the format"), chosen_format=chosen)
+    written = _written(body, parser, task, ended, repairs)
     if not written:
-        return Parsed(rejected("text", body, f"text that the parser {format.parser.value} finds documents in"))
-    given = given_documents(task, format.parser)
-    documents, duplicates = _without_repetitions(given, written)
-    if format.max_documents:
-        documents = documents[: format.max_documents]
-    return Parsed(SelfEdit(tuple(documents), directives), duplicates)
+        missing = rejected("text", body, f"text that the parser {parser.value} finds documents in")
+        return Parsed(missing, chosen_format=chosen)
+    given = given_documents(task, parser)
+    instruction = _key(format.prompt.replace("{title}", _title(task)).replace("{text}", "\n"))
+    foreign = _example_names(format.prompt) - set(re.findall(r"\w+", f"{_title(task)} {_text(task)}"))
+    own = [document for document in written if not _echoes(document, instruction, foreign, task)]
+    repairs["echo"] = len(written) - len(own)
+    documents, duplicates = _without_repetitions(given, own)
+    if len(documents) == len(_without_repetitions(given, [])[0]):
+        return replace(_empty("it only repeats the task or the instruction", duplicates), chosen_format=chosen)
+    # The writer counts its own notes; what the task gives comes beside them.
+    wanted = len(_without_repetitions(given, [])[0]) + line.notes if line.notes else len(documents)
+    limit = min(wanted, format.max_documents or wanted)
+    repairs["over_limit"] = max(0, len(documents) - limit)
+    return Parsed(SelfEdit(tuple(documents[:limit]), line.directives), duplicates, chosen_format=chosen)
 
 
 def given_documents(task: Task, parser: Parser) -> list[TrainingDocument]:
@@ -78,85 +119,64 @@ def given_documents(task: Task, parser: Parser) -> list[TrainingDocument]:
     content = task.content
     if isinstance(content, FewShotTask):
         return [
-            question_answer(item.input, item.output)
+            question_answer(readable(item.input)[0], readable(item.output)[0])
             for item in content.demonstrations
-            if item.input.strip() and item.output.strip()
+            if readable(item.input)[0].strip() and readable(item.output)[0].strip()
         ]
-    if not content.text.strip():
+    text = readable(content.text)[0].strip()
+    if not text:
         return []
     if parser is Parser.QUESTION_ANSWER:
-        return [question_answer(f"What do you know about {content.title.strip()}?", content.text.strip())]
-    return [TextDocument(_titled(task, content.text.strip()))]
+        return [question_answer(f"What do you know about {_title(task)}?", text)]
+    return [TextDocument(_titled(task, text))]
 
 
-def _written(body: str, parser: Parser, task: Task, ended: bool) -> list[TrainingDocument]:
+def _written(body: str, parser: Parser, task: Task, ended: bool, repairs: Counter[str]) -> list[TrainingDocument]:
     if parser is Parser.QUESTION_ANSWER:
         return [question_answer(asked, answer) for asked, answer in question_answer_pairs(body, ended=ended)]
-    if parser is Parser.LINES:
-        pieces = list(_lines(body, ended))
-    elif parser is Parser.PARAGRAPHS:
-        pieces = list(_paragraphs(body, ended))
-    else:
-        pieces = [_without_cut_sentence(body.strip(), ended)]
+    pieces = _SPLITTERS[parser](body, ended, repairs)
     return [TextDocument(_titled(task, piece)) for piece in pieces if _has_word(piece)]
 
 
-def _lines(body: str, ended: bool) -> Iterable[str]:
-    kept = [line for line in body.split("\n") if line.strip()]
-    if not ended and len(kept) > 1 and not kept[-1].rstrip().endswith(_CLOSERS):
-        kept.pop()
-    for place, line in enumerate(kept):
-        if _RULE.match(line.strip()) or (place < 2 and len(kept) > 1 and _opens(line)):
-            continue
-        yield from _split_long(_plain(line))
+@lru_cache(maxsize=1)
+def _chosen_parsers() -> Mapping[str, Parser]:
+    """Parser by the names that a policy may choose from; longer names first, so that none hides another."""
+    known = {item.name: item.parser for item in builtin_formats() if item.parser is not Parser.MIXED}
+    return dict(sorted(known.items(), key=lambda item: -len(item[0])))
 
 
-def _paragraphs(body: str, ended: bool) -> Iterable[str]:
-    blocks = [block.strip() for block in re.split(r"\n[ \t]*\n", body) if block.strip()]
-    if blocks:
-        blocks[-1] = _without_cut_sentence(blocks[-1], ended)
-    for place, block in enumerate(blocks):
-        if _RULE.match(block) or (place < 2 and len(blocks) > 1 and "\n" not in block and _opens(block)):
-            continue
-        yield from _split_long(_plain(block))
+def chosen_names() -> tuple[str, ...]:
+    """The names that a policy may choose a format by."""
+    return tuple(_chosen_parsers())
 
 
-def _opens(line: str) -> bool:
-    """Whether a line only announces what follows, such as `Here are some facts:`."""
-    plain = _plain(line)
-    return plain.endswith(":") or (bool(_OPENING.match(plain)) and (plain.endswith(("!", ":")) or len(plain) < 40))
+def _named_format(line: str) -> str:
+    """The first of the formats' names that stands in the line; empty for none."""
+    places = [
+        (found.start(), -len(name), name)
+        for name in _chosen_parsers()
+        if (found := re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", line.casefold().replace("_", "-")))
+    ]
+    return min(places)[2] if places else ""
 
 
-def _plain(line: str) -> str:
-    """Without numbering, bullets, heading marks and bold."""
-    text = _NUMBERING.sub("", _HEADING.sub("", line.strip())).strip()
-    return text.replace("**", "").strip()
+def _empty(message: str, duplicates: int = 0) -> Parsed:
+    return Parsed(Rejection(RejectionReason.EMPTY, message=message), duplicates)
 
 
-def _split_long(text: str) -> Iterable[str]:
-    """Pieces of at most MAX_LINE_CHARACTERS, split after sentences where there are any."""
-    piece = ""
-    for sentence in _SENTENCE_END.split(text) if len(text) > MAX_LINE_CHARACTERS else [text]:
-        if piece and len(piece) + 1 + len(sentence) > MAX_LINE_CHARACTERS:
-            yield piece
-            piece = ""
-        piece = f"{piece} {sentence}" if piece else sentence
-        while len(piece) > MAX_LINE_CHARACTERS:
-            yield piece[:MAX_LINE_CHARACTERS]
-            piece = piece[MAX_LINE_CHARACTERS:]
-    if piece:
-        yield piece
+def _title(task: Task) -> str:
+    return readable(task.content.title)[0].strip() if isinstance(task.content, DocumentTask) else ""
 
 
-def _without_cut_sentence(text: str, ended: bool) -> str:
-    if ended or text.endswith(_CLOSERS):
-        return text
-    sentences = _SENTENCE_END.split(text)
-    return text if len(sentences) < 2 else text[: text.rindex(sentences[-1])].rstrip()
+def _text(task: Task) -> str:
+    content = task.content
+    if isinstance(content, DocumentTask):
+        return content.text
+    return " ".join(f"{item.input} {item.output}" for item in content.demonstrations)
 
 
 def _titled(task: Task, text: str) -> str:
-    title = task.content.title.strip() if isinstance(task.content, DocumentTask) else ""
+    title = _title(task)
     return f"{title}\n{text}" if title else text
 
 
@@ -167,23 +187,41 @@ def _without_repetitions(
     seen: set[str] = set()
     kept: list[TrainingDocument] = []
     for document in [*given, *written]:
-        text = document.text if isinstance(document, TextDocument) else document.messages[0].content
-        key = " ".join(text.casefold().split()).rstrip(".!")
+        key = _key(document.text if isinstance(document, TextDocument) else document.messages[0].content)
         if key not in seen:
             seen.add(key)
             kept.append(document)
     return kept, len(given) + len(written) - len(kept)
 
 
-def _readable(text: str) -> str:
-    """Without control characters, lone surrogates and the marks that a cut byte sequence leaves."""
-    unified = text.replace("\r\n", "\n").replace("\r", "\n")
-    return "".join(
-        character
-        for character in unified
-        if character in "\n\t"
-        or (unicodedata.category(character) not in ("Cc", "Cs") and character not in "\ufffd\ufeff\u200b")
-    )
+def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], task: Task) -> bool:
+    """Whether a note is nothing but the title, the passage or a piece of the instruction, or is about its example."""
+    title = _title(task)
+    texts = [document.text] if isinstance(document, TextDocument) else [item.content for item in document.messages]
+    if foreign and any(foreign & set(re.findall(r"\w+", text)) for text in texts):
+        return True
+    if isinstance(document, TextDocument):
+        note = _key(document.text.removeprefix(f"{title}\n") if title else document.text)
+        if note == _key(title):
+            return True
+    else:
+        note = _key(document.messages[0].content)
+        answer = document.messages[1].content
+        if isinstance(task.content, DocumentTask) and _key(answer) == _key(readable(task.content.text)[0]):
+            return True
+    return note.count(" ") + 1 >= ECHO_WORDS and f" {note} " in f" {instruction} "
+
+
+@lru_cache(maxsize=64)
+def _example_names(prompt: str) -> frozenset[str]:
+    """Names that a prompt says again and again inside its sentences: what an example in it is about."""
+    found = Counter(re.findall(r"(?<=\w )[A-Z]\w{2,}", prompt))
+    return frozenset(name for name, count in found.items() if count > 2)
+
+
+def _key(text: str) -> str:
+    """What two notes are compared by: their words, whatever their case and signs; all of it where there is no word."""
+    return " ".join(re.findall(r"\w+", text.casefold())) or " ".join(text.split())
 
 
 def _has_word(text: str) -> bool:

@@ -1,38 +1,63 @@
 """ReST^EM (arXiv 2312.06585): keep what was worth it, fine-tune on it, continuing the parent's LoRA (TRL's SFT).
 
-The expectation step is the sampling and scoring that went before; this is the maximisation step, on the best candidate
-of each group.
+The expectation step is the sampling and scoring that went before; this is the maximisation step, on what a rule of
+`teacher.selection` keeps, each with the weight that the rule gives it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
 
 from teacher.algorithm import Algorithm, SampleGroup, Training, in_order
-from teacher.selection import best_of_each_group, why_nothing_kept
+from teacher.selection import SelectionSettings, kept_by, why_none_kept, why_nothing_kept
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
+from tutelage.settings import Settings
+
+
+class RestEMOptions(Settings):
+    """What is kept of each round."""
+
+    rule: Literal["best", "above", "top", "weighted", "lead"] = "lead"
+    """`best` of each group, all `above` the threshold, the `top` fraction, all `weighted` by reward, or by their `lead`
+    over their group's mean (docs/rewards.md)."""
+    fraction: float = Field(default=0.2, gt=0, le=1)
+    """Of `top`: the share of all scored candidates that is kept at most."""
 
 
 class RestEM(Algorithm):
-    """Fine-tune on the best of each group."""
+    """Fine-tune on what a selection rule keeps."""
 
-    summary = "fine-tunes on the best candidate of each group (SFT)"
+    summary = "fine-tunes on the candidates that a selection rule keeps (SFT)"
+    options = RestEMOptions
 
     def select(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> tuple[SampleGroup, ...]:
-        """The best of each group that is above `min_reward`."""
-        samples = {sample.candidate_id: sample for group in groups for sample in group.samples}
-        lengths = {name: len(sample.completion_ids) for name, sample in samples.items()}
-        kept = {item.candidate_id for item in best_of_each_group(_scored(groups), lengths, settings.min_reward)}
+        """What the rule keeps of the candidates above `min_reward`, with its weights."""
+        lengths = {sample.candidate_id: len(sample.completion_ids) for group in groups for sample in group.samples}
+        kept = kept_by(_scored(groups), lengths, _selection(settings, options))
+        weights = {item.candidate.candidate_id: item.weight for item in kept}
         chosen = (
-            SampleGroup(group.group_id, tuple(sample for sample in group.samples if sample.candidate_id in kept))
+            SampleGroup(
+                group.group_id,
+                tuple(
+                    replace(sample, weight=weights[sample.candidate_id])
+                    for sample in group.samples
+                    if sample.candidate_id in weights
+                ),
+            )
             for group in in_order(groups)
         )
         return tuple(group for group in chosen if group.samples)
 
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> str:
         """The best reward beside the threshold."""
-        return why_nothing_kept(_scored(groups), settings.min_reward)
+        if not isinstance(options, RestEMOptions):
+            # An algorithm derived from this one chooses by itself.
+            return why_nothing_kept(_scored(groups), settings.min_reward)
+        return why_none_kept(_scored(groups), _selection(settings, options))
 
     def train(self, training: Training) -> None:
         """Supervised fine-tuning on prompt and completion, with loss on the completion."""
@@ -40,19 +65,23 @@ class RestEM(Algorithm):
         from trl import SFTConfig, SFTTrainer
 
         from teacher.trl_training import Progress, common_arguments, train_in_float32
+        from teacher.weighted_sft import WEIGHT, WeightedSFTTrainer
 
         samples = training.samples
         rows = [
             {
                 "input_ids": [*sample.prompt_ids, *sample.completion_ids],
                 "completion_mask": [0] * len(sample.prompt_ids) + [1] * len(sample.completion_ids),
+                WEIGHT: sample.weight,
             }
             for sample in samples
         ]
+        weighted = any(sample.weight != 1 for sample in samples)
+        at_once = replace(training, rows_a_pass=1) if weighted else training
         arguments = SFTConfig(
-            **common_arguments(training, len(rows)), completion_only_loss=True, packing=False, max_length=None
+            **common_arguments(at_once, len(rows)), completion_only_loss=True, packing=False, max_length=None
         )
-        trainer = SFTTrainer(
+        trainer = (WeightedSFTTrainer if weighted else SFTTrainer)(
             model=training.model,
             args=arguments,
             train_dataset=Dataset.from_list(rows),
@@ -69,3 +98,7 @@ def _scored(groups: Sequence[SampleGroup]) -> tuple[CandidateGroup, ...]:
         )
         for group in groups
     )
+
+
+def _selection(settings: UpdateSettings, options: RestEMOptions) -> SelectionSettings:
+    return SelectionSettings(options.rule, settings.min_reward, options.fraction)

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from tutelage.domain.policy import Sampling
+
+
+class Form(Protocol):
+    """What holds a row's beginning to a form, such as `teacher.constrained.Constraint`."""
+
+    def allowed(self, row: int, log_probs_V: torch.Tensor) -> torch.Tensor:
+        """Minus infinity where a token is forbidden."""
+
+    def take(self, row: int, token: int) -> None:
+        """The row goes on with a token."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ def sample_completions(
     sampling: Sampling,
     stop_ids: frozenset[int],
     *,
+    form: Form | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Iterator[Sampled]:
     """One completion a seed, in the order in which they end. The same arguments, weights and threads give the same ids.
@@ -53,7 +64,10 @@ def sample_completions(
         log_probs_RV = torch.log_softmax(logits_RV, dim=-1)
         alive = []
         for place, row in enumerate(rows):
-            token = _draw(log_probs_RV[place], sampling, generators[row])
+            allowed_V = log_probs_RV[place] if form is None else form.allowed(row, log_probs_RV[place])
+            token = _draw(allowed_V, sampling, generators[row])
+            if form is not None:
+                form.take(row, token)
             ids[row].append(token)
             log_probs[row].append(float(log_probs_RV[place, token]))
             ended = token in stop_ids

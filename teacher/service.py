@@ -13,7 +13,7 @@ from teacher import metrics
 from teacher.algorithms import algorithm_names, find_algorithm, settings_violations
 from teacher.config import TeacherSettings
 from teacher.engine import Writer
-from teacher.formats import builtin_formats
+from teacher.own_formats import all_formats
 from teacher.policies import PolicyStore, policy_to_json
 from teacher.policy_export import describe_policy, export_policy
 from teacher.promotion import Promotions
@@ -98,7 +98,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             latest_policy_version=(await asyncio.to_thread(policies.list))[-1].version,
             tokenizer_hash=writer.tokenizer_hash,
             context_length=loaded.context_length,
-            formats=builtin_formats(),
+            formats=all_formats(),
             algorithms=algorithm_names(),
             version=tutelage.__version__,
             promoted_policy_version=(await asyncio.to_thread(parts.promotions.current)).version,

@@ -1,4 +1,4 @@
-"""What all algorithms hand to TRL alike: batches, precision, progress.
+"""What all algorithms hand to TRL alike: batches, precision, progress, and where the head is applied.
 
 One candidate a pass by default: no pads, and the logits of one row are what fills the memory.
 """
@@ -7,9 +7,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import trl.trainer.utils as trl_utils
 from transformers import TrainerCallback
 
 from teacher.algorithm import Report, Training
+
+
+def score_labelled_positions_only() -> None:
+    """Make TRL's fused head skip the prompt on a CPU as it does on a GPU: a quarter less time, and less memory.
+
+    TRL takes a device without Triton for one that compiles a program for each shape, and scores every position there.
+    The log-probabilities and losses are the same. A TRL that decides otherwise is left as it is.
+    """
+    if hasattr(trl_utils, "_use_triton"):
+        trl_utils._use_triton = lambda device: True
+
+
+# For this process, which is an update's own.
+score_labelled_positions_only()
 
 
 class Progress(TrainerCallback):

@@ -16,8 +16,10 @@ _FEW_SHOT_KEYS = ("id", "instruction", "demonstrations", "questions")
 _QUESTION_KEYS = ("id", "question", "answer", "aliases", "topic")
 
 
-def read_tasks(path: str | Path, limit: int | None = None) -> list[TaskWithQuiz]:
+def read_tasks(path: str | Path, limit: int | None = None, *, unasked: bool = False) -> list[TaskWithQuiz]:
     """The first `limit` tasks of a file: JSONL (documents or few-shot tasks, one a line) or SQuAD JSON (nested, flat).
+
+    With `unasked`, documents of a JSONL file may come without questions; their quiz is then empty.
 
     Raises InvalidInput that names the file, the line (JSONL) or the position (SQuAD), and the field.
     """
@@ -26,7 +28,7 @@ def read_tasks(path: str | Path, limit: int | None = None) -> list[TaskWithQuiz]
     content = _read(path)
     tasks: list[TaskWithQuiz] = []
     first_seen: dict[str, str] = {}
-    for node, task in _tasks(content, path):
+    for node, task in _tasks(content, path, unasked):
         if task.task.id in first_seen:
             raise node.at("id").refuse(task.task.id, f"an id that is not taken (first at {first_seen[task.task.id]})")
         first_seen[task.task.id] = node.place
@@ -123,7 +125,7 @@ def _lines(content: str, path: str | Path) -> Iterator[_Node]:
             yield _Node(_parse(line, path, number), f"{path}:{number}")
 
 
-def _tasks(content: str, path: str | Path) -> Iterator[tuple[_Node, TaskWithQuiz]]:
+def _tasks(content: str, path: str | Path, unasked: bool) -> Iterator[tuple[_Node, TaskWithQuiz]]:
     start = content.lstrip()
     if start.startswith("["):
         yield from _flat_squad(_Node(_parse(content, path, 1), str(path)))
@@ -133,7 +135,7 @@ def _tasks(content: str, path: str | Path) -> Iterator[tuple[_Node, TaskWithQuiz
         yield from _nested_squad(_Node(_parse(content, path, 1), str(path)))
         return
     for node in _lines(content, path):
-        yield node, _own_task(node)
+        yield node, _own_task(node, unasked)
 
 
 def _is_nested_squad(content: str) -> bool:
@@ -144,7 +146,7 @@ def _is_nested_squad(content: str) -> bool:
     return isinstance(value, dict) and "data" in value
 
 
-def _own_task(node: _Node) -> TaskWithQuiz:
+def _own_task(node: _Node, unasked: bool) -> TaskWithQuiz:
     few_shot = "demonstrations" in node.mapping() or "instruction" in node.mapping()
     node.mapping(_FEW_SHOT_KEYS if few_shot else _DOCUMENT_KEYS)
     task_id = node.at("id").text()
@@ -158,6 +160,8 @@ def _own_task(node: _Node) -> TaskWithQuiz:
     else:
         content = DocumentTask(node.at("title").text(), node.at("text").text())
         topic = content.title
+    if unasked and not few_shot and not node.at("questions").value:
+        return TaskWithQuiz(Task(task_id, content), Quiz())
     questions = _questions(node.at("questions").items(), prefix=task_id, topic=topic)
     return TaskWithQuiz(Task(task_id, content), Quiz(questions))
 

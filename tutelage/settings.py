@@ -58,24 +58,29 @@ def load_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
     return parse_settings(text, model, source=str(path))
 
 
+def parse_mapping(text: str, source: str = "") -> dict[str, Any]:
+    """The mapping in a YAML text; InvalidInput says where it is not well-formed. Empty text is an empty mapping."""
+    prefix = f"{source}: " if source else ""
+    try:
+        content = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "document"
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise InvalidInput.of(f"{prefix}{where}", problem, "well-formed YAML") from None
+    if content is None:
+        return {}
+    if not isinstance(content, Mapping):
+        raise InvalidInput.of(f"{prefix}document", type(content).__name__, "a mapping of settings")
+    return dict(content)
+
+
 def parse_settings(document: Mapping[str, Any] | str, model: type[SettingsT], source: str = "") -> SettingsT:
     """The model from a mapping or YAML text; `source` (a file's name) precedes the fields in errors."""
     prefix = f"{source}: " if source else ""
-    content: Any = document
-    if isinstance(document, str):
-        try:
-            content = yaml.load(document, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "document"
-            problem = getattr(error, "problem", None) or "not YAML"
-            raise InvalidInput.of(f"{prefix}{where}", problem, "well-formed YAML") from None
-    if content is None:
-        content = {}
-    if not isinstance(content, Mapping):
-        raise InvalidInput.of(f"{prefix}document", type(content).__name__, "a mapping of settings")
+    content = parse_mapping(document, source) if isinstance(document, str) else dict(document)
     try:
-        return model.model_validate(dict(content))
+        return model.model_validate(content)
     except pydantic.ValidationError as error:
         raise InvalidInput([_violation(item, model, prefix) for item in error.errors(include_url=False)]) from None
 

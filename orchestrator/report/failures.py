@@ -71,6 +71,7 @@ def _problems(report: RunReport) -> Iterator[Problem]:
 def _interruptions(events: Sequence[RunEvent]) -> Iterator[Problem]:
     """What was overcome: attempts that failed and were made again, and restarts of the orchestrator."""
     attempts: Counter[tuple[str, str]] = Counter()
+    waits: Counter[str] = Counter()
     resumed = 0
     for event in events:
         if event.kind == "evaluation_retry":
@@ -79,9 +80,21 @@ def _interruptions(events: Sequence[RunEvent]) -> Iterator[Problem]:
             attempts["teacher", str(event.detail.get("reason", ""))] += 1
         elif event.kind == "run_resumed":
             resumed += 1
+        elif event.kind == "run_waits":
+            waits[str(event.detail.get("message", ""))] += 1
+        elif event.kind == "group_dropped":
+            where = f"round {event.detail.get('round', '?')}, {event.detail.get('task', '?')}"
+            yield Problem(
+                "group dropped", where, "Too few of its candidates were scored.", "Nothing was learned from it."
+            )
     for (where, reason), count in attempts.items():
         yield Problem(f"tried again, {count} ×", where, reason or "no reason given", "Waited and asked again.")
+    for reason, count in waits.items():
+        yield Problem(f"waited, {count} ×", "orchestrator", reason, "The run went on when it could.")
     if resumed:
         yield Problem(
-            f"resumed, {resumed} ×", "orchestrator", "It was stopped or killed.", "The run went on from its last row."
+            f"resumed, {resumed} ×",
+            "orchestrator",
+            "It was paused, stopped or killed.",
+            "The run went on from its last row.",
         )

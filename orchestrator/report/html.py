@@ -23,11 +23,16 @@ from orchestrator.report.rewards import (
 )
 from orchestrator.report.svg import BarRow, DotRow, Series, dot_rows, interval_plot, stacked_bars
 from tutelage.domain.evaluation import Answer, InnerLoopSettings
+from tutelage.domain.run import NO_UPDATE
 from tutelage.domain.task import Question
 
 _CORRECT_FROM = 0.5
 _LINES = 6
 _HALF = 520.0
+_GROUPS = 200
+"""Groups whose candidates are shown; a browser has to lay them all out."""
+_DOCUMENTS = 80
+"""Documents in the plot of gains."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,13 @@ def render_html(report: RunReport) -> str:
     spent = costs(report)
     return template("page.html").render(
         report=report,
+        no_update=NO_UPDATE,
+        titles={candidate.task_id: candidate.task_title for candidate in report.candidates},
         summary=report.header.summary,
         rounds=rounds,
-        groups=made,
+        groups=made[:_GROUPS],
+        groups_left_out=max(0, len(made) - _GROUPS),
+        documents_left_out=max(0, len({group.task_id for group in made}) - _DOCUMENTS),
         scores=scores,
         unit=unit,
         reward_plot=_reward_plot(rounds),
@@ -119,6 +128,9 @@ def _curves(scores: Sequence[StudentScores], quiz: QuizKind) -> list[tuple[str, 
 
 
 def _gain_plot(gains: Sequence[DocumentGain]) -> Markup:
+    if len(gains) > _DOCUMENTS:
+        # Those with the greatest and the least: what is in between is in the tables.
+        gains = (*gains[: _DOCUMENTS // 2], *gains[-_DOCUMENTS // 2 :])
     numbers = sorted({number for gain in gains for number, _ in gain.by_round})
     rows = [
         DotRow(gain.title or gain.task_id, tuple((numbers.index(number), values) for number, values in gain.by_round))

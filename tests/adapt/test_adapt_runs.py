@@ -13,6 +13,7 @@ import yaml
 from typer.testing import CliRunner
 
 from orchestrator.adapt_config import AdaptConfig, Recipe
+from orchestrator.config import OrchestratorSettings
 from orchestrator.run_config import RunConfig
 from tutelage.cli.main import app
 from tutelage.domain.errors import InvalidInput
@@ -21,7 +22,7 @@ from tutelage.domain.run import RunState
 from tutelage.domain.task import Quiz
 from tutelage.settings import load_settings, parse_settings
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "runs" / "adapt.yaml"
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "adapt.yaml"
 
 
 def _recipe(**changes: Any) -> Recipe:
@@ -109,6 +110,14 @@ def test_the_example_is_a_recipe_and_its_run_is_valid() -> None:
     assert run.commit.min_gain == config.gate.min_gain
     assert run.inner_loop == config.inner_loop
     assert run.documents is None
+
+
+def test_the_example_of_an_inbox_is_valid_and_says_what_it_costs() -> None:
+    settings = load_settings(EXAMPLE.parent / "orchestrator-with-inbox.yaml", OrchestratorSettings)
+    inbox = settings.inboxes["news"]
+    assert inbox.evaluations_per_document == 16
+    assert inbox.budget // inbox.evaluations_per_document == 125
+    assert parse_settings(inbox.run_yaml("inbox news"), RunConfig).candidates == 5
 
 
 @pytest.mark.parametrize(

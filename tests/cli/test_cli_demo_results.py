@@ -41,9 +41,9 @@ def rendered(committed: bool) -> dict[str, Any]:
     return dict(demo_results.report_tree(render_json(report).encode()))
 
 
-def shown(report: dict[str, Any]) -> str:
+def shown(report: dict[str, Any], width: int = 120) -> str:
     output = io.StringIO()
-    console = Console(file=output, width=120)
+    console = Console(file=output, width=width)
     demo_results.show_edit(console, report)
     demo_results.show_scores(console, report)
     return output.getvalue()
@@ -55,6 +55,19 @@ def test_best_edit_and_scores() -> None:
     assert "+0.300" in text
     assert "0.00 > 0.50" in text
     assert "kept, ffffffff" in text
+
+
+def test_a_narrow_terminal_still_shows_every_score() -> None:
+    report = rendered(committed=True)
+    for candidate in report["candidates"]:
+        candidate["task_title"] = "A Title That Is Much Longer Than Its Column"
+    for commit in report["commits"]:
+        for moment, score in (("quiz_before", -12.34), ("quiz_after", -5.67)):
+            commit[moment]["scores"] |= {"f1": 0.25, "loglik": score}
+    text = shown(report, width=80)
+    for score in ("0.00 > 0.50", "0.25 > 0.25", "-12.34 > -5.67", "kept"):
+        assert score in text
+    assert max(len(line) for line in text.splitlines()) <= 80
 
 
 def test_the_question_that_gained_most() -> None:

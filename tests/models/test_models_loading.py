@@ -11,6 +11,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from tutelage.domain.errors import DataLoss, InvalidInput, NotFound
 from tutelage.models.chat import prompt_ids, stop_ids
@@ -124,6 +125,27 @@ def test_a_loaded_model_is_frozen_and_described(folders: dict[str, Path], quanti
     assert loaded.context_length == 512
     assert len(loaded.revision) == 64
     assert loaded.revision == load(folders["llama"]).revision
+
+
+def test_none_computes_what_transformers_computes(folders: dict[str, Path]) -> None:
+    ids = torch.arange(4, 40)[None]
+    plain = AutoModelForCausalLM.from_pretrained(folders["qwen2"], dtype=torch.float32).eval()
+    with torch.inference_mode():
+        assert torch.equal(load(folders["qwen2"], quantisation="none").model(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_int8_computes_and_learns_nearly_what_the_plain_model_does(folders: dict[str, Path], family: str) -> None:
+    ids = torch.arange(4, 40)[None]
+    packed, plain = load(folders[family], quantisation="int8"), load(folders[family], quantisation="none")
+    layers = [module for module in packed.model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
+    assert len(layers) == 14
+    assert all(layer.weight.dtype == torch.int8 for layer in layers)
+    with torch.inference_mode():
+        near, exact = packed.model(ids).logits, plain.model(ids).logits
+    # Eight bits keep about two digits; four would not pass here.
+    assert float((near - exact).norm() / exact.norm()) < 0.02
+    assert largest_error(lora_gradients(packed), lora_gradients(plain)) < 0.1
 
 
 @pytest.mark.parametrize(

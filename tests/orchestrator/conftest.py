@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from orchestrator.config import OrchestratorSettings
 from orchestrator.engine import Engine
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.description import Adapter, StudentDescription, TeacherDescription
-from tutelage.domain.errors import InvalidInput, PreconditionFailed
+from tutelage.domain.errors import InvalidInput, NotFound, PreconditionFailed
 from tutelage.domain.evaluation import (
     Answer,
     Bounds,
@@ -60,6 +60,8 @@ class FakeStudent(student_grpc.StudentServiceServicer):
         self.cancelled: list[str] = []
         self.held: set[str] = set()
         self.running = self.most_running = 0
+        self.luck = 0
+        """Students of different luck score the same edit differently."""
         self.outcome: Any = None
         """Given a key, what to answer in place of a report; None for the report."""
         self.server: grpc.aio.Server | None = None
@@ -131,7 +133,7 @@ class FakeStudent(student_grpc.StudentServiceServicer):
         return EvaluationReport(
             evaluation_id=key.id,
             before=answers(0.1),
-            after=answers(0.1 + 0.8 * fraction(key.self_edit, key.seed)),
+            after=answers(0.1 + 0.8 * fraction(key.self_edit, key.seed, *[self.luck][: self.luck])),
             retention_before=QuizResult(),
             retention_after=QuizResult(),
             effective_settings=key.settings,
@@ -145,7 +147,9 @@ class FakeStudent(student_grpc.StudentServiceServicer):
         return student_pb.CancelEvaluationResponse(cancelled=True)
 
     async def Commit(self, request: Any, context: Any) -> Any:
-        key = self.keys[request.evaluation_id]
+        key = self.keys.get(request.evaluation_id)
+        if key is None:
+            raise NotFound("evaluation", request.evaluation_id)
         if request.evaluation_id not in self.held:
             raise PreconditionFailed("its weights are no longer held")
         version = content_hash(["version", request.evaluation_id])
@@ -163,6 +167,7 @@ class FakeTeacher(teacher_grpc.TeacherServiceServicer):
 
     def __init__(self) -> None:
         self.written: list[str] = []
+        self.prompts: list[str] = []
         self.updates: list[Any] = []
         self.server: grpc.aio.Server | None = None
         self.port = 0
@@ -197,6 +202,7 @@ class FakeTeacher(teacher_grpc.TeacherServiceServicer):
 
     async def WriteSelfEdits(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.written.append(request.task.id)
+        self.prompts.append(request.format.prompt)
         for index in range(request.candidates):
             text = f"{request.task.id} by {request.policy_version} number {1 if index == 2 else index}"
             result: SelfEdit | Rejection = SelfEdit((TextDocument(text),))
@@ -281,6 +287,12 @@ deadlines: {evaluation_s: 20, attempts: 6}
             yield engine
         finally:
             await engine.stop()
+
+    @staticmethod
+    async def until(condition: Callable[[], bool]) -> None:
+        """Returns when the condition holds."""
+        while not condition():  # noqa: ASYNC110 - what is waited for is in a server or another process
+            await asyncio.sleep(0.02)
 
     async def start(self, engine: Engine, run_id: str = "run", config: str | None = None) -> None:
         await engine.start_run(run_id, config or self.config, self.tasks, Quiz())

@@ -12,6 +12,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from orchestrator.database import database_url, migrate
+from orchestrator.evaluation_rows import Begun, Ended, TriedAgain
 from orchestrator.machine import Evaluate
 from orchestrator.schema import metadata
 from orchestrator.store import Store
@@ -50,23 +51,26 @@ def test_a_reward_is_written_once(world: Any, url: str) -> None:
     async def body() -> None:
         async with started(world, url) as engine:
             work = Evaluate(1, "t1", "edit", "a", 0)
-            await engine.store.begin_evaluation("run", "e" * 64, work, "round", "")
+            begun = Begun("e" * 64, work, "round", "", 1)
             candidate_ids = ["run/1/t1/0", "run/1/t1/1"]
-            rejected = Failure("x", False)
+            assert await engine.store.write("run", [begun, begun]) == [True, False]
+            assert await engine.store.write("run", [TriedAgain("e" * 64, "a", {})]) == [True]
 
-            async def write(value: float) -> float | None:
+            async def write(value: float) -> list[bool]:
                 reward = Reward(value, {"gain_contains": value})
-                row = await engine.store.end_evaluation("run", "e" * 64, "a", rejected, reward, 1.0, candidate_ids)
-                return row.reward
+                ended = Ended(begun, Failure("x", False), reward, 1.0, 2, candidate_ids, "one:1")
+                return await engine.store.write("run", [ended, ended])
 
-            values = await asyncio.gather(*(write(float(number)) for number in range(8)))
-            assert len(set(values)) == 1
+            changed = await asyncio.gather(*(write(float(number)) for number in range(8)))
+            assert sorted(changed) == [[False, False]] * 7 + [[True, False]]
             rows = [row for row in await engine.store.reward_rows("run") if row[3] == "e" * 64]
             assert sorted(row[0] for row in rows) == candidate_ids
             done = [each for each in await engine.store.events("run") if each.kind == "evaluation_done"]
             assert len(done) == 1
-            again = await engine.store.begin_evaluation("run", "e" * 64, work, "round", "")
-            assert (again.final, again.reward, again.attempts) == (True, values[0], 1)
+            stored = (await engine.store.evaluations("run", evaluation_id="e" * 64))[0]
+            assert (stored.final, stored.reward, stored.attempts) == (True, float(changed.index([True, False])), 2)
+            assert stored.replica == "one:1"
+            assert await engine.store.write("run", [begun, TriedAgain("e" * 64, "a", {})]) == [False, False]
 
     asyncio.run(body())
 

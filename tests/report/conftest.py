@@ -19,7 +19,7 @@ from orchestrator.report.data import (
 from tutelage.domain.evaluation import Answer, EvaluationReport, InnerLoopSettings, QuizResult, TrainingCost
 from tutelage.domain.policy import Policy, UpdateResult
 from tutelage.domain.reward import RewardSettings, reward_of
-from tutelage.domain.run import RunEvent, RunPhase, RunState, RunSummary, TaskWithQuiz
+from tutelage.domain.run import RunEvent, RunPhase, RunState, RunSummary, StudentResult, TaskWithQuiz
 from tutelage.domain.self_edit import Rejection, RejectionReason
 from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 
@@ -161,6 +161,7 @@ def build_report() -> RunReport:
     summary = RunSummary(
         "harbour-01", RunState.DONE, RunPhase.ENDED, 3, 3, 384, 384, 0.31, None, "3" * 64, "", START,
         START + timedelta(minutes=47, seconds=12), unscored=3, rejected=4,
+        students=(StudentResult("a", 192, 0.33, 0.913), StudentResult("b", 192, 0.29, None)), teacher_busy=0.425,
     )  # fmt: skip
     config = (
         "name: harbour\nstudents: [a, b]\nformat: self-qa\ncandidates: 4\nevaluation_seeds: 2\nrounds: 3\nseed: 7\n"

@@ -86,6 +86,8 @@ def test_a_full_report_has_all_its_parts_and_no_network(run_report: RunReport) -
         "Further worst edits",
         "All students",
         "Tokens",
+        "91.3 %",
+        "42.5 %",
         "no group beat",
         "Socket closed",
     ):
@@ -141,3 +143,15 @@ def test_numbers_carry_their_unit_and_a_true_minus() -> None:
     assert score(-2.5, "loglik", sign=True) == "−2.50"
     assert signed(-0.1) == "−0.100"
     assert signed(None) == "–"
+
+
+def test_a_very_long_run_says_what_the_page_leaves_out(run_report: RunReport) -> None:
+    many = tuple(
+        dataclasses.replace(candidate, id=f"{candidate.id}-{copy}", task_id=f"{candidate.task_id}-{copy}")
+        for copy in range(12)
+        for candidate in run_report.candidates
+    )
+    page = render_html(dataclasses.replace(run_report, candidates=many))
+    assert "88 more groups are in the JSON and CSV forms" in page
+    assert "16 between them are left out" in page
+    assert page.count('class="cand') <= 200 * 4

@@ -39,6 +39,7 @@ from tutelage.rpc.server import serve
 from tutelage.v1 import student_service_pb2 as pb
 from tutelage.v1 import student_service_pb2_grpc as pb_grpc
 from tutelage.wire.evaluation import answer_to_wire, evaluation_outcome_to_wire, evaluation_progress_to_wire
+from tutelage.wire.task import question_to_wire
 
 NAME = "tutelage.v1.StudentService"
 QUESTION = Question("1", "Who?", "Me")
@@ -230,9 +231,24 @@ def test_message_over_the_limit_is_refused_and_the_server_goes_on(tmp_path: Path
             running(tmp_path, max_message_mib=1) as (_, ready),
             StudentClient(ChannelSettings(address=ready["address"])) as client,
         ):
-            with pytest.raises(Exhausted):
-                await client.answer([Question("1", "x" * 2**21, "a")], adapter_version="")
+            big = [Question("1", "x" * 2**21, "a")]
+            with pytest.raises(InvalidInput) as caught:
+                await client.answer(big, adapter_version="")
+            (violation,) = caught.value.violations
+            assert violation.field == "message"
+            assert int(violation.value.split()[0]) > 2**21
+            assert f"at most {2**20} bytes" in violation.allowed
             assert len(await client.answer([QUESTION], adapter_version="")) == 1
+            # On the wire it is the code that every gRPC client knows.
+            async with grpc.aio.insecure_channel(ready["address"]) as channel:
+                request = pb.AnswerRequest(questions=[question_to_wire(item) for item in big])
+                with pytest.raises(grpc.aio.AioRpcError) as raw:
+                    await pb_grpc.StudentServiceStub(channel).Answer(request, timeout=10)
+            assert raw.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            # The limit of the client's own end is told alike, before anything is sent.
+            async with StudentClient(ChannelSettings(address=ready["address"], max_message_mib=1)) as small:
+                with pytest.raises(InvalidInput, match="message"):
+                    await small.answer(big, adapter_version="")
 
     run(scenario())
 

@@ -37,7 +37,7 @@ PROMPTS = ([5, 6, 7, 8], [9, 10, 11, 12, 13, 14])
 COMPLETIONS = ([20, 21, 22, 23, END], [30, 31, 32, END], [40, 41, 42, 43, 44, 45], [50, END])
 """Of each prompt; the first is rewarded, the third was cut off."""
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "rest_em": [{}],
+    "rest_em": [{}, {"rule": "best"}, {"rule": "weighted"}, {"rule": "top", "fraction": 0.25}],
     "grpo": [
         {"beta": 0.01},
         {"loss_type": "dr_grpo", "scale_rewards": "none", "length_constant": 6, "beta": 0},
@@ -159,7 +159,8 @@ def test_what_was_rewarded_becomes_more_probable(
 ) -> None:
     asked = request(loaded.model, "p", name, options)
     lessons = lessons_of(asked, HASH, {"p": 0})
-    assert lessons.kept == {"rest_em": 2, "dpo": 4}.get(name, 6 if options.get("skip_truncated") else 8)
+    kept = 4 if options.get("rule") == "weighted" else 2
+    assert lessons.kept == {"rest_em": kept, "dpo": 4}.get(name, 6 if options.get("skip_truncated") else 8)
     assert (lessons.unscored, lessons.stale, lessons.passed_over) == (2, 0, 8 - lessons.kept)
     assert relative_log_prob(learnt(settings, asked, tmp_path)) > relative_log_prob(loaded.model) + 0.02
 
@@ -247,6 +248,30 @@ def test_the_loss_weighs_by_recorded_log_probs(settings: TeacherSettings, loaded
         lambda done, total, loss: None,
     ).eval()
     assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-4)
+
+
+def test_the_head_sees_labelled_positions_only(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU scores what carries loss, and gets what scoring every position gives."""
+    import trl.trainer.utils as trl_utils
+
+    import teacher.trl_training  # noqa: F401
+
+    seen: list[int] = []
+    inner = trl_utils._ChunkedLogProbFunction.apply
+
+    def counted(hidden: torch.Tensor, *rest: Any) -> Any:
+        seen.append(hidden.shape[0])
+        return inner(hidden, *rest)
+
+    monkeypatch.setattr(trl_utils._ChunkedLogProbFunction, "apply", counted)
+    model = load_model(loaded.name, quantisation="none", threads=1).model
+    trl_utils.add_fused_lm_head(model)
+    ids = torch.tensor([PROMPTS[0] + COMPLETIONS[0]])
+    labels = ids.clone()
+    labels[:, : len(PROMPTS[0])] = -100
+    found = model(input_ids=ids, labels=labels, fused_lm_head=True).log_probs[0, -len(COMPLETIONS[0]) :]
+    assert seen == [len(COMPLETIONS[0])]
+    assert found.tolist() == pytest.approx(token_log_probs(loaded.model, PROMPTS[0], COMPLETIONS[0]), abs=1e-4)
 
 
 def test_groups_survive_their_file(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -1,14 +1,28 @@
-"""ReST^EM keeps the best of each group if it is above the threshold, whatever the order of arrival."""
+"""Each rule keeps what it says, whatever the order of arrival, and never a candidate that nobody scored."""
 
 from __future__ import annotations
 
+import json
 import random
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher.selection import best_of_each_group, why_nothing_kept
+from teacher.selection import (
+    RULES,
+    Kept,
+    SelectionSettings,
+    best_of_each_group,
+    kept_by,
+    why_none_kept,
+    why_nothing_kept,
+)
 from teacher.update_request import update_id
+from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateRequest, UpdateSettings
 
 REWARDS = st.one_of(st.none(), st.sampled_from([-0.5, 0.0, 0.1, 0.25, 1.0]))
@@ -58,3 +72,81 @@ def test_update_id_knows_reward_and_seed_and_says_why_nothing_was_kept() -> None
     assert len({named(groups), named(other), named(groups, 2)}) == 3
     assert "best of 1 is 0.1" in why_nothing_kept(groups, 0.5)
     assert "none of the 1 candidates" in why_nothing_kept(built([[(None, 1)]])[0], 0.0)
+
+
+SMALL = [[(0.5, 3), (0.1, 1), (None, 1)], [(0.3, 1), (0.3, 2)], [(-0.2, 1), (-0.4, 1)]]
+
+
+def names(kept: tuple[Kept, ...]) -> list[str]:
+    return [item.candidate.candidate_id for item in kept]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "weights"),
+    [
+        (SelectionSettings("best"), ["0-0", "1-0"], [1, 1]),
+        (SelectionSettings("best", -1.0), ["0-0", "1-0", "2-0"], [1, 1, 1]),
+        (SelectionSettings("above"), ["0-0", "0-1", "1-0", "1-1"], [1, 1, 1, 1]),
+        (SelectionSettings("above", 0.2), ["0-0", "1-0", "1-1"], [1, 1, 1]),
+        # Six are scored: a third is two, and of the tie the shorter.
+        (SelectionSettings("top", 0.0, 0.34), ["0-0", "1-0"], [1, 1]),
+        (SelectionSettings("top", 0.0, 0.01), ["0-0"], [1]),
+        (SelectionSettings("weighted"), ["0-0", "0-1", "1-0", "1-1"], [0.5 / 0.3, 0.1 / 0.3, 1, 1]),
+        (SelectionSettings("weighted", 0.2), ["0-0", "1-0", "1-1"], [0.3 * 6, 0.1 * 6, 0.1 * 6]),
+        # Means 0.3, 0.3 and -0.3.
+        (SelectionSettings("lead"), ["0-0"], [1]),
+        (SelectionSettings("lead", -1.0), ["0-0", "2-0"], [2 * 0.2 / 0.3, 2 * 0.1 / 0.3]),
+    ],
+)
+def test_rules_by_hand(settings: SelectionSettings, expected: list[str], weights: list[float]) -> None:
+    groups, lengths = built(SMALL)
+    kept = kept_by(groups, lengths, settings)
+    assert names(kept) == expected
+    assert [item.weight for item in kept] == pytest.approx(weights)
+
+
+@given(
+    shape=GROUPS,
+    rule=st.sampled_from(list(RULES)),
+    threshold=st.sampled_from([-1.0, 0.0, 0.2]),
+    fraction=st.floats(0.01, 1),
+    seed=st.integers(0, 99),
+)
+def test_every_rule(
+    shape: list[list[tuple[float | None, int]]], rule: str, threshold: float, fraction: float, seed: int
+) -> None:
+    groups, lengths = built(shape)
+    settings = SelectionSettings(rule, threshold, fraction)
+    kept = kept_by(groups, lengths, settings)
+    assert len(set(names(kept))) == len(kept)
+    assert all(item.candidate.reward is not None and item.candidate.reward > threshold for item in kept)
+    assert all(item.weight > 0 for item in kept)
+    assert not kept or sum(item.weight for item in kept) / len(kept) == pytest.approx(1.0)
+    order = random.Random(seed)
+    mixed = [CandidateGroup(g.group_id, tuple(order.sample(g.candidates, len(g.candidates)))) for g in groups]
+    order.shuffle(mixed)
+    again = kept_by(mixed, lengths, settings)
+    assert names(again) == names(kept)
+    assert [item.weight for item in again] == pytest.approx([item.weight for item in kept])
+
+
+def test_bad_settings_are_all_named() -> None:
+    with pytest.raises(InvalidInput) as caught:
+        kept_by([], {}, SelectionSettings("luck", float("nan"), 0.0))
+    assert [violation.field for violation in caught.value.violations] == ["rule", "fraction", "min_reward"]
+
+
+def test_why_nothing_was_kept() -> None:
+    groups, _ = built([[(0.5, 1), (0.5, 1)], [(0.2, 1)]])
+    assert "above its group's mean" in why_none_kept(groups, SelectionSettings("lead"))
+    assert "best of 3 is 0.5" in why_none_kept(groups, SelectionSettings("lead", 0.7))
+
+
+@pytest.mark.parametrize(("arguments", "skipped"), [(["--quick"], False), (["--data", "absent.json"], True)])
+def test_benchmark_runs_or_skips_plainly(arguments: list[str], skipped: bool, tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "benchmarks/selection_rules.py"
+    command = [sys.executable, str(script), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last.get("skipped", False) is skipped
+    assert skipped or {item["estimate"] for item in last["rules"]} == {"mean", "shrunken"}

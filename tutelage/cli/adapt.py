@@ -11,6 +11,7 @@ import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, AsJson, Orchestrator, orchestrator_client
 from tutelage.cli.listing import print_json, print_table
+from tutelage.cli.quiz import ask_about
 from tutelage.domain.run import RunEvent, RunState
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def prepare(
     config = parse_settings(yaml.safe_dump(values), AdaptConfig)
     if config.documents is None:
         raise InvalidInput.of("documents", "nothing", "the path of a file with documents and questions")
-    tasks = tuple(read_tasks(config.documents, config.limit))
+    tasks = tuple(read_tasks(config.documents, config.limit, unasked=config.made_questions > 0))
     return config, tasks, read_quiz(config.retention_quiz) if config.retention_quiz else NoQuiz()
 
 
@@ -104,6 +105,9 @@ def adapt(
     candidates: Annotated[int | None, typer.Option(help="Self-edits a document.")] = None,
     policy: Annotated[str | None, typer.Option(help="Who writes: latest, initial, or a version.")] = None,
     retention_quiz: Annotated[Path | None, typer.Option(help="File with questions about other things.")] = None,
+    make_questions: Annotated[
+        int | None, typer.Option(help="Questions to make for a document that has none; see `tutelage quiz`.")
+    ] = None,
     run_id: Annotated[str | None, typer.Option(help="The run's id; the same id attaches to the same run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the files, print the settings and stop.")] = False,
     patience_s: Annotated[float, typer.Option(help="Seconds to wait for an orchestrator that went away.")] = 600.0,
@@ -117,6 +121,7 @@ def adapt(
         "students": student,
         "candidates": candidates,
         "policy": policy,
+        "made_questions": make_questions,
         "retention_quiz": str(retention_quiz) if retention_quiz else None,
     }
     config, tasks, quiz = prepare(documents, settings, given)
@@ -129,7 +134,12 @@ def adapt(
 
     async def call() -> tuple[RunSummary, list[Decision]]:
         async with orchestrator_client(orchestrator) as client:
-            _, created = await client.start_run(identity, config.run_yaml(config.name), tasks, quiz)
+            learned, left_out = await ask_about(
+                client, tasks, config.made_questions, config.least_questions, config.seed
+            )
+            for item, made in left_out:
+                typer.echo(f"{item.task.id}: left out, {made} questions could be made", err=True)
+            _, created = await client.start_run(identity, config.run_yaml(config.name), learned, quiz)
             if not as_json:
                 typer.echo(f"{'started' if created else 'attached to'} run {identity}", err=True)
             return await _follow(client, identity, patience_s, quiet=as_json)

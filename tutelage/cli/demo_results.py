@@ -96,13 +96,17 @@ def show_scores(console: Console, report: Tree) -> None:
         console.print("Nothing was offered for keeping: no self-edit was scored.")
         return
     graders = list(rows[0][2])
+    scores = [
+        [f"{before[name]:.2f} > {after[name]:.2f}" if name in after else "" for name in graders]
+        for _, _, before, after, _ in rows
+    ]
     table = Table(box=SIMPLE, title="quiz scores, before > after", title_justify="left", pad_edge=False)
     table.add_column("student", no_wrap=True)
-    table.add_column("document", no_wrap=True, max_width=24)
-    for grader in graders:
-        table.add_column(grader, no_wrap=True)
+    # On a narrow terminal titles and outcomes give way, never the scores.
+    table.add_column("document", max_width=24)
+    for number, grader in enumerate(graders):
+        table.add_column(grader, no_wrap=True, min_width=max(len(grader), *(len(cells[number]) for cells in scores)))
     table.add_column("outcome")
-    for student, title, before, after, outcome in rows:
-        cells = [f"{before[name]:.2f} > {after[name]:.2f}" if name in after else "" for name in graders]
-        table.add_row(student, Text(title, overflow="ellipsis"), *cells, Text(outcome))
+    for (student, title, _, _, outcome), cells in zip(rows, scores, strict=True):
+        table.add_row(student, Text(title, overflow="ellipsis", no_wrap=True), *cells, Text(outcome))
     console.print(table)

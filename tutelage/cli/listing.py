@@ -46,8 +46,9 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], empty:
     from rich.text import Text
 
     table = Table(box=SIMPLE, pad_edge=False, title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        # The first column names the row, and is copied into the next command: it stays in one piece.
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for row in rows:
         table.add_row(*(Text("" if cell is None else str(cell)) for cell in row))
     Console().print(table)

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from tutelage import __version__
-from tutelage.cli import adapt, adapters, ask, demo, inbox, models, policies, runs, services
+from tutelage.cli import adapt, adapters, ask, demo, inbox, models, policies, quiz, runs, services
 from tutelage.domain.errors import FieldViolation, InvalidInput, NotFound, TutelageError
 
 EXIT_SERVICE = 1
@@ -36,6 +36,7 @@ app.add_typer(adapters.app, name="adapters")
 app.add_typer(models.app, name="models")
 app.add_typer(policies.app, name="policies")
 app.command("adapt")(adapt.adapt)
+app.command("quiz")(quiz.quiz)
 app.command("ask")(ask.ask)
 app.command("demo")(demo.demo)
 

@@ -40,12 +40,15 @@ def list_models(
     cache_dir: CacheDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List the built-in models and whether they are in the cache."""
+    """List the built-in models and whether they are in the cache; --json shows where as well."""
     from tutelage.models.registry import list_models as known_models
 
     entries = [plain(entry) for entry in known_models(cache_dir)]
     if as_json:
         print_json(entries)
         return
-    columns = tuple(entries[0]) if entries else ()
-    print_table(columns, [tuple(entry.values()) for entry in entries], "no models")
+    rows = [
+        (item["name"], "yes" if item["cached"] else "no", item["revision"][:12], item["license"], item["download_mb"])
+        for item in entries
+    ]
+    print_table(("model", "here", "revision", "license", "MB"), rows, "no models")

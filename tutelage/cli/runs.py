@@ -15,7 +15,8 @@ from tutelage.cli.listing import print_json, print_table
 from tutelage.domain.run import ReportFormat, RunState
 
 if TYPE_CHECKING:
-    from tutelage.domain.run import RunSummary
+    from tutelage.cli.run_file import PreparedRun
+    from tutelage.domain.run import RunPlan, RunSummary
 
 app = typer.Typer(help="Runs of the reinforcement learning.", no_args_is_help=True)
 
@@ -34,7 +35,9 @@ def start(
     run_file: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run's settings.")],
     orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
     run_id: Annotated[str | None, typer.Option(help="The run's id; the same id attaches to the same run.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the files, print the settings and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, print the settings and the work, and start nothing.")
+    ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Follow the run to its end.")] = False,
     patience_s: Patience = 600.0,
     as_json: AsJson = False,
@@ -44,9 +47,10 @@ def start(
 
     prepared = prepare_run(run_file)
     if dry_run:
+        planned, why_not = asyncio.run(_planned(orchestrator, prepared))
         if as_json:
             counts = {"tasks": len(prepared.tasks), "evaluations": prepared.evaluations}
-            print_json({"config": prepared.config.model_dump(mode="json"), **counts})
+            print_json({"config": prepared.config.model_dump(mode="json"), **counts, "plan": planned})
             return
         typer.echo(resolved_yaml(prepared.config), nl=False)
         questions = sum(len(task.quiz.questions) for task in prepared.tasks)
@@ -54,6 +58,7 @@ def start(
             f"# {len(prepared.tasks)} tasks, {questions} questions, "
             f"{len(prepared.retention_quiz.questions)} retention questions, {prepared.evaluations} evaluations"
         )
+        typer.echo(_plan_text(planned, why_not))
         return
     identity = run_id or new_run_id(prepared.config.name)
 
@@ -71,6 +76,27 @@ def start(
             return summary
 
     _exit_with(asyncio.run(call()), watch)
+
+
+async def _planned(orchestrator: str, prepared: PreparedRun) -> tuple[RunPlan | None, str]:
+    """The plan of the orchestrator that would run it, or why there is none; what it finds wrong is raised."""
+    from tutelage.domain.errors import Unavailable
+
+    try:
+        async with orchestrator_client(orchestrator) as client:
+            plan = await client.plan_run("dry-run", prepared.config_yaml, prepared.tasks, prepared.retention_quiz)
+            return plan, ""
+    except Unavailable as error:
+        return None, str(error)
+
+
+def _plan_text(plan: RunPlan | None, why_not: str) -> str:
+    from tutelage.cli.watching import duration_text
+
+    if plan is None:
+        return f"# not checked with an orchestrator and its students: {' '.join(why_not.split())}"
+    time = "not known: nothing was timed yet" if plan.seconds is None else f"about {duration_text(plan.seconds)}"
+    return f"# {plan.groups} groups of candidates, {plan.updates} updates of the teacher; time {time}"
 
 
 async def _follow(client: object, run_id: str, patience_s: float) -> RunSummary:
@@ -158,6 +184,74 @@ def cancel(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_
         print_json(summary)
     else:
         typer.echo(f"run {summary.run_id} is {summary.state.value}")
+
+
+def _print_state(summary: RunSummary, as_json: bool) -> None:
+    if as_json:
+        print_json(summary)
+    else:
+        typer.echo(f"run {summary.run_id} is {summary.state.value}, round {summary.round}/{summary.rounds}")
+
+
+@app.command()
+def pause(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_json: AsJson = False) -> None:
+    """Begin nothing new in a run; what students are at is finished."""
+
+    async def call() -> RunSummary:
+        async with orchestrator_client(orchestrator) as client:
+            return await client.pause_run(run_id)
+
+    _print_state(asyncio.run(call()), as_json)
+
+
+@app.command()
+def resume(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_json: AsJson = False) -> None:
+    """Go on with a paused run."""
+
+    async def call() -> RunSummary:
+        async with orchestrator_client(orchestrator) as client:
+            return await client.resume_run(run_id)
+
+    _print_state(asyncio.run(call()), as_json)
+
+
+@app.command()
+def extend(
+    run_id: RunId,
+    rounds: Annotated[int, typer.Option(help="Rounds to add.", min=1)],
+    orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
+    as_json: AsJson = False,
+) -> None:
+    """Add rounds to a run, also to one that is done."""
+
+    async def call() -> RunSummary:
+        async with orchestrator_client(orchestrator) as client:
+            return await client.extend_run(run_id, rounds)
+
+    _print_state(asyncio.run(call()), as_json)
+
+
+@app.command()
+def clone(
+    run_id: RunId,
+    new_id: Annotated[str, typer.Argument(metavar="NEW_ID", help="The new run's id.")],
+    changes: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="YAML file with the settings to change; mappings are merged key by key."
+        ),
+    ] = None,
+    orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
+    as_json: AsJson = False,
+) -> None:
+    """Start a run with the tasks and settings of another, but for the changes."""
+    text = changes.read_text(encoding="utf-8") if changes else ""
+
+    async def call() -> tuple[RunSummary, bool]:
+        async with orchestrator_client(orchestrator) as client:
+            return await client.clone_run(run_id, new_id, text)
+
+    _print_state(asyncio.run(call())[0], as_json)
 
 
 @app.command()

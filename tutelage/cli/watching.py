@@ -41,13 +41,13 @@ async def watch(
                 met, lost_since, pause = True, time.monotonic(), _FIRST_PAUSE_S
                 if event is not None:
                     seen = max(seen, event.sequence)
-                ended = summary.state is not RunState.RUNNING
+                ended = summary.state.ended
                 yield summary, event
             # The first word of a stream is the summary, of an ended run, too: only its end means that all was told.
             if ended:
                 return
             summary, _ = await client.get_run(run_id)
-            if summary.state is not RunState.RUNNING:
+            if summary.state.ended:
                 yield summary, None
                 return
             met, lost_since = True, time.monotonic()
@@ -208,8 +208,8 @@ async def follow_on(
     patience_s: float,
     told: Callable[[RunEvent], None] | None = None,
 ) -> RunSummary:
-    """Follows with a live display on a terminal and with plain lines in a pipe."""
-    if not console.is_terminal:
+    """Follows with a live display on a terminal, and with plain lines in a pipe or where the cursor cannot be moved."""
+    if not console.is_terminal or console.is_dumb_terminal:
         return await follow(client, run_id, PlainDisplay(console), patience_s, told)
     with LiveDisplay(console) as display:
         return await follow(client, run_id, display, patience_s, told)

@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
-from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunSummary, TaskWithQuiz
-from tutelage.domain.task import Quiz
+from tutelage.domain.inbox import Inbox, InboxDocument
+from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunPlan, RunSummary, TaskWithQuiz
+from tutelage.domain.task import Quiz, Task
 from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.v1.orchestrator_service_pb2_grpc import OrchestratorServiceStub
-from tutelage.wire.checks import INT64_MAX, Checks, fitting
+from tutelage.wire.checks import INT32_MAX, INT64_MAX, Checks, fitting
+from tutelage.wire.inbox import inbox_document_from_wire, inbox_from_wire, submission_to_wire
 from tutelage.wire.run import (
     logical_student_from_wire,
+    plan_run_to_wire,
     report_format_to_wire,
     run_event_from_wire,
+    run_plan_from_wire,
     run_summary_from_wire,
     start_run_to_wire,
 )
+from tutelage.wire.task import quiz_from_wire, task_to_wire
 
 
 def _started(message: pb.StartRunResponse) -> tuple[RunSummary, bool]:
@@ -42,6 +47,28 @@ def _cancelled(message: pb.CancelRunResponse) -> RunSummary:
     return run_summary_from_wire(message.run)
 
 
+def _changed(
+    message: pb.PauseRunResponse | pb.ResumeRunResponse | pb.ExtendRunResponse,
+) -> RunSummary:
+    return run_summary_from_wire(message.run)
+
+
+def _cloned(message: pb.CloneRunResponse) -> tuple[RunSummary, bool]:
+    return run_summary_from_wire(message.run), message.created
+
+
+def _resolved(message: pb.GetRunResponse) -> str:
+    return message.resolved_yaml
+
+
+def _clone(run_id: str, new_run_id: str, changes_yaml: str) -> pb.CloneRunRequest:
+    return pb.CloneRunRequest(run_id=run_id, new_run_id=new_run_id, changes_yaml=changes_yaml)
+
+
+def _extension(run_id: str, rounds: int) -> pb.ExtendRunRequest:
+    return pb.ExtendRunRequest(run_id=run_id, rounds=fitting("rounds", rounds, INT32_MAX))
+
+
 def _chunk(message: pb.GetReportResponse | pb.CompareRunsResponse) -> bytes:
     return message.chunk
 
@@ -61,6 +88,26 @@ def _watch(run_id: str, after_sequence: int) -> pb.WatchRunRequest:
 
 def _compared(run_id: str, other_run_id: str, format: ReportFormat) -> pb.CompareRunsRequest:
     return pb.CompareRunsRequest(run_id=run_id, other_run_id=other_run_id, format=report_format_to_wire(format))
+
+
+def _submitted(message: pb.SubmitDocumentsResponse) -> tuple[int, int]:
+    return message.accepted, message.known
+
+
+def _listed(message: pb.ListInboxResponse) -> Inbox | InboxDocument:
+    if message.HasField("inbox"):
+        return inbox_from_wire(message.inbox)
+    return inbox_document_from_wire(message.document)
+
+
+def _made(message: pb.MakeQuizResponse) -> Quiz:
+    return quiz_from_wire(message.quiz)
+
+
+def _make(task: Task, questions: int, seed: int) -> pb.MakeQuizRequest:
+    return pb.MakeQuizRequest(
+        task=task_to_wire(task), questions=fitting("questions", questions), seed=fitting("seed", seed, INT64_MAX)
+    )
 
 
 class OrchestratorClient(AsyncConnection):
@@ -101,6 +148,42 @@ class OrchestratorClient(AsyncConnection):
         """Ends a run."""
         return await self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _cancelled, timeout_s)
 
+    async def plan_run(
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Iterable[TaskWithQuiz],
+        retention_quiz: Quiz,
+        *,
+        timeout_s: float = WORK_S,
+    ) -> RunPlan:
+        """What `start_run` would start; nothing is stored."""
+        messages = list(plan_run_to_wire(run_id, config_yaml, tasks, retention_quiz))
+        return await self._call(self._stub.PlanRun, messages, run_plan_from_wire, timeout_s)
+
+    async def resolved_yaml(self, run_id: str, *, timeout_s: float = QUICK_S) -> str:
+        """Every setting of a run with its default as it was when the run started."""
+        return await self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id), _resolved, timeout_s)
+
+    async def pause_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Begins nothing new in a run; what is under way ends."""
+        return await self._call(self._stub.PauseRun, pb.PauseRunRequest(run_id=run_id), _changed, timeout_s)
+
+    async def resume_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Goes on with a paused run."""
+        return await self._call(self._stub.ResumeRun, pb.ResumeRunRequest(run_id=run_id), _changed, timeout_s)
+
+    async def extend_run(self, run_id: str, rounds: int, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Adds rounds to a run, also to one that was done."""
+        return await self._call(self._stub.ExtendRun, _extension(run_id, rounds), _changed, timeout_s)
+
+    async def clone_run(
+        self, run_id: str, new_run_id: str, changes_yaml: str = "", *, timeout_s: float = WORK_S
+    ) -> tuple[RunSummary, bool]:
+        """A run with the tasks of another and its settings, but for the changes; and whether it is new."""
+        request = _clone(run_id, new_run_id, changes_yaml)
+        return await self._call(self._stub.CloneRun, request, _cloned, timeout_s)
+
     async def get_report(self, run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
         """The whole report."""
         request = pb.GetReportRequest(run_id=run_id, format=report_format_to_wire(format))
@@ -123,6 +206,22 @@ class OrchestratorClient(AsyncConnection):
         """Compare-and-set of a student's version; Conflict when another is current."""
         request = pb.SetCurrentAdapterRequest(student=student, expected_version=expected_version, version=version)
         return await self._call(self._stub.SetCurrentAdapter, request, _student, timeout_s)
+
+    async def submit_documents(
+        self, inbox: str, tasks: Iterable[TaskWithQuiz], *, timeout_s: float = WORK_S
+    ) -> tuple[int, int]:
+        """How many documents the inbox took, and how many it had before with the same content."""
+        messages = list(submission_to_wire(inbox, tasks))
+        return await self._call(self._stub.SubmitDocuments, messages, _submitted, timeout_s)
+
+    async def make_quiz(self, task: Task, questions: int, *, seed: int = 0, timeout_s: float = LONG_S) -> Quiz:
+        """At most so many questions for a document, by the teacher's first policy; the same seed gives the same."""
+        return await self._call(self._stub.MakeQuiz, _make(task, questions, seed), _made, timeout_s)
+
+    async def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
+        """All inboxes; or one, and its documents in the order they came."""
+        request = pb.ListInboxRequest(inbox=inbox)
+        return [item async for item in self._stream(self._stub.ListInbox, request, _listed, timeout_s)]
 
 
 class SyncOrchestratorClient(SyncConnection):
@@ -163,6 +262,42 @@ class SyncOrchestratorClient(SyncConnection):
         """Ends a run."""
         return self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _cancelled, timeout_s)
 
+    def plan_run(
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Iterable[TaskWithQuiz],
+        retention_quiz: Quiz,
+        *,
+        timeout_s: float = WORK_S,
+    ) -> RunPlan:
+        """What `start_run` would start; nothing is stored."""
+        messages = iter(plan_run_to_wire(run_id, config_yaml, tasks, retention_quiz))
+        return self._call(self._stub.PlanRun, messages, run_plan_from_wire, timeout_s)
+
+    def resolved_yaml(self, run_id: str, *, timeout_s: float = QUICK_S) -> str:
+        """Every setting of a run with its default as it was when the run started."""
+        return self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id), _resolved, timeout_s)
+
+    def pause_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Begins nothing new in a run; what is under way ends."""
+        return self._call(self._stub.PauseRun, pb.PauseRunRequest(run_id=run_id), _changed, timeout_s)
+
+    def resume_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Goes on with a paused run."""
+        return self._call(self._stub.ResumeRun, pb.ResumeRunRequest(run_id=run_id), _changed, timeout_s)
+
+    def extend_run(self, run_id: str, rounds: int, *, timeout_s: float = QUICK_S) -> RunSummary:
+        """Adds rounds to a run, also to one that was done."""
+        return self._call(self._stub.ExtendRun, _extension(run_id, rounds), _changed, timeout_s)
+
+    def clone_run(
+        self, run_id: str, new_run_id: str, changes_yaml: str = "", *, timeout_s: float = WORK_S
+    ) -> tuple[RunSummary, bool]:
+        """A run with the tasks of another and its settings, but for the changes; and whether it is new."""
+        request = _clone(run_id, new_run_id, changes_yaml)
+        return self._call(self._stub.CloneRun, request, _cloned, timeout_s)
+
     def get_report(self, run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
         """The whole report."""
         request = pb.GetReportRequest(run_id=run_id, format=report_format_to_wire(format))
@@ -183,3 +318,18 @@ class SyncOrchestratorClient(SyncConnection):
         """Compare-and-set of a student's version; Conflict when another is current."""
         request = pb.SetCurrentAdapterRequest(student=student, expected_version=expected_version, version=version)
         return self._call(self._stub.SetCurrentAdapter, request, _student, timeout_s)
+
+    def submit_documents(
+        self, inbox: str, tasks: Iterable[TaskWithQuiz], *, timeout_s: float = WORK_S
+    ) -> tuple[int, int]:
+        """How many documents the inbox took, and how many it had before with the same content."""
+        messages = iter(list(submission_to_wire(inbox, tasks)))
+        return self._call(self._stub.SubmitDocuments, messages, _submitted, timeout_s)
+
+    def make_quiz(self, task: Task, questions: int, *, seed: int = 0, timeout_s: float = LONG_S) -> Quiz:
+        """At most so many questions for a document, by the teacher's first policy; the same seed gives the same."""
+        return self._call(self._stub.MakeQuiz, _make(task, questions, seed), _made, timeout_s)
+
+    def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
+        """All inboxes; or one, and its documents in the order they came."""
+        return list(self._stream(self._stub.ListInbox, pb.ListInboxRequest(inbox=inbox), _listed, timeout_s))

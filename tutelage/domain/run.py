@@ -17,6 +17,13 @@ class RunState(StrEnum):
     DONE = "done"
     FAILED = "failed"
     CANCELLED = "cancelled"
+    PAUSED = "paused"
+    """Goes on when it is resumed."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen."""
+        return self not in (RunState.RUNNING, RunState.PAUSED)
 
 
 class RunPhase(StrEnum):
@@ -31,6 +38,17 @@ class RunPhase(StrEnum):
 class TaskWithQuiz:
     task: Task
     quiz: Quiz
+
+
+@dataclass(frozen=True)
+class StudentResult:
+    """A student's part of a run."""
+
+    name: str
+    evaluations_done: int
+    mean_reward: float | None
+    busy: float | None
+    """Share of its slots' time that was used, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +69,22 @@ class RunSummary:
     finished_at: datetime | None
     unscored: int = 0
     rejected: int = 0
+    students: tuple[StudentResult, ...] = ()
+    teacher_busy: float | None = None
+    """Share of the time that the teacher was writing or updating, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run would be, before it is started."""
+
+    resolved_yaml: str
+    """Every setting with its default filled in."""
+    groups: int
+    evaluations: int
+    updates: int
+    seconds: float | None
+    """Estimate from what the same students and teacher took before; None without such."""
 
 
 @dataclass(frozen=True)

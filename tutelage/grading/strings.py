@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 
 from tutelage.domain.errors import InvalidInput
+from tutelage.extensions import GRADERS, Extended
 from tutelage.grading.lenient import THRESHOLD, probability
 from tutelage.grading.normalise import normalise
 
@@ -56,10 +56,10 @@ def probable(answer: str, gold: Sequence[str], question: str = "") -> float:
     return probability(answer, gold, question)
 
 
-STRING_GRADERS: Mapping[str, Callable[[str, Sequence[str], str], float]] = MappingProxyType(
-    {"exact": exact, "contains": contains, "f1": f1, "lenient": lenient, "probable": probable}
+STRING_GRADERS: Mapping[str, Callable[[str, Sequence[str], str], float]] = Extended(
+    {"exact": exact, "contains": contains, "f1": f1, "lenient": lenient, "probable": probable}, GRADERS
 )
-"""The graders by name."""
+"""The graders by name, with those of installed packages."""
 
 
 def grade(name: str, answer: str, gold: Sequence[str], question: str = "") -> float:

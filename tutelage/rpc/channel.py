@@ -8,14 +8,21 @@ from tutelage.domain.errors import InvalidInput
 from tutelage.rpc.config import ChannelSettings, is_loopback, read_pem, read_token
 
 
-def _options(settings: ChannelSettings) -> list[tuple[str, int]]:
+def _options(settings: ChannelSettings) -> list[tuple[str, int | str]]:
     size = settings.max_message_mib * 2**20
+    name: list[tuple[str, int | str]] = []
+    if settings.server_name:
+        name = [("grpc.ssl_target_name_override", settings.server_name)]
     return [
+        *name,
         ("grpc.max_receive_message_length", size),
         ("grpc.max_send_message_length", size),
         # Without it a call to a machine that vanished hangs until its deadline.
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
+        # The first timeout is enforced by the kernel, on bytes that no machine took; the second by gRPC itself, where
+        # a proxy or a stopped process takes them and nobody answers. It is a minute unless told.
         ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", 500),
         ("grpc.max_reconnect_backoff_ms", 10_000),

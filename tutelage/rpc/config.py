@@ -63,6 +63,8 @@ class ChannelSettings(Settings):
     """The client's certificate chain, for mTLS."""
     key: Path | None = None
     """Private key of the client's certificate."""
+    server_name: str = ""
+    """Name that the server's certificate must carry; nothing means the address's host."""
     token_file: Path | None = None
     """File with the bearer token sent with every call."""
     keepalive_s: float = Field(default=20, gt=0)

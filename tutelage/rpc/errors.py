@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -28,6 +29,9 @@ DETAILS_KEY = "grpc-status-details-bin"
 # Peers refuse trailers above 8 KiB by default; the rest of them is HTTP's own.
 _MAX_DETAIL_BYTES = 4096
 _MAX_TEXT = 1000
+
+_OVER_THE_LIMIT = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
+"""How gRPC itself refuses a message, with RESOURCE_EXHAUSTED and no details."""
 
 _CODES: tuple[tuple[type[TutelageError], grpc.StatusCode], ...] = (
     (InvalidInput, grpc.StatusCode.INVALID_ARGUMENT),
@@ -125,6 +129,13 @@ def _retry_after_s(status: status_pb2.Status) -> float | None:
     return None
 
 
+def _why_unavailable(text: str) -> str:
+    # gRPC tells the address twice, and the cause at the end.
+    if text.startswith("failed to connect to all addresses"):
+        return f"is not reachable ({text.rpartition(': ')[2]})"
+    return text or "is not reachable"
+
+
 def from_rpc_error(error: grpc.RpcError, peer: str = "") -> TutelageError:
     """The domain error that a failed call stands for; `peer` (host:port) is named where the peer did not answer."""
     code: grpc.StatusCode = error.code()
@@ -135,10 +146,16 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> TutelageError:
     if code == grpc.StatusCode.NOT_FOUND:
         return _not_found(status, text)
     if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        over = None if status.code else _OVER_THE_LIMIT.search(text)
+        if over is not None:
+            # Unlike a full queue this does not pass by waiting.
+            return InvalidInput.of(
+                "message", f"{over[1]} bytes", f"at most {over[2]} bytes (max_message_mib of either end)"
+            )
         return Exhausted(text, _retry_after_s(status))
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
         late = code == grpc.StatusCode.DEADLINE_EXCEEDED
-        reason = "did not answer in time" if late else text or "is not reachable"
+        reason = "did not answer in time" if late else _why_unavailable(text)
         return Unavailable(f"{peer}: {reason}" if peer and not status.code else reason, _retry_after_s(status))
     for kind, own in _CODES:
         if own == code:

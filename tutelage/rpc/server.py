@@ -60,7 +60,10 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", size),
         ("grpc.max_send_message_length", size),
         ("grpc.keepalive_time_ms", int(settings.keepalive_s * 1000)),
+        # The first timeout is enforced by the kernel, on bytes that no machine took; the second by gRPC itself, where
+        # a proxy or a stopped process takes them and nobody answers. It is a minute unless told.
         ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", tolerated_ms),

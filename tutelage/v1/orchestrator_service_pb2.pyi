@@ -32,6 +32,8 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_DONE: _RunState.ValueType  # 2
     RUN_STATE_FAILED: _RunState.ValueType  # 3
     RUN_STATE_CANCELLED: _RunState.ValueType  # 4
+    RUN_STATE_PAUSED: _RunState.ValueType  # 5
+    """Goes on when it is resumed."""
 
 class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper): ...
 
@@ -40,6 +42,8 @@ RUN_STATE_RUNNING: RunState.ValueType  # 1
 RUN_STATE_DONE: RunState.ValueType  # 2
 RUN_STATE_FAILED: RunState.ValueType  # 3
 RUN_STATE_CANCELLED: RunState.ValueType  # 4
+RUN_STATE_PAUSED: RunState.ValueType  # 5
+"""Goes on when it is resumed."""
 Global___RunState: _TypeAlias = RunState  # noqa: Y015
 
 class _RunPhase:
@@ -89,6 +93,29 @@ REPORT_FORMAT_METRICS: ReportFormat.ValueType  # 3
 REPORT_FORMAT_CSV: ReportFormat.ValueType  # 4
 """A table with one row an evaluation."""
 Global___ReportFormat: _TypeAlias = ReportFormat  # noqa: Y015
+
+class _InboxDocumentState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InboxDocumentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InboxDocumentState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INBOX_DOCUMENT_STATE_UNSPECIFIED: _InboxDocumentState.ValueType  # 0
+    INBOX_DOCUMENT_STATE_WAITING: _InboxDocumentState.ValueType  # 1
+    INBOX_DOCUMENT_STATE_WORKING: _InboxDocumentState.ValueType  # 2
+    INBOX_DOCUMENT_STATE_DONE: _InboxDocumentState.ValueType  # 3
+    INBOX_DOCUMENT_STATE_FAILED: _InboxDocumentState.ValueType  # 4
+    """Given up after repeated faults; no student was changed by it."""
+
+class InboxDocumentState(_InboxDocumentState, metaclass=_InboxDocumentStateEnumTypeWrapper): ...
+
+INBOX_DOCUMENT_STATE_UNSPECIFIED: InboxDocumentState.ValueType  # 0
+INBOX_DOCUMENT_STATE_WAITING: InboxDocumentState.ValueType  # 1
+INBOX_DOCUMENT_STATE_WORKING: InboxDocumentState.ValueType  # 2
+INBOX_DOCUMENT_STATE_DONE: InboxDocumentState.ValueType  # 3
+INBOX_DOCUMENT_STATE_FAILED: InboxDocumentState.ValueType  # 4
+"""Given up after repeated faults; no student was changed by it."""
+Global___InboxDocumentState: _TypeAlias = InboxDocumentState  # noqa: Y015
 
 @_typing.final
 class TaskWithQuiz(_message.Message):
@@ -211,6 +238,8 @@ class RunSummary(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     UNSCORED_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
+    STUDENTS_FIELD_NUMBER: _builtins.int
+    TEACHER_BUSY_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     state: Global___RunState.ValueType
     phase: Global___RunPhase.ValueType
@@ -226,10 +255,14 @@ class RunSummary(_message.Message):
     message: _builtins.str
     unscored: _builtins.int
     rejected: _builtins.int
+    teacher_busy: _builtins.float
+    """Share of the time that the teacher was writing or updating, 0 to 1; unset before it was measured."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def finished_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def students(self) -> _containers.RepeatedCompositeFieldContainer[Global___StudentResult]: ...
     def __init__(
         self,
         *,
@@ -248,21 +281,65 @@ class RunSummary(_message.Message):
         finished_at: _timestamp_pb2.Timestamp | None = ...,
         unscored: _builtins.int = ...,
         rejected: _builtins.int = ...,
+        students: _abc.Iterable[Global___StudentResult] | None = ...,
+        teacher_busy: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward", "_seconds_left", b"_seconds_left", "created_at", b"created_at", "finished_at", b"finished_at", "mean_reward", b"mean_reward", "seconds_left", b"seconds_left"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward", "_seconds_left", b"_seconds_left", "_teacher_busy", b"_teacher_busy", "created_at", b"created_at", "finished_at", b"finished_at", "mean_reward", b"mean_reward", "seconds_left", b"seconds_left", "teacher_busy", b"teacher_busy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward", "_seconds_left", b"_seconds_left", "created_at", b"created_at", "evaluations_done", b"evaluations_done", "evaluations_total", b"evaluations_total", "finished_at", b"finished_at", "mean_reward", b"mean_reward", "message", b"message", "phase", b"phase", "policy_version", b"policy_version", "rejected", b"rejected", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "seconds_left", b"seconds_left", "state", b"state", "unscored", b"unscored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward", "_seconds_left", b"_seconds_left", "_teacher_busy", b"_teacher_busy", "created_at", b"created_at", "evaluations_done", b"evaluations_done", "evaluations_total", b"evaluations_total", "finished_at", b"finished_at", "mean_reward", b"mean_reward", "message", b"message", "phase", b"phase", "policy_version", b"policy_version", "rejected", b"rejected", "round", b"round", "rounds", b"rounds", "run_id", b"run_id", "seconds_left", b"seconds_left", "state", b"state", "students", b"students", "teacher_busy", b"teacher_busy", "unscored", b"unscored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__mean_reward: _TypeAlias = _typing.Literal["mean_reward"]  # noqa: Y015
     _WhichOneofArgType__mean_reward: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward"]  # noqa: Y015
     _WhichOneofReturnType__seconds_left: _TypeAlias = _typing.Literal["seconds_left"]  # noqa: Y015
     _WhichOneofArgType__seconds_left: _TypeAlias = _typing.Literal["_seconds_left", b"_seconds_left"]  # noqa: Y015
+    _WhichOneofReturnType__teacher_busy: _TypeAlias = _typing.Literal["teacher_busy"]  # noqa: Y015
+    _WhichOneofArgType__teacher_busy: _TypeAlias = _typing.Literal["_teacher_busy", b"_teacher_busy"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_reward) -> _WhichOneofReturnType__mean_reward | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds_left) -> _WhichOneofReturnType__seconds_left | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__teacher_busy) -> _WhichOneofReturnType__teacher_busy | None: ...
 
 Global___RunSummary: _TypeAlias = RunSummary  # noqa: Y015
+
+@_typing.final
+class StudentResult(_message.Message):
+    """A student's part of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_DONE_FIELD_NUMBER: _builtins.int
+    MEAN_REWARD_FIELD_NUMBER: _builtins.int
+    BUSY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    evaluations_done: _builtins.int
+    mean_reward: _builtins.float
+    busy: _builtins.float
+    """Share of its slots' time that was used, 0 to 1; unset before it was measured."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        evaluations_done: _builtins.int = ...,
+        mean_reward: _builtins.float | None = ...,
+        busy: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_busy", b"_busy", "_mean_reward", b"_mean_reward", "busy", b"busy", "mean_reward", b"mean_reward"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_busy", b"_busy", "_mean_reward", b"_mean_reward", "busy", b"busy", "evaluations_done", b"evaluations_done", "mean_reward", b"mean_reward", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__busy: _TypeAlias = _typing.Literal["busy"]  # noqa: Y015
+    _WhichOneofArgType__busy: _TypeAlias = _typing.Literal["_busy", b"_busy"]  # noqa: Y015
+    _WhichOneofReturnType__mean_reward: _TypeAlias = _typing.Literal["mean_reward"]  # noqa: Y015
+    _WhichOneofArgType__mean_reward: _TypeAlias = _typing.Literal["_mean_reward", b"_mean_reward"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__busy) -> _WhichOneofReturnType__busy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mean_reward) -> _WhichOneofReturnType__mean_reward | None: ...
+
+Global___StudentResult: _TypeAlias = StudentResult  # noqa: Y015
 
 @_typing.final
 class WatchRunRequest(_message.Message):
@@ -369,7 +446,10 @@ class GetRunResponse(_message.Message):
 
     RUN_FIELD_NUMBER: _builtins.int
     CONFIG_YAML_FIELD_NUMBER: _builtins.int
+    RESOLVED_YAML_FIELD_NUMBER: _builtins.int
     config_yaml: _builtins.str
+    resolved_yaml: _builtins.str
+    """Every setting with its default as it was when the run started."""
     @_builtins.property
     def run(self) -> Global___RunSummary: ...
     def __init__(
@@ -377,10 +457,11 @@ class GetRunResponse(_message.Message):
         *,
         run: Global___RunSummary | None = ...,
         config_yaml: _builtins.str = ...,
+        resolved_yaml: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_yaml", b"config_yaml", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config_yaml", b"config_yaml", "resolved_yaml", b"resolved_yaml", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,6 +540,239 @@ class CancelRunResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelRunResponse: _TypeAlias = CancelRunResponse  # noqa: Y015
+
+@_typing.final
+class PauseRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRunRequest: _TypeAlias = PauseRunRequest  # noqa: Y015
+
+@_typing.final
+class PauseRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___RunSummary: ...
+    def __init__(
+        self,
+        *,
+        run: Global___RunSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseRunResponse: _TypeAlias = PauseRunResponse  # noqa: Y015
+
+@_typing.final
+class ResumeRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRunRequest: _TypeAlias = ResumeRunRequest  # noqa: Y015
+
+@_typing.final
+class ResumeRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___RunSummary: ...
+    def __init__(
+        self,
+        *,
+        run: Global___RunSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeRunResponse: _TypeAlias = ResumeRunResponse  # noqa: Y015
+
+@_typing.final
+class ExtendRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    rounds: _builtins.int
+    """Rounds to add, at least 1."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        rounds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rounds", b"rounds", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRunRequest: _TypeAlias = ExtendRunRequest  # noqa: Y015
+
+@_typing.final
+class ExtendRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___RunSummary: ...
+    def __init__(
+        self,
+        *,
+        run: Global___RunSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExtendRunResponse: _TypeAlias = ExtendRunResponse  # noqa: Y015
+
+@_typing.final
+class CloneRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    NEW_RUN_ID_FIELD_NUMBER: _builtins.int
+    CHANGES_YAML_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    new_run_id: _builtins.str
+    changes_yaml: _builtins.str
+    """Settings to change, as YAML; mappings are merged key by key."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        new_run_id: _builtins.str = ...,
+        changes_yaml: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes_yaml", b"changes_yaml", "new_run_id", b"new_run_id", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneRunRequest: _TypeAlias = CloneRunRequest  # noqa: Y015
+
+@_typing.final
+class CloneRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """False when the new run existed before."""
+    @_builtins.property
+    def run(self) -> Global___RunSummary: ...
+    def __init__(
+        self,
+        *,
+        run: Global___RunSummary | None = ...,
+        created: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneRunResponse: _TypeAlias = CloneRunResponse  # noqa: Y015
+
+@_typing.final
+class PlanRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___RunHeader: ...
+    @_builtins.property
+    def task(self) -> Global___TaskWithQuiz: ...
+    def __init__(
+        self,
+        *,
+        header: Global___RunHeader | None = ...,
+        task: Global___TaskWithQuiz | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "task"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___PlanRunRequest: _TypeAlias = PlanRunRequest  # noqa: Y015
+
+@_typing.final
+class PlanRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOLVED_YAML_FIELD_NUMBER: _builtins.int
+    GROUPS_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_FIELD_NUMBER: _builtins.int
+    UPDATES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    resolved_yaml: _builtins.str
+    """Every setting with its default filled in."""
+    groups: _builtins.int
+    """Groups of candidates to write."""
+    evaluations: _builtins.int
+    updates: _builtins.int
+    seconds: _builtins.float
+    """Estimate from what the same students and teacher took before; unset without such."""
+    def __init__(
+        self,
+        *,
+        resolved_yaml: _builtins.str = ...,
+        groups: _builtins.int = ...,
+        evaluations: _builtins.int = ...,
+        updates: _builtins.int = ...,
+        seconds: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "evaluations", b"evaluations", "groups", b"groups", "resolved_yaml", b"resolved_yaml", "seconds", b"seconds", "updates", b"updates"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+
+Global___PlanRunResponse: _TypeAlias = PlanRunResponse  # noqa: Y015
 
 @_typing.final
 class GetReportRequest(_message.Message):
@@ -670,3 +984,292 @@ class SetCurrentAdapterResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SetCurrentAdapterResponse: _TypeAlias = SetCurrentAdapterResponse  # noqa: Y015
+
+@_typing.final
+class SubmitDocumentsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INBOX_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    inbox: _builtins.str
+    """Name of the inbox."""
+    @_builtins.property
+    def document(self) -> Global___TaskWithQuiz: ...
+    def __init__(
+        self,
+        *,
+        inbox: _builtins.str = ...,
+        document: Global___TaskWithQuiz | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "inbox", b"inbox", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "inbox", b"inbox", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["inbox", "document"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___SubmitDocumentsRequest: _TypeAlias = SubmitDocumentsRequest  # noqa: Y015
+
+@_typing.final
+class SubmitDocumentsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    KNOWN_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.int
+    known: _builtins.int
+    """Those that were there before."""
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.int = ...,
+        known: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "known", b"known"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitDocumentsResponse: _TypeAlias = SubmitDocumentsResponse  # noqa: Y015
+
+@_typing.final
+class MakeQuizRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    questions: _builtins.int
+    """The most that are wanted."""
+    seed: _builtins.int
+    """The same seed gives the same questions."""
+    @_builtins.property
+    def task(self) -> _task_pb2.Task: ...
+    def __init__(
+        self,
+        *,
+        task: _task_pb2.Task | None = ...,
+        questions: _builtins.int = ...,
+        seed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["questions", b"questions", "seed", b"seed", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeQuizRequest: _TypeAlias = MakeQuizRequest  # noqa: Y015
+
+@_typing.final
+class MakeQuizResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUIZ_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quiz(self) -> _task_pb2.Quiz:
+        """Fewer questions than wanted, or none, when too few have an answer that stands in the text."""
+
+    def __init__(
+        self,
+        *,
+        quiz: _task_pb2.Quiz | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quiz", b"quiz"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quiz", b"quiz"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeQuizResponse: _TypeAlias = MakeQuizResponse  # noqa: Y015
+
+@_typing.final
+class Inbox(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STUDENTS_FIELD_NUMBER: _builtins.int
+    CRON_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
+    WORKING_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    WINDOW_START_FIELD_NUMBER: _builtins.int
+    WINDOW_END_FIELD_NUMBER: _builtins.int
+    SPENT_FIELD_NUMBER: _builtins.int
+    NEXT_WINDOW_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    cron: _builtins.str
+    time_zone: _builtins.str
+    budget: _builtins.int
+    """Evaluations a window."""
+    waiting: _builtins.int
+    working: _builtins.int
+    done: _builtins.int
+    failed: _builtins.int
+    spent: _builtins.int
+    """Evaluations used or reserved in that window."""
+    run_id: _builtins.str
+    """The run that is under way for it; empty when none is."""
+    @_builtins.property
+    def students(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def window_start(self) -> _timestamp_pb2.Timestamp:
+        """Of the window that is open now; unset between windows."""
+
+    @_builtins.property
+    def window_end(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def next_window(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        students: _abc.Iterable[_builtins.str] | None = ...,
+        cron: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        budget: _builtins.int = ...,
+        waiting: _builtins.int = ...,
+        working: _builtins.int = ...,
+        done: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        window_start: _timestamp_pb2.Timestamp | None = ...,
+        window_end: _timestamp_pb2.Timestamp | None = ...,
+        spent: _builtins.int = ...,
+        next_window: _timestamp_pb2.Timestamp | None = ...,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["next_window", b"next_window", "window_end", b"window_end", "window_start", b"window_start"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "cron", b"cron", "done", b"done", "failed", b"failed", "name", b"name", "next_window", b"next_window", "run_id", b"run_id", "spent", b"spent", "students", b"students", "time_zone", b"time_zone", "waiting", b"waiting", "window_end", b"window_end", "window_start", b"window_start", "working", b"working"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Inbox: _TypeAlias = Inbox  # noqa: Y015
+
+@_typing.final
+class InboxOutcome(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STUDENT_FIELD_NUMBER: _builtins.int
+    COMMITTED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    student: _builtins.str
+    committed: _builtins.bool
+    reason: _builtins.str
+    """Why the student was left alone; empty when it was committed."""
+    version: _builtins.str
+    def __init__(
+        self,
+        *,
+        student: _builtins.str = ...,
+        committed: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "reason", b"reason", "student", b"student", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InboxOutcome: _TypeAlias = InboxOutcome  # noqa: Y015
+
+@_typing.final
+class InboxDocument(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    TITLE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SUBMITTED_AT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    title: _builtins.str
+    source: _builtins.str
+    """`submitted`, or the name of the file it was dropped in."""
+    state: Global___InboxDocumentState.ValueType
+    run_id: _builtins.str
+    """The run that works or worked on it; empty while none did."""
+    attempts: _builtins.int
+    """Runs that faults kept from deciding it."""
+    message: _builtins.str
+    @_builtins.property
+    def submitted_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___InboxOutcome]: ...
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        title: _builtins.str = ...,
+        source: _builtins.str = ...,
+        submitted_at: _timestamp_pb2.Timestamp | None = ...,
+        state: Global___InboxDocumentState.ValueType = ...,
+        run_id: _builtins.str = ...,
+        attempts: _builtins.int = ...,
+        message: _builtins.str = ...,
+        outcomes: _abc.Iterable[Global___InboxOutcome] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["submitted_at", b"submitted_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "id", b"id", "message", b"message", "outcomes", b"outcomes", "run_id", b"run_id", "source", b"source", "state", b"state", "submitted_at", b"submitted_at", "title", b"title"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InboxDocument: _TypeAlias = InboxDocument  # noqa: Y015
+
+@_typing.final
+class ListInboxRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INBOX_FIELD_NUMBER: _builtins.int
+    inbox: _builtins.str
+    """Empty lists the inboxes without their documents."""
+    def __init__(
+        self,
+        *,
+        inbox: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inbox", b"inbox"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListInboxRequest: _TypeAlias = ListInboxRequest  # noqa: Y015
+
+@_typing.final
+class ListInboxResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INBOX_FIELD_NUMBER: _builtins.int
+    DOCUMENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def inbox(self) -> Global___Inbox: ...
+    @_builtins.property
+    def document(self) -> Global___InboxDocument: ...
+    def __init__(
+        self,
+        *,
+        inbox: Global___Inbox | None = ...,
+        document: Global___InboxDocument | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "inbox", b"inbox", "item", b"item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["document", b"document", "inbox", b"inbox", "item", b"item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_item: _TypeAlias = _typing.Literal["inbox", "document"]  # noqa: Y015
+    _WhichOneofArgType_item: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_item) -> _WhichOneofReturnType_item | None: ...
+
+Global___ListInboxResponse: _TypeAlias = ListInboxResponse  # noqa: Y015

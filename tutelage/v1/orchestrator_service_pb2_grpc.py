@@ -59,6 +59,31 @@ class OrchestratorServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.PauseRun = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/PauseRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunResponse.FromString,
+                _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/ResumeRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
+        self.ExtendRun = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/ExtendRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunResponse.FromString,
+                _registered_method=True)
+        self.CloneRun = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/CloneRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunResponse.FromString,
+                _registered_method=True)
+        self.PlanRun = channel.stream_unary(
+                '/tutelage.v1.OrchestratorService/PlanRun',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunResponse.FromString,
+                _registered_method=True)
         self.GetReport = channel.unary_stream(
                 '/tutelage.v1.OrchestratorService/GetReport',
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.SerializeToString,
@@ -78,6 +103,21 @@ class OrchestratorServiceStub(object):
                 '/tutelage.v1.OrchestratorService/SetCurrentAdapter',
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterResponse.FromString,
+                _registered_method=True)
+        self.SubmitDocuments = channel.stream_unary(
+                '/tutelage.v1.OrchestratorService/SubmitDocuments',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.FromString,
+                _registered_method=True)
+        self.MakeQuiz = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/MakeQuiz',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.FromString,
+                _registered_method=True)
+        self.ListInbox = channel.unary_stream(
+                '/tutelage.v1.OrchestratorService/ListInbox',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxResponse.FromString,
                 _registered_method=True)
 
 
@@ -116,6 +156,41 @@ class OrchestratorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PauseRun(self, request, context):
+        """Begins nothing new in a run; what is under way ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeRun(self, request, context):
+        """Goes on with a paused run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendRun(self, request, context):
+        """Adds rounds to a run, also to one that was done.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneRun(self, request, context):
+        """Starts a run with the tasks of another and its settings, but for the changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PlanRun(self, request_iterator, context):
+        """What StartRun would start, checked in the same way; nothing is stored.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetReport(self, request, context):
         """The report's bytes in chunks.
         """
@@ -139,6 +214,27 @@ class OrchestratorServiceServicer(object):
 
     def SetCurrentAdapter(self, request, context):
         """Compare-and-set of a logical student's current adapter version: commits and roll-backs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SubmitDocuments(self, request_iterator, context):
+        """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeQuiz(self, request, context):
+        """Questions for a document, by the teacher's first policy. A person may look through them before they are used.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListInbox(self, request, context):
+        """The configured inboxes; or one of them, and its documents in the order they came.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -172,6 +268,31 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CancelRunResponse.SerializeToString,
             ),
+            'PauseRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunResponse.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'ExtendRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunResponse.SerializeToString,
+            ),
+            'CloneRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunResponse.SerializeToString,
+            ),
+            'PlanRun': grpc.stream_unary_rpc_method_handler(
+                    servicer.PlanRun,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunResponse.SerializeToString,
+            ),
             'GetReport': grpc.unary_stream_rpc_method_handler(
                     servicer.GetReport,
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.GetReportRequest.FromString,
@@ -191,6 +312,21 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.SetCurrentAdapter,
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterResponse.SerializeToString,
+            ),
+            'SubmitDocuments': grpc.stream_unary_rpc_method_handler(
+                    servicer.SubmitDocuments,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.SerializeToString,
+            ),
+            'MakeQuiz': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeQuiz,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.SerializeToString,
+            ),
+            'ListInbox': grpc.unary_stream_rpc_method_handler(
+                    servicer.ListInbox,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -339,6 +475,141 @@ class OrchestratorService(object):
             _registered_method=True)
 
     @staticmethod
+    def PauseRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/PauseRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.PauseRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/ResumeRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/ExtendRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ExtendRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/CloneRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.CloneRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanRun(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tutelage.v1.OrchestratorService/PlanRun',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.PlanRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetReport(request,
             target,
             options=(),
@@ -436,6 +707,87 @@ class OrchestratorService(object):
             '/tutelage.v1.OrchestratorService/SetCurrentAdapter',
             tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterRequest.SerializeToString,
             tutelage_dot_v1_dot_orchestrator__service__pb2.SetCurrentAdapterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitDocuments(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tutelage.v1.OrchestratorService/SubmitDocuments',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.SubmitDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeQuiz(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/MakeQuiz',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListInbox(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/ListInbox',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxResponse.FromString,
             options,
             channel_credentials,
             insecure,

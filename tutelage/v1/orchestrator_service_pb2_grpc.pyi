@@ -38,6 +38,16 @@ class OrchestratorServiceStub:
     GetRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.GetRunRequest, _orchestrator_service_pb2.GetRunResponse]
     ListRuns: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ListRunsRequest, _orchestrator_service_pb2.ListRunsResponse]
     CancelRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CancelRunRequest, _orchestrator_service_pb2.CancelRunResponse]
+    PauseRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.PauseRunRequest, _orchestrator_service_pb2.PauseRunResponse]
+    """Begins nothing new in a run; what is under way ends."""
+    ResumeRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ResumeRunRequest, _orchestrator_service_pb2.ResumeRunResponse]
+    """Goes on with a paused run."""
+    ExtendRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ExtendRunRequest, _orchestrator_service_pb2.ExtendRunResponse]
+    """Adds rounds to a run, also to one that was done."""
+    CloneRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CloneRunRequest, _orchestrator_service_pb2.CloneRunResponse]
+    """Starts a run with the tasks of another and its settings, but for the changes."""
+    PlanRun: _grpc.StreamUnaryMultiCallable[_orchestrator_service_pb2.PlanRunRequest, _orchestrator_service_pb2.PlanRunResponse]
+    """What StartRun would start, checked in the same way; nothing is stored."""
     GetReport: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.GetReportRequest, _orchestrator_service_pb2.GetReportResponse]
     """The report's bytes in chunks."""
     CompareRuns: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.CompareRunsRequest, _orchestrator_service_pb2.CompareRunsResponse]
@@ -46,6 +56,12 @@ class OrchestratorServiceStub:
     """Logical students and the adapter version that is current for each."""
     SetCurrentAdapter: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.SetCurrentAdapterRequest, _orchestrator_service_pb2.SetCurrentAdapterResponse]
     """Compare-and-set of a logical student's current adapter version: commits and roll-backs."""
+    SubmitDocuments: _grpc.StreamUnaryMultiCallable[_orchestrator_service_pb2.SubmitDocumentsRequest, _orchestrator_service_pb2.SubmitDocumentsResponse]
+    """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+    MakeQuiz: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.MakeQuizRequest, _orchestrator_service_pb2.MakeQuizResponse]
+    """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
+    ListInbox: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.ListInboxRequest, _orchestrator_service_pb2.ListInboxResponse]
+    """The configured inboxes; or one of them, and its documents in the order they came."""
 
 @_typing.type_check_only
 class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
@@ -57,6 +73,16 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     GetRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.GetRunRequest, _orchestrator_service_pb2.GetRunResponse]  # type: ignore[assignment]
     ListRuns: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ListRunsRequest, _orchestrator_service_pb2.ListRunsResponse]  # type: ignore[assignment]
     CancelRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CancelRunRequest, _orchestrator_service_pb2.CancelRunResponse]  # type: ignore[assignment]
+    PauseRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.PauseRunRequest, _orchestrator_service_pb2.PauseRunResponse]  # type: ignore[assignment]
+    """Begins nothing new in a run; what is under way ends."""
+    ResumeRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ResumeRunRequest, _orchestrator_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
+    """Goes on with a paused run."""
+    ExtendRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ExtendRunRequest, _orchestrator_service_pb2.ExtendRunResponse]  # type: ignore[assignment]
+    """Adds rounds to a run, also to one that was done."""
+    CloneRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CloneRunRequest, _orchestrator_service_pb2.CloneRunResponse]  # type: ignore[assignment]
+    """Starts a run with the tasks of another and its settings, but for the changes."""
+    PlanRun: _aio.StreamUnaryMultiCallable[_orchestrator_service_pb2.PlanRunRequest, _orchestrator_service_pb2.PlanRunResponse]  # type: ignore[assignment]
+    """What StartRun would start, checked in the same way; nothing is stored."""
     GetReport: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.GetReportRequest, _orchestrator_service_pb2.GetReportResponse]  # type: ignore[assignment]
     """The report's bytes in chunks."""
     CompareRuns: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.CompareRunsRequest, _orchestrator_service_pb2.CompareRunsResponse]  # type: ignore[assignment]
@@ -65,6 +91,12 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """Logical students and the adapter version that is current for each."""
     SetCurrentAdapter: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.SetCurrentAdapterRequest, _orchestrator_service_pb2.SetCurrentAdapterResponse]  # type: ignore[assignment]
     """Compare-and-set of a logical student's current adapter version: commits and roll-backs."""
+    SubmitDocuments: _aio.StreamUnaryMultiCallable[_orchestrator_service_pb2.SubmitDocumentsRequest, _orchestrator_service_pb2.SubmitDocumentsResponse]  # type: ignore[assignment]
+    """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+    MakeQuiz: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.MakeQuizRequest, _orchestrator_service_pb2.MakeQuizResponse]  # type: ignore[assignment]
+    """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
+    ListInbox: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.ListInboxRequest, _orchestrator_service_pb2.ListInboxResponse]  # type: ignore[assignment]
+    """The configured inboxes; or one of them, and its documents in the order they came."""
 
 class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -105,6 +137,46 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_orchestrator_service_pb2.CancelRunResponse, _abc.Awaitable[_orchestrator_service_pb2.CancelRunResponse]]: ...
 
     @_abc_1.abstractmethod
+    def PauseRun(
+        self,
+        request: _orchestrator_service_pb2.PauseRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.PauseRunResponse, _abc.Awaitable[_orchestrator_service_pb2.PauseRunResponse]]:
+        """Begins nothing new in a run; what is under way ends."""
+
+    @_abc_1.abstractmethod
+    def ResumeRun(
+        self,
+        request: _orchestrator_service_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.ResumeRunResponse, _abc.Awaitable[_orchestrator_service_pb2.ResumeRunResponse]]:
+        """Goes on with a paused run."""
+
+    @_abc_1.abstractmethod
+    def ExtendRun(
+        self,
+        request: _orchestrator_service_pb2.ExtendRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.ExtendRunResponse, _abc.Awaitable[_orchestrator_service_pb2.ExtendRunResponse]]:
+        """Adds rounds to a run, also to one that was done."""
+
+    @_abc_1.abstractmethod
+    def CloneRun(
+        self,
+        request: _orchestrator_service_pb2.CloneRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.CloneRunResponse, _abc.Awaitable[_orchestrator_service_pb2.CloneRunResponse]]:
+        """Starts a run with the tasks of another and its settings, but for the changes."""
+
+    @_abc_1.abstractmethod
+    def PlanRun(
+        self,
+        request_iterator: _MaybeAsyncIterator[_orchestrator_service_pb2.PlanRunRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.PlanRunResponse, _abc.Awaitable[_orchestrator_service_pb2.PlanRunResponse]]:
+        """What StartRun would start, checked in the same way; nothing is stored."""
+
+    @_abc_1.abstractmethod
     def GetReport(
         self,
         request: _orchestrator_service_pb2.GetReportRequest,
@@ -135,5 +207,29 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_service_pb2.SetCurrentAdapterResponse, _abc.Awaitable[_orchestrator_service_pb2.SetCurrentAdapterResponse]]:
         """Compare-and-set of a logical student's current adapter version: commits and roll-backs."""
+
+    @_abc_1.abstractmethod
+    def SubmitDocuments(
+        self,
+        request_iterator: _MaybeAsyncIterator[_orchestrator_service_pb2.SubmitDocumentsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.SubmitDocumentsResponse, _abc.Awaitable[_orchestrator_service_pb2.SubmitDocumentsResponse]]:
+        """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
+
+    @_abc_1.abstractmethod
+    def MakeQuiz(
+        self,
+        request: _orchestrator_service_pb2.MakeQuizRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.MakeQuizResponse, _abc.Awaitable[_orchestrator_service_pb2.MakeQuizResponse]]:
+        """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
+
+    @_abc_1.abstractmethod
+    def ListInbox(
+        self,
+        request: _orchestrator_service_pb2.ListInboxRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestrator_service_pb2.ListInboxResponse], _abc.AsyncIterator[_orchestrator_service_pb2.ListInboxResponse]]:
+        """The configured inboxes; or one of them, and its documents in the order they came."""
 
 def add_OrchestratorServiceServicer_to_server(servicer: OrchestratorServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

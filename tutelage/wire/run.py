@@ -6,7 +6,17 @@ import contextlib
 import json
 from collections.abc import Iterable, Iterator
 
-from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunPhase, RunState, RunSummary, TaskWithQuiz
+from tutelage.domain.run import (
+    LogicalStudent,
+    ReportFormat,
+    RunEvent,
+    RunPhase,
+    RunPlan,
+    RunState,
+    RunSummary,
+    StudentResult,
+    TaskWithQuiz,
+)
 from tutelage.domain.task import Quiz
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.wire.checks import INT64_MAX, Checks, fitting, reverse, timestamp
@@ -17,6 +27,7 @@ _STATES: dict[int, RunState] = {
     pb.RUN_STATE_DONE: RunState.DONE,
     pb.RUN_STATE_FAILED: RunState.FAILED,
     pb.RUN_STATE_CANCELLED: RunState.CANCELLED,
+    pb.RUN_STATE_PAUSED: RunState.PAUSED,
 }
 _STATE_VALUES = reverse(_STATES)
 _PHASES: dict[int, RunPhase] = {
@@ -62,6 +73,8 @@ def run_summary_to_wire(run: RunSummary) -> pb.RunSummary:
         finished_at=None if run.finished_at is None else timestamp(run.finished_at),
         unscored=run.unscored,
         rejected=run.rejected,
+        students=[_student_result_to_wire(student) for student in run.students],
+        teacher_busy=run.teacher_busy,
     )
     message.state = _STATE_VALUES[run.state]  # type: ignore[assignment]
     message.phase = _PHASE_VALUES[run.phase]  # type: ignore[assignment]
@@ -90,8 +103,67 @@ def run_summary_from_wire(message: pb.RunSummary, field: str = "run") -> RunSumm
             finished_at=checks.optional_time(message, "finished_at"),
             unscored=checks.count("unscored", message.unscored),
             rejected=checks.count("rejected", message.rejected),
+            students=checks.each(_student_result_from_wire, message.students, "students"),
+            teacher_busy=checks.at_least_zero("teacher_busy", message.teacher_busy)
+            if message.HasField("teacher_busy")
+            else None,
         )
     )
+
+
+def _student_result_to_wire(student: StudentResult) -> pb.StudentResult:
+    return pb.StudentResult(
+        name=student.name,
+        evaluations_done=student.evaluations_done,
+        mean_reward=student.mean_reward,
+        busy=student.busy,
+    )
+
+
+def _student_result_from_wire(message: pb.StudentResult, field: str = "student") -> StudentResult:
+    checks = Checks(field)
+    return checks.passed(
+        StudentResult(
+            name=checks.text("name", message.name),
+            evaluations_done=checks.count("evaluations_done", message.evaluations_done),
+            mean_reward=checks.finite("mean_reward", message.mean_reward) if message.HasField("mean_reward") else None,
+            busy=checks.at_least_zero("busy", message.busy) if message.HasField("busy") else None,
+        )
+    )
+
+
+def run_plan_to_wire(plan: RunPlan) -> pb.PlanRunResponse:
+    """The plan as a message."""
+    return pb.PlanRunResponse(
+        resolved_yaml=plan.resolved_yaml,
+        groups=plan.groups,
+        evaluations=plan.evaluations,
+        updates=plan.updates,
+        seconds=plan.seconds,
+    )
+
+
+def run_plan_from_wire(message: pb.PlanRunResponse) -> RunPlan:
+    """A plan with its counts."""
+    checks = Checks("")
+    return checks.passed(
+        RunPlan(
+            resolved_yaml=message.resolved_yaml,
+            groups=checks.count("groups", message.groups),
+            evaluations=checks.count("evaluations", message.evaluations),
+            updates=checks.count("updates", message.updates),
+            seconds=checks.at_least_zero("seconds", message.seconds) if message.HasField("seconds") else None,
+        )
+    )
+
+
+def plan_run_to_wire(
+    run_id: str, config_yaml: str, tasks: Iterable[TaskWithQuiz], retention_quiz: Quiz
+) -> Iterator[pb.PlanRunRequest]:
+    """The same parts as those of a start."""
+    for request in start_run_to_wire(run_id, config_yaml, tasks, retention_quiz):
+        part = request.WhichOneof("part")
+        yield pb.PlanRunRequest(header=request.header) if part == "header" else pb.PlanRunRequest(task=request.task)
 
 
 def run_event_to_wire(event: RunEvent) -> pb.RunEvent:

@@ -98,6 +98,16 @@ def task_with_quiz_to_wire(item: TaskWithQuiz) -> orchestrator_pb.TaskWithQuiz:
     return orchestrator_pb.TaskWithQuiz(task=task_to_wire(item.task), quiz=quiz_to_wire(item.quiz))
 
 
+def submission_from_wire(message: orchestrator_pb.TaskWithQuiz, field: str = "document") -> TaskWithQuiz:
+    """A task whose quiz may be empty, or not there: an inbox may make one."""
+    checks = Checks(field)
+    return checks.passed(
+        TaskWithQuiz(
+            checks.required(task_from_wire, message, "task"), checks.nested(quiz_from_wire, message.quiz, "quiz")
+        )
+    )
+
+
 def task_with_quiz_from_wire(message: orchestrator_pb.TaskWithQuiz, field: str = "task") -> TaskWithQuiz:
     """A task with a quiz that is not empty."""
     checks = Checks(field)

@@ -1,0 +1,111 @@
+"""Questions for documents that came without: written by the teacher's first policy, kept only if the text answers them.
+
+The first policy is frozen, so that a teacher that learns cannot learn to ask itself easy questions; and the questions
+never enter a prompt of the teacher afterwards. A model that writes questions makes mistakes: a question is kept only if
+its answer is short, stands in the text word for word, and is not told by the question itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from orchestrator.run_config import task_violations
+from tutelage.client import TeacherClient
+from tutelage.domain.canonical import derived_seed
+from tutelage.domain.errors import FieldViolation
+from tutelage.domain.policy import Candidate, Format, Parser, Sampling
+from tutelage.domain.run import TaskWithQuiz
+from tutelage.domain.self_edit import ChatDocument, Role, SelfEdit
+from tutelage.domain.task import DocumentTask, Question, Quiz, Task
+from tutelage.grading.normalise import normalise
+
+LONGEST_ANSWER = 8
+"""Words."""
+SHORTEST_QUESTION = 3
+"""Words."""
+TRIES = 3
+"""Completions that are asked for, each with a seed of its own."""
+SAMPLING = Sampling(temperature=0.7, top_p=0.95, max_new_tokens=384)
+FORMAT = Format(
+    name="quiz",
+    parser=Parser.QUESTION_ANSWER,
+    max_documents=24,
+    prompt="""Here is a text about the Eiffel Tower: "The Eiffel Tower was built in 1889 by Gustave Eiffel. It is 330 metres high."
+Exam questions. Every answer is a few words of the text:
+Question: Who built the Eiffel Tower?
+Answer: Gustave Eiffel
+Question: When was the Eiffel Tower built?
+Answer: 1889
+Question: How high is the Eiffel Tower?
+Answer: 330 metres
+
+Here is a text about {title}: "{text}"
+Write eight exam questions about {title}. Every answer is a few words of the text. Use the same form.""",  # noqa: E501
+)
+
+
+def questions_of(task: Task, edits: Iterable[SelfEdit], most: int) -> tuple[Question, ...]:
+    """At most `most` questions of what was written about a document, in order; none for a task that is no document."""
+    content = task.content
+    if not isinstance(content, DocumentTask):
+        return ()
+    text = f" {normalise(content.text)} "
+    asked: set[str] = set()
+    answered: set[str] = set()
+    found: list[Question] = []
+    for question, answer in (pair for edit in edits for pair in _pairs(edit)):
+        plain, gold = normalise(question), normalise(answer)
+        fits = 1 <= len(gold.split()) <= LONGEST_ANSWER and len(plain.split()) >= SHORTEST_QUESTION
+        if not fits or f" {gold} " not in text or f" {gold} " in f" {plain} ":
+            continue
+        # Two questions with one answer are mostly one question in two wordings.
+        if plain in asked or gold in answered:
+            continue
+        asked.add(plain)
+        answered.add(gold)
+        found.append(Question(f"made-{len(found) + 1}", question.strip(), answer.strip(" \t\n.\"'"), content.title))
+        if len(found) == most:
+            break
+    return tuple(found)
+
+
+def _pairs(edit: SelfEdit) -> list[tuple[str, str]]:
+    pairs = []
+    for document in edit.documents:
+        if isinstance(document, ChatDocument) and len(document.messages) == 2:
+            first, second = document.messages
+            if (first.role, second.role) == (Role.USER, Role.ASSISTANT):
+                pairs.append((first.content, second.content))
+    return pairs
+
+
+def lacks_quiz(item: TaskWithQuiz) -> bool:
+    """Whether it is a document that came without questions."""
+    return not item.quiz.questions and isinstance(item.task.content, DocumentTask)
+
+
+def submission_violations(tasks: Sequence[TaskWithQuiz], unasked: bool) -> list[FieldViolation]:
+    """What no run could use; with `unasked` documents may still lack their questions."""
+    stand_in = Quiz((Question("made", "?", "?"),))
+    checked = [replace(item, quiz=stand_in) if unasked and lacks_quiz(item) else item for item in tasks]
+    return task_violations(checked, Quiz())
+
+
+async def make_quiz(
+    teacher: TeacherClient, task: Task, questions: int, seed: int, *, describe_timeout_s: float, write_timeout_s: float
+) -> Quiz:
+    """At most so many questions; fewer, or none, when the teacher wrote too little that holds. Same seed, same quiz."""
+    described = await teacher.describe(timeout_s=describe_timeout_s)
+    stream = teacher.write_self_edits(
+        task,
+        format=FORMAT,
+        candidates=TRIES,
+        sampling=SAMPLING,
+        policy_version=described.initial_policy_version,
+        seed=derived_seed(seed, "quiz", task.id),
+        timeout_s=write_timeout_s,
+    )
+    written: list[Candidate] = sorted([item async for item in stream], key=lambda item: item.index)
+    edits = [item.result for item in written if isinstance(item.result, SelfEdit)]
+    return Quiz(questions_of(task, edits, questions))

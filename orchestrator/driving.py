@@ -1,0 +1,175 @@
+"""Which runs this orchestrator drives: those whose lease it got. What nobody drives is looked for all the time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from orchestrator.config import OrchestratorSettings
+from orchestrator.dispatcher import Dispatcher
+from orchestrator.leasing import Lease, LeaseLost
+from orchestrator.owner import is_dead, this_owner
+from orchestrator.runner import STORE_FAULTS, Runner
+from orchestrator.store import Store
+from tutelage.client import TeacherClient
+from tutelage.domain.run import RunState
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Driven:
+    runner: Runner
+    task: asyncio.Task[None]
+    heard_at: float
+    """When the lease was last known to be held (monotonic)."""
+
+
+class Driving:
+    """Takes leases, renews them, and gives them back."""
+
+    def __init__(
+        self,
+        store: Store,
+        dispatcher: Dispatcher,
+        teacher: TeacherClient,
+        settings: OrchestratorSettings,
+        changed: Callable[[], Awaitable[None]],
+    ) -> None:
+        self._store, self._dispatcher, self._teacher, self._settings = store, dispatcher, teacher, settings
+        self._changed = changed
+        self._owner = this_owner()
+        self._driven: dict[str, Driven] = {}
+        self._look = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Takes up what nobody drives, and goes on looking."""
+        await self._take_up(resumed=True)
+        self._tasks = [asyncio.create_task(self._look_for_runs()), asyncio.create_task(self._renew())]
+
+    async def stop(self) -> None:
+        """Stops driving and frees the leases; students go on for theirs."""
+        tasks = self._tasks + [each.task for each in self._driven.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def runner(self, run_id: str) -> Runner | None:
+        """Who drives the run here."""
+        driven = self._driven.get(run_id)
+        return driven.runner if driven else None
+
+    def look(self) -> None:
+        """There may be a run to take up."""
+        self._look.set()
+
+    async def take(self, run_id: str, *, resumed: bool = False, dead: str = "") -> bool:
+        """Drives a run if nobody does (other than the `dead` owner) and its students are known here."""
+        if run_id in self._driven:
+            return False
+        run = await self._store.run(run_id)
+        missing = [name for name in run.config.students if name not in self._settings.students]
+        if missing:
+            message = f"waits: no orchestrator that looks after it knows student {', '.join(map(repr, missing))}"
+            logger.error("run %s %s", run_id, message)
+            await self._store.tell(run_id, message)
+            return False
+        lease = await self._store.take(run_id, self._owner, self._settings.run_lease_s, dead=dead)
+        if lease is None:
+            return False
+        # What may have changed before the lease was ours.
+        run = await self._store.run(run_id)
+        store = self._store.fenced(run_id, lease.epoch)
+        if run.message:
+            await store.tell(run_id, "")
+        if resumed:
+            await store.append(run_id, ("run_resumed", {}))
+        runner = Runner(run, lease, self._store, self._dispatcher, self._teacher, self._settings)
+        task = asyncio.create_task(self._drive(runner))
+        self._driven[run_id] = Driven(runner, task, time.monotonic())
+        return True
+
+    async def leave(self, run_id: str) -> None:
+        """Stops driving a run here, at once."""
+        driven = self._driven.get(run_id)
+        if driven is not None:
+            driven.task.cancel()
+            await asyncio.gather(driven.task, return_exceptions=True)
+
+    async def _drive(self, runner: Runner) -> None:
+        run_id, lease = runner.run.run_id, runner.lease
+        try:
+            await runner.drive()
+        except LeaseLost as error:
+            logger.warning("%s", error)
+        except Exception:
+            # The database is out of reach: the rows stand, and the run is taken up again when the lease has run out.
+            logger.exception("run %s is not driven for now", run_id)
+        else:
+            # No longer renewed before it is given back: that would look as if somebody else had taken it.
+            self._driven.pop(run_id, None)
+            await self._give_back(lease)
+        finally:
+            self._driven.pop(run_id, None)
+            cancelled = asyncio.current_task()
+            if cancelled is not None and cancelled.cancelling():
+                await self._give_back(lease)
+        self.look()
+        await self._changed()
+
+    async def _give_back(self, lease: Lease) -> None:
+        try:
+            await self._store.give_back(lease)
+        except STORE_FAULTS as error:
+            logger.warning("the lease of run %s runs out by itself: %s", lease.run_id, error)
+
+    async def _take_up(self, *, resumed: bool) -> None:
+        for run_id, owner in await self._store.free_runs(is_dead):
+            await self.take(run_id, resumed=resumed, dead=owner if is_dead(owner) else "")
+
+    async def _look_for_runs(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._settings.run_lease_s / 3):
+                    await self._look.wait()
+            except TimeoutError:
+                pass
+            self._look.clear()
+            try:
+                await self._take_up(resumed=True)
+            except STORE_FAULTS as error:
+                logger.error("the database does not answer: %s", error)
+            except Exception:
+                logger.exception("runs could not be taken up")
+
+    async def _renew(self) -> None:
+        lease_s = self._settings.run_lease_s
+        while True:
+            await asyncio.sleep(lease_s / 3)
+            for run_id, driven in list(self._driven.items()):
+                runner = driven.runner
+                try:
+                    found = await self._store.renew(runner.lease, lease_s)
+                except STORE_FAULTS as error:
+                    logger.error("the lease of run %s was not renewed: %s", run_id, error)
+                    if time.monotonic() - driven.heard_at > lease_s:
+                        driven.task.cancel()
+                    continue
+                except Exception:
+                    logger.exception("the lease of run %s was not renewed", run_id)
+                    continue
+                driven.heard_at = time.monotonic()
+                if run_id not in self._driven:
+                    continue
+                if not found.held:
+                    logger.warning("run %s is driven by another orchestrator now", run_id)
+                    driven.task.cancel()
+                elif found.state is RunState.PAUSED:
+                    runner.pause()
+                elif found.state.ended and not driven.task.done():
+                    await runner.cancel_evaluations()
+                    driven.task.cancel()

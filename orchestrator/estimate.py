@@ -1,0 +1,30 @@
+"""How long what is left of a run will take. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from orchestrator.machine import Plan
+
+
+def seconds_left(mean_s: float | None, remaining: Mapping[str, int], slots: Mapping[str, int]) -> float | None:
+    """Estimate from a mean evaluation's seconds and what remains a student; the slowest student decides."""
+    if mean_s is None:
+        return None
+    return max((count * mean_s / max(1, slots.get(name, 1)) for name, count in remaining.items()), default=0.0)
+
+
+def run_seconds(
+    plan: Plan, slots: Mapping[str, int], evaluation_s: Mapping[str, float], teacher_s: float | None
+) -> float | None:
+    """Estimate for a whole run in strict rounds; None when a student or the teacher has never been timed.
+
+    `evaluation_s` are mean seconds of an evaluation by student, `teacher_s` those of the teacher for a group, its part
+    of the round's update included.
+    """
+    if teacher_s is None or any(name not in evaluation_s for name in plan.students):
+        return None
+    each = plan.evaluations // len(plan.students)
+    groups = plan.rounds * len(plan.tasks) * len(plan.audiences)
+    slowest = max(each * evaluation_s[name] / max(1, slots.get(name, 1)) for name in plan.students)
+    return slowest + groups * teacher_s

@@ -1,0 +1,124 @@
+"""Whether a run can be what its settings say: all that is wrong is found before any work is begun."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from orchestrator.config import OrchestratorSettings
+from orchestrator.records import Run, RunStudent
+from orchestrator.run_config import RunConfig, resolve_format, service_violations
+from orchestrator.student_rows import StudentRows
+from orchestrator.students import Students
+from orchestrator.teaching import first_policy
+from tutelage.client import TeacherClient
+from tutelage.domain.description import StudentDescription
+from tutelage.domain.errors import FieldViolation, InvalidInput, Unavailable
+from tutelage.domain.run import RunState, TaskWithQuiz
+from tutelage.domain.task import Quiz
+from tutelage.settings import parse_settings
+
+RUN_ID = re.compile(r"[a-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class RunChecking:
+    settings: OrchestratorSettings
+    teacher: TeacherClient
+    students: Students
+    rows: StudentRows
+
+    async def checked(
+        self,
+        run_id: str,
+        config_yaml: str,
+        tasks: Sequence[TaskWithQuiz],
+        retention_quiz: Quiz,
+        digest: str,
+        found: Sequence[FieldViolation],
+    ) -> Run:
+        """The run as it will be stored; `found` is what is wrong with its tasks.
+
+        InvalidInput names all that is wrong, Unavailable who does not answer.
+        """
+        wrong = [*found]
+        if not RUN_ID.fullmatch(run_id):
+            wrong.append(FieldViolation("run_id", run_id, "1 to 64 characters of a-z, 0-9, '-', '_'"))
+        config: RunConfig | None = None
+        try:
+            config = parse_settings(config_yaml, RunConfig)
+        except InvalidInput as error:
+            wrong += [FieldViolation(f"config.{each.field}", each.value, each.allowed) for each in error.violations]
+        if config is None:
+            raise InvalidInput(wrong)
+        known = ", ".join(self.settings.students)
+        wrong += [
+            FieldViolation(f"config.students[{index}]", name, f"one of this orchestrator's students: {known}")
+            for index, name in enumerate(config.students)
+            if name not in self.settings.students
+        ]
+        wrong += [
+            FieldViolation(f"config.{name}", str(getattr(config, name)), "nothing: the client reads files itself")
+            for name in ("documents", "retention_quiz", "limit")
+            if getattr(config, name) is not None
+        ]
+        try:
+            teacher = await self.teacher.describe(timeout_s=self.settings.describe_timeout_s)
+            policy = await first_policy(config.policy, teacher, self.teacher)
+            described = await self._described([name for name in config.students if name in self.settings.students])
+        except Unavailable as error:
+            # What is wrong with the input is told first: it will not get better by waiting.
+            if wrong:
+                raise InvalidInput(wrong) from None
+            raise Unavailable(f"the run cannot start: {error}", error.retry_after_s) from None
+        if not policy:
+            allowed = "`initial`, `latest`, `promoted` or a version that the teacher keeps"
+            wrong.append(FieldViolation("config.policy", config.policy, allowed))
+        wrong += service_violations(config, teacher, described)
+        if config.update.algorithm in teacher.algorithms:
+            wrong += await self._update_violations(config)
+        if wrong:
+            raise InvalidInput(wrong)
+        versions = await self.rows.versions(described)
+        return Run(
+            run_id=run_id,
+            config=config,
+            config_yaml=config_yaml,
+            content_hash=digest,
+            tasks={item.task.id: item for item in tasks},
+            retention_quiz=retention_quiz,
+            format=resolve_format(config, teacher),
+            teacher=teacher,
+            policy_version=policy,
+            students={name: RunStudent(name, described[name], versions[name]) for name in described},
+            state=RunState.RUNNING,
+            message="",
+            created_at=datetime.now(UTC),
+            finished_at=None,
+        )
+
+    async def _update_violations(self, config: RunConfig) -> list[FieldViolation]:
+        """What the teacher would refuse once a round is paid for: the algorithm's settings, or the sampling."""
+        try:
+            await self.teacher.check_update(
+                config.update.algorithm, config.update_settings(), config.sampling_settings()
+            )
+        except InvalidInput as error:
+            return [
+                FieldViolation("config." + re.sub(r"^settings\b", "update", item.field), item.value, item.allowed)
+                for item in error.violations
+            ]
+        return []
+
+    async def _described(self, names: Sequence[str]) -> dict[str, StudentDescription]:
+        found = await asyncio.gather(*(self.students.describe(name) for name in names), return_exceptions=True)
+        faults = [item for item in found if isinstance(item, BaseException)]
+        others = [item for item in faults if not isinstance(item, Unavailable)]
+        if others:
+            raise others[0]
+        if faults:
+            raise Unavailable("; ".join(str(item) for item in faults))
+        return {name: item for name, item in zip(names, found, strict=True) if isinstance(item, StudentDescription)}

@@ -1,0 +1,174 @@
+"""Questions that are made: kept are those that the text answers, and documents without any can then be learned."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner
+
+from orchestrator import inbox_worker
+from orchestrator.adapt_quiz import LONGEST_ANSWER, questions_of, submission_violations
+from tutelage.cli.main import app
+from tutelage.documents import read_tasks
+from tutelage.domain.errors import InvalidInput
+from tutelage.domain.policy import Candidate
+from tutelage.domain.run import TaskWithQuiz
+from tutelage.domain.self_edit import SelfEdit, TextDocument, question_answer
+from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
+from tutelage.grading.normalise import normalise
+from tutelage.v1 import teacher_service_pb2 as teacher_pb
+from tutelage.wire import policy as wp
+
+TEXT = "The Orrin lamp burns whale wax, is painted green, and was hung in 1347 by the salt traders of Skarn."
+TASK = Task("lamp", DocumentTask("The Orrin lamp", TEXT))
+
+
+def _made(*pairs: tuple[str, str], most: int = 24) -> list[tuple[str, str]]:
+    edit = SelfEdit((TextDocument(TEXT), *(question_answer(*pair) for pair in pairs)))
+    return [(each.text, each.answer) for each in questions_of(TASK, [edit], most)]
+
+
+def test_only_questions_that_the_text_answers_are_kept() -> None:
+    good = [("What does the lamp burn?", "Whale wax"), ("Who hung the lamp?", "the salt traders of Skarn.")]
+    bad = [
+        ("What colour is it painted?", "blue"),  # not in the text
+        ("Which green lamp is it?", "green"),  # told by the question
+        ("Why?", "1347"),  # no question
+        ("What is the lamp like in all?", TEXT),  # no short answer
+        ("What does the lamp consume?", "whale wax"),  # the same answer again
+        ("When was it hung?", "134"),  # a part of a word
+        ("When was it hung?", ""),
+    ]
+    assert _made(*good, *bad) == [good[0], ("Who hung the lamp?", "the salt traders of Skarn")]
+    assert len(_made(*good, most=1)) == 1
+    assert questions_of(Task("p", FewShotTask("Add.", (Demonstration("1", "2"),))), [], 5) == ()
+
+
+WORDS = st.sampled_from([*TEXT.split(), "What", "who", "?", "not", "there"])
+
+
+@given(st.lists(st.tuples(st.lists(WORDS, max_size=9).map(" ".join), st.lists(WORDS, max_size=9).map(" ".join))))
+def test_whatever_is_written_a_question_has_an_answer_in_the_text(pairs: list[tuple[str, str]]) -> None:
+    edit = SelfEdit(tuple(question_answer(*pair) for pair in pairs)) if pairs else SelfEdit((TextDocument(TEXT),))
+    questions = questions_of(TASK, [edit], 5)
+    assert len(questions) <= 5
+    assert len({each.id for each in questions}) == len({normalise(each.answer) for each in questions}) == len(questions)
+    for each in questions:
+        assert f" {normalise(each.answer)} " in f" {normalise(TEXT)} "
+        assert len(normalise(each.answer).split()) <= LONGEST_ANSWER
+    assert submission_violations([TaskWithQuiz(TASK, Quiz(questions))], unasked=True) == []
+
+
+def test_documents_may_lack_questions_only_where_some_are_made(tmp_path: Path) -> None:
+    plain = tmp_path / "plain.jsonl"
+    plain.write_text(json.dumps({"id": "lamp", "title": "The Orrin lamp", "text": TEXT}), encoding="utf-8")
+    (item,) = read_tasks(plain, unasked=True)
+    assert item == TaskWithQuiz(TASK, Quiz())
+    with pytest.raises(InvalidInput, match="questions"):
+        read_tasks(plain)
+    assert submission_violations([item], unasked=True) == []
+    assert [each.field for each in submission_violations([item], unasked=False)] == ["tasks[0].quiz"]
+    broken = TaskWithQuiz(TASK, Quiz((Question("q", "", "x"),)))
+    assert [each.field for each in submission_violations([broken], unasked=True)] == ["tasks[0].quiz.questions[0].text"]
+
+
+@pytest.fixture
+def asking(world: Any) -> Any:
+    """The world, with a teacher that writes questions when it is asked for a quiz; `seen` are the prompts' tasks."""
+    write = world.teacher.WriteSelfEdits
+    world.seen = []
+
+    async def written(request: Any, context: Any) -> AsyncIterator[Any]:
+        if request.format.name != "quiz":
+            async for each in write(request, context):
+                yield each
+            return
+        world.seen.append((request.task.id, request.policy_version))
+        pairs = [("What does the lamp burn?", "whale wax"), ("When was it hung there?", "1347")]
+        if request.task.id == "lamp":
+            pairs.append(("Who was it that hung it?", "salt traders"))
+        for index in range(request.candidates):
+            edit = SelfEdit(tuple(question_answer(*pair) for pair in pairs[index::2]))
+            candidate = Candidate(index, request.policy_version, "quiz", "text", edit, b"", 5, index)
+            if edit.documents:
+                yield teacher_pb.WriteSelfEditsResponse(candidate=wp.candidate_to_wire(candidate))
+
+    world.teacher.WriteSelfEdits = written
+    return world
+
+
+def _documents(folder: Path) -> Path:
+    path = folder / "documents.jsonl"
+    asked = {"questions": [{"question": "What is it?", "answer": "a lamp"}]}
+    lines: list[dict[str, Any]] = [
+        {"id": "lamp", "title": "The Orrin lamp", "text": TEXT},
+        {"id": "other", "title": "Another lamp", "text": TEXT},
+        {"id": "asked", "title": "A third lamp", "text": TEXT, **asked},
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return path
+
+
+def test_questions_are_made_by_the_first_policy_and_written_to_be_looked_through(
+    asking: Any, served: Callable[..., Any], tmp_path: Path
+) -> None:
+    output = tmp_path / "asked.jsonl"
+    with served() as address:
+        arguments = ["quiz", str(_documents(tmp_path)), "-o", str(output), "--orchestrator", address]
+        told = CliRunner().invoke(app, arguments)
+    assert told.exit_code == 0, told.output
+    assert "lamp: 3 of 6 questions made" in told.stderr
+    tasks = {item.task.id: item for item in read_tasks(output)}
+    assert [each.answer for each in tasks["lamp"].quiz.questions] == ["whale wax", "salt traders", "1347"]
+    assert [each.answer for each in tasks["asked"].quiz.questions] == ["a lamp"]
+    assert asking.seen == [("lamp", "policy-0"), ("other", "policy-0")]
+
+
+def test_adapt_makes_what_is_missing_and_leaves_out_what_cannot_be_asked(
+    asking: Any, served: Callable[..., Any], tmp_path: Path
+) -> None:
+    with served() as address:
+        arguments = ["adapt", str(_documents(tmp_path)), "--student", "a", "--policy", "initial", "--json"]
+        told = CliRunner().invoke(app, [*arguments, "--make-questions", "5", "--orchestrator", address])
+        assert told.exit_code == 0, told.output
+        assert {item["task_id"] for item in json.loads(told.stdout)["decisions"]} == {"lamp", "asked"}
+        assert "other: left out, 2 questions could be made" in told.stderr
+        refused = CliRunner().invoke(app, [*arguments, "--orchestrator", address])
+        assert isinstance(refused.exception, InvalidInput)
+
+
+def test_an_inbox_makes_them_in_its_window(
+    asking: Any, served: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_worker, "RUN_LOOK_S", 0.05)
+    recipe = {"students": ["a"], "candidates": 2, "policy": "initial", "cron": "* * * * *", "window_minutes": 2}
+    inboxes = {"news": recipe | {"made_questions": 6}, "strict": recipe}
+    with served(inboxes=inboxes) as address:
+        at = ["--orchestrator", address]
+        file = str(_documents(tmp_path))
+        assert CliRunner().invoke(app, ["inbox", "submit", "news", file, *at]).exit_code == 0
+        refused = CliRunner().invoke(app, ["inbox", "submit", "strict", file, *at])
+        assert isinstance(refused.exception, InvalidInput)
+        shown: dict[str, Any] = {"inbox": {"done": 0}}
+        deadline = time.monotonic() + 60
+        while shown["inbox"]["done"] < 2:
+            assert time.monotonic() < deadline, shown
+            time.sleep(0.1)
+            shown = json.loads(CliRunner().invoke(app, ["inbox", "show", "news", "--json", *at]).stdout)
+        again = json.loads(CliRunner().invoke(app, ["inbox", "submit", "news", file, "--json", *at]).stdout)
+    documents = {item["id"]: item for item in shown["documents"]}
+    assert {name: item["state"] for name, item in documents.items()} == {
+        "lamp": "done",
+        "other": "failed",
+        "asked": "done",
+    }
+    assert "2 questions could be made" in documents["other"]["message"]
+    # Known by what was submitted, not by what was made of it.
+    assert (again["accepted"], again["known"]) == (0, 3)

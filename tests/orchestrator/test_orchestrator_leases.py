@@ -1,0 +1,242 @@
+"""Two orchestrators on one database: one drives a run at a time, the other soon after the first one's death."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.database import database_url
+from orchestrator.evaluation_rows import Begun
+from orchestrator.leasing import LeaseLost
+from orchestrator.machine import Evaluate
+from orchestrator.owner import is_dead, this_owner
+from orchestrator.store import Store
+from tutelage.client import OrchestratorClient
+from tutelage.domain.run import RunState, RunSummary
+from tutelage.domain.task import Quiz
+from tutelage.rpc.config import ChannelSettings
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, world: Any) -> Any:
+    return world.url if request.param == "sqlite" else request.getfixturevalue("postgres")
+
+
+async def emptied(world: Any, url: str) -> None:
+    from orchestrator.schema import metadata
+
+    world.url = url
+    store = await Store.open(database_url(world.settings()))
+    async with store.engine.begin() as connection:
+        for table in reversed(metadata.sorted_tables):
+            await connection.execute(table.delete())
+    await store.close()
+
+
+async def undisturbed(world: Any, tmp_path: Path) -> dict[Any, Any]:
+    calm = type(world)(f"sqlite:///{tmp_path / 'calm.sqlite'}")
+    await calm.up()
+    try:
+        async with calm.engine() as engine:
+            await calm.start(engine)
+            assert (await calm.done(engine)).state is RunState.DONE
+            return await calm.rewards(engine)  # type: ignore[no-any-return]
+    finally:
+        await calm.down()
+
+
+def test_a_lease_is_held_by_one_and_its_writes_end_with_it(world: Any, url: str) -> None:
+    async def body() -> None:
+        await emptied(world, url)
+        await world.up()
+        world.a.delay_s = world.b.delay_s = 60
+        async with world.engine(run_lease_s=0.6) as engine:
+            await world.start(engine)
+            assert await engine.store.take("run", "other", 1.0) is None
+            # Renewed three times a lease, it stays held.
+            await asyncio.sleep(1.5)
+            assert await engine.store.take("run", "other", 1.0) is None
+            assert await engine.store.free_runs() == []
+        # Given back at a clean stop.
+        store = await Store.open(database_url(world.settings()))
+        old = await store.take("run", "old", 0.1)
+        assert old is not None
+        held = store.fenced("run", old.epoch)
+        begun = Begun("e" * 64, Evaluate(1, "t1", "x", "a", 0), "round", "", 1)
+        assert await held.write("run", [begun]) == [True]
+        await asyncio.sleep(0.2)
+        assert await store.free_runs() == [("run", "old")]
+        # Run out, but nobody else has it: what the old holder writes still counts, and it may prolong.
+        await held.append("run", ("noted", {}))
+        new = await store.take("run", "new", 30)
+        assert new is not None
+        assert new.epoch > old.epoch
+        for write in (
+            held.write("run", [begun]),
+            held.append("run", ("noted", {})),
+            held.end_run("run", RunState.DONE, ""),
+            held.add_utilisation("run", {"teacher": (1.0, 1.0)}),
+        ):
+            with pytest.raises(LeaseLost):
+                await write
+        assert not (await store.renew(old, 30)).held
+        assert (await store.renew(new, 30)).held
+        assert (await store.run_state("run"))[0] is RunState.RUNNING
+        await store.close()
+        await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_two_engines_share_the_runs_and_neither_is_driven_twice(world: Any, url: str) -> None:
+    async def body() -> None:
+        await emptied(world, url)
+        await world.up()
+        world.a.delay_s = world.b.delay_s = 0.05
+        async with world.engine(run_lease_s=1) as one, world.engine(run_lease_s=1) as two:
+            await world.start(one, "first")
+            await world.start(two, "second", world.config + "name: second\n")
+            for run_id in ("first", "second"):
+                drivers = [engine._driving.runner(run_id) is not None for engine in (one, two)]
+                assert drivers.count(True) == 1
+            # Either tells of any run, whoever drives it.
+            assert (await world.done(two, "first")).state is RunState.DONE
+            assert (await world.done(one, "second")).state is RunState.DONE
+            for run_id in ("first", "second"):
+                assert len(await world.rewards(one, run_id)) == 64
+            await world.start(one, "third", world.config + "name: third\n")
+            await asyncio.sleep(0.3)
+            # Asked of the one that does not drive it, the driver hears of it.
+            await two.cancel_run("third")
+            for _ in range(40):
+                if one._driving.runner("third") is None:
+                    break
+                await asyncio.sleep(0.1)
+            assert one._driving.runner("third") is None
+        await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 90))
+
+
+def test_only_a_process_of_this_machine_is_known_to_be_dead() -> None:
+    code = "from orchestrator.owner import this_owner; print(this_owner(), flush=True); input()"
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    owner = process.stdout.readline().strip()
+    assert owner != this_owner() != this_owner()
+    assert not is_dead(owner)
+    assert not is_dead(this_owner())
+    process.kill()
+    process.wait()
+    assert is_dead(owner)
+    place, pid, started, name = owner.split(":")
+    # The number is in use again, by somebody who started later.
+    assert is_dead(f"{place}:{os.getpid()}:{started}:{name}")
+    assert not is_dead(f"elsewhere:{pid}:{started}:{name}")
+    assert not is_dead(f"{place}:{pid}:?:{name}")
+    assert not is_dead("")
+
+
+class Process:
+    """An orchestrator as a process of its own."""
+
+    def __init__(self, world: Any, folder: Path, name: str) -> None:
+        self.ready = folder / f"{name}.json"
+        self.log = folder / f"{name}.log"
+        config = folder / f"{name}.yaml"
+        settings = world.settings(run_lease_s=3, server={"ready_file": str(self.ready), "grace_s": 1})
+        config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude_unset=True)), encoding="utf-8")
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tutelage.cli.main", "orchestrator", "serve", "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    async def client(self) -> OrchestratorClient:
+        while not self.ready.exists():
+            assert self.process.poll() is None, self.log.read_text(encoding="utf-8")
+            await asyncio.sleep(0.05)
+        return OrchestratorClient(ChannelSettings(address=json.loads(self.ready.read_text())["address"]))
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.process.pid, number)
+        if number is signal.SIGKILL:
+            self.process.wait()
+
+    def stop(self) -> None:
+        if self.process.poll() is not None:
+            return
+        self.send(signal.SIGCONT)
+        self.process.terminate()
+        self.process.wait(20)
+
+
+async def reached(client: OrchestratorClient, condition: Callable[[RunSummary], bool]) -> RunSummary:
+    """The run's first summary for which the condition holds."""
+    while True:
+        summary, _ = await client.get_run("run")
+        if condition(summary):
+            return summary
+        await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_other_process_takes_over_from_one_that_fell_silent(
+    world: Any, url: str, tmp_path: Path, end: signal.Signals
+) -> None:
+    """Killed, its death is seen on this machine; stopped, its lease runs out, and what it does later is void."""
+
+    async def body() -> None:
+        expected = await undisturbed(world, tmp_path)
+        await emptied(world, url)
+        await world.up()
+        world.a.delay_s = world.b.delay_s = 0.2
+        one, two = Process(world, tmp_path, "one"), Process(world, tmp_path, "two")
+        try:
+            first, second = await one.client(), await two.client()
+            await first.start_run("run", world.config, world.tasks, Quiz())
+            await reached(second, lambda run: run.evaluations_done >= 8)
+            one.send(end)
+            done = (await second.get_run("run"))[0].evaluations_done
+            killed_at = time.monotonic()
+            await reached(second, lambda run: run.evaluations_done > done + 4)
+            # The lease is 3 s here; the default of 15 s leaves as much room below half a minute.
+            assert time.monotonic() - killed_at < 12
+            summary = await reached(second, lambda run: run.state.ended)
+            assert summary.state is RunState.DONE, summary.message
+            if end is signal.SIGSTOP:
+                one.send(signal.SIGCONT)
+                # Awake again it finds that the run is not its own, and tells its clients what became of it.
+                await world.until(lambda: "driven by another" in one.log.read_text(encoding="utf-8"))
+                assert (await first.get_run("run"))[0].state is RunState.DONE
+            await first.close()
+            await second.close()
+        finally:
+            one.stop()
+            two.stop()
+        store = await Store.open(database_url(world.settings()))
+        kinds = [event.kind for event in await store.events("run")]
+        assert kinds.count("run_resumed") == 1
+        stored = {(row.student, row.evaluation_id): row.reward for row in await store.evaluations("run")}
+        rows = await store.reward_rows("run")
+        assert {row[:3]: stored.get((row[1], row[3])) for row in rows} == expected
+        assert len(rows) == len(expected)
+        await store.close()
+        for student in (world.a, world.b):
+            assert len(set(student.trained)) == len(student.trained)
+        await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 120))

@@ -1,0 +1,216 @@
+"""What a run may choose: when groups close, how far writing runs ahead, and how students' rewards become one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from orchestrator.report_builder import build_report
+from orchestrator.run_config import RunConfig
+from tutelage.domain.errors import InvalidInput
+from tutelage.domain.evaluation import Failure
+from tutelage.domain.run import RunState
+from tutelage.settings import parse_settings
+
+BASE = """
+candidates: 3
+rounds: 1
+seed: 7
+reward: {grader_weights: {contains: 1.0}}
+deadlines: {evaluation_s: 20, attempts: 3}
+commit: {when: never}
+"""
+
+
+def in_world(world: Any, body: Any) -> Any:
+    async def whole() -> Any:
+        await world.up()
+        try:
+            return await body()
+        finally:
+            await world.down()
+
+    return asyncio.run(asyncio.wait_for(whole(), 90))
+
+
+def failing(number: int) -> Any:
+    def outcome(key: Any) -> Any:
+        return Failure("a fault of the machine") if key.self_edit.documents[0].text.endswith(f"{number}") else None
+
+    return outcome
+
+
+def test_a_group_with_enough_does_not_try_the_rest_again(world: Any) -> None:
+    async def body() -> None:
+        world.a.outcome = failing(0)
+        config = BASE + "students: [a]\ngroup: {close: minimum, minimum: 2}\n"
+        async with world.engine(retry={"initial_s": 0.3, "maximum_s": 0.3}) as engine:
+            await world.start(engine, config=config)
+            summary = await world.done(engine)
+            assert (summary.state, summary.unscored) == (RunState.DONE, 2)
+            lost = [row for row in await engine.store.evaluations("run") if row.state == "failed"]
+            assert len(lost) == 2
+            assert all(row.reward is None and "not needed" in row.reason and row.attempts < 3 for row in lost)
+            rewards = [candidate.reward for candidate in world.teacher.updates[0].groups[0].candidates]
+            assert [reward is None for reward in rewards] == [True, False, False]
+
+    in_world(world, body)
+
+
+def test_a_group_with_enough_waits_for_the_rest_only_so_long(world: Any) -> None:
+    async def body() -> None:
+        slow = asyncio.Event()
+
+        class Slow(type(world.a)):  # type: ignore[misc]
+            async def Evaluate(self, request: Any, context: Any) -> Any:
+                if request.key.self_edit.documents[0].text.text.endswith("number 0"):
+                    await slow.wait()
+                async for each in super().Evaluate(request, context):
+                    yield each
+
+        await world.a.down()
+        world.a = Slow(slots=3)
+        await world.a.up()
+        config = BASE + "students: [a]\ngroup: {close: minimum, minimum: 2, wait_s: 0.3}\n"
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+            summary = await world.done(engine)
+            assert (summary.state, summary.unscored) == (RunState.DONE, 2)
+            # The student was told that nobody waits.
+            assert len(world.a.cancelled) == 2
+        slow.set()
+
+    in_world(world, body)
+
+
+def test_a_group_with_too_few_is_not_learned_from(world: Any) -> None:
+    async def body() -> None:
+        world.a.outcome = lambda key: Failure("broken", False) if "t1" in key.self_edit.documents[0].text else None
+        config = BASE + "students: [a]\ngroup: {close: minimum, minimum: 1}\n"
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+            assert (await world.done(engine)).state is RunState.DONE
+            first, second = world.teacher.updates[0].groups
+            assert [candidate.reward for candidate in first.candidates] == [None] * 3
+            assert None not in [candidate.reward for candidate in second.candidates]
+            dropped = [event for event in await engine.store.events("run") if event.kind == "group_dropped"]
+            assert [event.detail["task"] for event in dropped] == ["t1"]
+
+    in_world(world, body)
+
+
+def test_fail_fast_ends_the_run_with_its_reason(world: Any) -> None:
+    async def body() -> None:
+        world.a.outcome = failing(0)
+        async with world.engine(retry={"initial_s": 0.01, "maximum_s": 0.02}) as engine:
+            await world.start(engine, config=BASE + "students: [a]\ngroup: {close: fail_fast}\n")
+            summary = await world.done(engine)
+            assert summary.state is RunState.FAILED
+            assert "given up after 3 attempts" in summary.message
+            assert "a fault of the machine" in summary.message
+
+    in_world(world, body)
+
+
+def test_groups_are_written_ahead_while_students_evaluate(world: Any) -> None:
+    async def body() -> None:
+        world.a.delay_s = 0.15
+        config = BASE.replace("rounds: 1", "rounds: 3") + "students: [a]\nstaleness: 1\n"
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+            # The second round is written before anything of the first has been learned.
+            await world.until(lambda: len(world.teacher.written) == 4)
+            assert world.teacher.updates == []
+            summary = await world.done(engine)
+            assert (summary.state, summary.evaluations_done) == (RunState.DONE, 18)
+            parents = [update.parent_version for update in world.teacher.updates]
+            made = [update.version for update in await engine.store.updates("run")]
+            assert parents == ["policy-0", *made[:2]]
+            written_by = {
+                round_: {each.candidate.policy_version for each in await engine.store.candidates("run", round_=round_)}
+                for round_ in (1, 2, 3)
+            }
+            assert written_by[1] == written_by[2] == {"policy-0"}
+            assert written_by[3] <= {made[0], made[1]}
+            # With the teacher ahead, a student of two slots is hardly ever without work.
+            assert summary.students[0].busy is not None
+            assert summary.students[0].busy > 0.6
+            assert summary.teacher_busy is not None
+            used = await engine.store.utilisation("run")
+            assert set(used) == {"teacher", "student/a"}
+            assert used["student/a"][0] == pytest.approx(0.15 * 12, rel=0.5)
+
+    in_world(world, body)
+
+
+def test_each_student_may_have_candidates_of_its_own(world: Any) -> None:
+    async def body() -> None:
+        config = BASE.replace("rounds: 1", "rounds: 2").replace("1.0}", "1.0}, across: per_student")
+        async with world.engine() as engine:
+            await world.start(engine, config=config + "students: [a, b]\n")
+            summary = await world.done(engine)
+            assert (summary.state, summary.evaluations_done) == (RunState.DONE, summary.evaluations_total)
+            assert summary.evaluations_total == 2 * 2 * 3 * 2
+            assert [student.evaluations_done for student in summary.students] == [12, 12]
+            assert {group.group_id for group in world.teacher.updates[0].groups} == {
+                "1/t1/a",
+                "1/t1/b",
+                "1/t2/a",
+                "1/t2/b",
+            }
+            assert sorted(set(world.teacher.prompts)) == [
+                "Write about {text}\n\nWrite for this student: a (a fake model)",
+                "Write about {text}\n\nWrite for this student: b (a fake model)",
+            ]
+            rewards = await world.rewards(engine)
+            asked = {(candidate, student) for candidate, student, _ in rewards}
+            assert asked == {
+                (f"run/{round_}/{task}/{index}", "a" if index < 3 else "b")
+                for round_ in (1, 2)
+                for task in ("t1", "t2")
+                for index in range(6)
+            }
+            sent = world.teacher.updates[0].groups[1].candidates
+            assert [each.reward for each in sent] == [rewards[f"run/1/t1/{3 + index}", "b", 0] for index in range(3)]
+            report = await build_report(engine.store, await engine.store.run("run"), summary)
+            assert [each.reward for each in report.candidates[:6]] == [
+                rewards[f"run/1/t1/{index}", "a" if index < 3 else "b", 0] for index in range(6)
+            ]
+
+    in_world(world, body)
+
+
+def test_the_worst_student_decides_where_the_run_says_so(world: Any) -> None:
+    async def body() -> None:
+        config = BASE.replace("1.0}", "1.0}, across: worst") + "students: [a, b]\n"
+        world.b.luck = 1
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+            await world.done(engine)
+            rewards = await world.rewards(engine)
+            assert len(set(rewards.values())) > 3
+            for group in world.teacher.updates[0].groups:
+                for index, each in enumerate(group.candidates):
+                    own = [rewards[f"run/{group.group_id}/{index}", student, 0] for student in ("a", "b")]
+                    assert each.reward == min(own)
+
+    in_world(world, body)
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("group: {close: minimum}", "group.minimum"),
+        ("group: {minimum: 2}", "group.minimum"),
+        ("group: {close: minimum, minimum: 5}", "5 of 4"),
+        ("group: {close: retry, wait_s: 3}", "group.wait_s"),
+        ("group: {close: sometimes}", "group.close"),
+        ("staleness: 5", "update.max_staleness"),
+        ("reward: {across: best}", "reward.across"),
+    ],
+)
+def test_policies_that_cannot_be_are_refused(text: str, field: str) -> None:
+    with pytest.raises(InvalidInput, match=field):
+        parse_settings(f"students: [a]\n{text}\n", RunConfig)

@@ -1,0 +1,160 @@
+"""A student of several replicas over real gRPC: spread, lost, joined by more, and each keeping what it has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.addresses import Endpoint, endpoints
+from orchestrator.config import OrchestratorSettings, StudentChannel
+from orchestrator.engine import Engine
+from tutelage.domain.errors import PreconditionFailed, Unavailable
+from tutelage.domain.run import RunState
+from tutelage.settings import parse_settings
+
+ONE_STUDENT = """
+students: [a]
+candidates: 3
+rounds: 2
+seed: 7
+reward: {grader_weights: {contains: 1.0}}
+deadlines: {evaluation_s: 20, attempts: 6}
+"""
+
+
+@contextlib.asynccontextmanager
+async def replicas(world: Any, count: int) -> AsyncIterator[list[Any]]:
+    """Replicas of student a, all up."""
+    made = [world.a, *(type(world.a)(slots=2) for _ in range(count - 1))]
+    await world.teacher.up()
+    for each in made:
+        await each.up()
+    try:
+        yield made
+    finally:
+        for each in made:
+            await each.down()
+        await world.teacher.down()
+
+
+async def calm_rewards(world: Any, tmp_path: Path) -> dict[Any, Any]:
+    calm = type(world)(f"sqlite:///{tmp_path / 'calm.sqlite'}")
+    async with replicas(calm, 1), calm.engine(students={"a": {"address": calm.a.address}}) as engine:
+        await calm.start(engine, config=ONE_STUDENT)
+        assert (await calm.done(engine)).state is RunState.DONE
+        return await calm.rewards(engine)  # type: ignore[no-any-return]
+
+
+def within(body: Any, timeout_s: float = 90) -> None:
+    asyncio.run(asyncio.wait_for(body, timeout_s))
+
+
+def test_work_is_spread_and_a_lost_replica_costs_no_reward(world: Any, tmp_path: Path) -> None:
+    async def body() -> None:
+        expected = await calm_rewards(world, tmp_path)
+        async with replicas(world, 3) as (one, two, three):
+            for each in (one, two, three):
+                each.delay_s = 0.1
+            students = {"a": {"address": one.address, "addresses": [two.address, three.address]}}
+            async with world.engine(students=students) as engine:
+                await world.start(engine, config=ONE_STUDENT)
+                await world.until(lambda: two.running > 0)
+                assert engine.dispatcher.slots("a") == 6
+                await two.down()
+                summary = await world.done(engine)
+                assert (summary.state, summary.unscored) == (RunState.DONE, 0)
+                assert await world.rewards(engine) == expected
+                assert one.trained
+                assert three.trained
+                assert max(each.most_running for each in (one, two, three)) <= 2
+                rows = await engine.store.evaluations("run")
+                answered = {row.replica for row in rows}
+                assert {one.address, three.address} <= answered
+                assert all(row["committed"] for row in await engine.store.commits("run"))
+                for row in rows:
+                    server = next(each for each in (one, two, three) if each.address == row.replica)
+                    assert row.evaluation_id in server.reports
+
+    within(body())
+
+
+def test_replicas_join_and_leave_while_a_run_goes_on(world: Any, tmp_path: Path) -> None:
+    async def body() -> None:
+        listed = tmp_path / "replicas"
+        async with replicas(world, 2) as (first, second):
+            first.delay_s = second.delay_s = 0.1
+            listed.write_text(f"# of student a\n{first.address}\n", encoding="utf-8")
+            settings = {"a": {"addresses_file": str(listed)}}
+            async with world.engine(students=settings, dispatch={"resolve_s": 0.1}) as engine:
+                await world.start(engine, config=ONE_STUDENT.replace("candidates: 3", "candidates: 24"))
+                await world.until(lambda: first.trained)
+                assert not second.trained
+                listed.write_text(f"{second.address}\n{first.address}\n", encoding="utf-8")
+                await world.until(lambda: second.trained)
+                listed.write_text(f"{second.address}\n", encoding="utf-8")
+                await world.until(lambda: not first.running and engine.dispatcher.slots("a") == 2)
+                count = len(first.trained)
+                listed.unlink()  # Who cannot be looked up stays as it was.
+                summary = await world.done(engine)
+                assert (summary.state, summary.unscored) == (RunState.DONE, 0)
+                assert len(first.trained) == count
+
+    within(body())
+
+
+def test_a_replica_of_another_model_is_not_asked_again_for_what_it_refused(world: Any) -> None:
+    async def body() -> None:
+        async with replicas(world, 2) as (good, other):
+            other.outcome = lambda key: PreconditionFailed("key.base_revision is 'r1', this student's is 'r2'")
+            students = {"a": {"addresses": [other.address, good.address]}}
+            async with world.engine(students=students) as engine:
+                await world.start(engine, config=ONE_STUDENT)
+                summary = await world.done(engine)
+                assert (summary.state, summary.unscored) == (RunState.DONE, 0)
+                assert other.keys
+                assert {row.replica for row in await engine.store.evaluations("run")} == {good.address}
+                assert all(row.attempts == 1 for row in await engine.store.evaluations("run"))
+
+    within(body())
+
+
+def test_a_name_stands_for_all_addresses_it_resolves_to(world: Any) -> None:
+    async def body() -> None:
+        async with replicas(world, 1) as (only,):
+            port = only.address.rpartition(":")[2]
+            found = await endpoints(StudentChannel(address=f"dns:localhost:{port}"))
+            assert Endpoint(only.address, "localhost") in found
+            addresses = ["127.0.0.1"]
+
+            async def resolve(host: str, port: int) -> list[str]:
+                if not addresses:
+                    raise OSError("no such name")
+                return addresses
+
+            config = StudentChannel(address=f"dns:///students.invalid:{port}", addresses=(only.address,))
+            assert await endpoints(config, resolve) == [Endpoint(only.address, "students.invalid")]
+            addresses.append("::1")
+            assert [each.address for each in await endpoints(config, resolve)] == [only.address, f"[::1]:{port}"]
+            addresses.clear()
+            with pytest.raises(Unavailable, match="does not resolve"):
+                await endpoints(config, resolve)
+            addresses.append("127.0.0.1")
+            settings = world.settings(students={"a": config})
+            engine = Engine(settings, resolve)
+            await engine.start()
+            await world.start(engine, config=ONE_STUDENT)
+            assert (await world.done(engine)).state is RunState.DONE
+            await engine.stop()
+
+    within(body())
+
+
+def test_a_student_needs_an_address() -> None:
+    text = "teacher: {address: 'x:1'}\nstudents: {a: {ca: x.pem}}\n"
+    with pytest.raises(Exception, match=r"students\.a.*addresses_file"):
+        parse_settings(text, OrchestratorSettings)

@@ -1,0 +1,154 @@
+"""A client of any OpenAI-compatible endpoint: one prompt, one reply; asked again while the other side is busy.
+
+What does not get better by asking again (a wrong key, an unknown model, a request that is refused) is told at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx2
+from pydantic import Field
+
+from tutelage.domain.errors import NotFound, PreconditionFailed, Unavailable
+from tutelage.rpc.config import read_token
+from tutelage.settings import Settings
+
+_BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+"""Answers that another attempt may turn into a reply."""
+
+
+class ChatEndpointSettings(Settings):
+    """Where a model answers, and how patiently it is asked."""
+
+    base_url: str = Field(pattern=r"^https?://.+")
+    """The API's root, such as `https://api.openai.com/v1` or `http://127.0.0.1:8000/v1`."""
+    model: str = Field(min_length=1)
+    """The model's name there."""
+    api_key_file: Path | None = None
+    """File with the API key; nothing sends none."""
+    timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds one attempt may take."""
+    attempts: int = Field(default=5, ge=1, le=100)
+    """Attempts of one prompt, spread with backoff."""
+    backoff_s: float = Field(default=1.0, gt=0)
+    """Seconds before the second attempt; doubled after each, at most a minute."""
+    concurrency: int = Field(default=4, ge=1, le=256)
+    """Prompts under way at once."""
+    length_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls the longest reply; newer models of OpenAI want the second."""
+    send_seed: bool = True
+    """Whether a seed is sent; some endpoints refuse it."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    ended: bool
+    """False when it was cut off at the length limit."""
+    prompt_tokens: int
+    completion_tokens: int
+    """As the endpoint counts them; 0 where it does not."""
+
+
+class ChatEndpoint:
+    """One endpoint; an async context manager."""
+
+    def __init__(self, settings: ChatEndpointSettings) -> None:
+        """InvalidInput for a key file that cannot be read."""
+        self._settings = settings
+        key = read_token(settings.api_key_file, "api_key_file") if settings.api_key_file else ""
+        self._client = httpx2.AsyncClient(
+            base_url=settings.base_url.rstrip("/") + "/",
+            headers={"authorization": f"Bearer {key}"} if key else {},
+            timeout=settings.timeout_s,
+        )
+        self._room = asyncio.Semaphore(settings.concurrency)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def complete(
+        self, prompt: str, *, temperature: float, top_p: float, max_tokens: int, seed: int | None = None
+    ) -> Reply:
+        """The model's reply to `prompt` as a user's message.
+
+        Unavailable when every attempt failed, NotFound for a model that is not there, PreconditionFailed for what
+        asking again will not mend.
+        """
+        settings = self._settings
+        body: dict[str, Any] = {
+            "model": settings.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": temperature,
+            "top_p": top_p,
+            settings.length_field: max_tokens,
+        }
+        if seed is not None and settings.send_seed:
+            body["seed"] = seed
+        async with self._room:
+            pause = settings.backoff_s
+            for attempt in range(settings.attempts):
+                try:
+                    return await self._attempt(body)
+                except Unavailable as error:
+                    if attempt + 1 == settings.attempts:
+                        raise
+                    # Spread, so that prompts that were refused together do not come back together.
+                    spread = pause * random.uniform(0.5, 1.5)  # noqa: S311
+                    await asyncio.sleep(min(60.0, max(spread, error.retry_after_s or 0.0)))
+                    pause *= 2
+        raise AssertionError("there is at least one attempt")
+
+    async def _attempt(self, body: dict[str, Any]) -> Reply:
+        where = self._settings.base_url
+        try:
+            answer = await self._client.post("chat/completions", json=body)
+        except httpx2.TimeoutException as error:
+            raise Unavailable(f"{where} did not answer within {self._settings.timeout_s:g} s") from error
+        except httpx2.HTTPError as error:
+            raise Unavailable(f"{where} cannot be reached: {type(error).__name__} {error}") from error
+        if answer.status_code in _BUSY:
+            raise Unavailable(f"{where} answered {answer.status_code}: {_detail(answer)}", _retry_after(answer))
+        if answer.status_code == 404:
+            raise NotFound("model", self._settings.model, f"{where} answered 404: {_detail(answer)}")
+        if answer.status_code >= 300:
+            raise PreconditionFailed(f"{where} answered {answer.status_code}: {_detail(answer)}")
+        try:
+            return _reply(answer.json())
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            raise Unavailable(f"{where} answered with what is no chat completion: {_detail(answer)}") from error
+
+
+def _reply(content: Any) -> Reply:
+    choice = content["choices"][0]
+    text = choice["message"]["content"]
+    usage = content.get("usage") or {}
+    return Reply(
+        # A model that only refuses, or only calls tools, has no content: an empty reply, not a fault.
+        text="" if text is None else str(text),
+        ended=choice.get("finish_reason") != "length",
+        prompt_tokens=int(usage.get("prompt_tokens") or 0),
+        completion_tokens=int(usage.get("completion_tokens") or 0),
+    )
+
+
+def _detail(answer: httpx2.Response) -> str:
+    return " ".join(answer.text.split())[:300]
+
+
+def _retry_after(answer: httpx2.Response) -> float | None:
+    try:
+        return max(0.0, float(answer.headers.get("retry-after", "")))
+    except ValueError:
+        return None

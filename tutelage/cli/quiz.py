@@ -1,0 +1,87 @@
+"""`tutelage quiz`: questions for documents that have none, made by the teacher, to be looked through by a person."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, Orchestrator, orchestrator_client
+from tutelage.domain.task import DocumentTask
+
+if TYPE_CHECKING:
+    from tutelage.client import OrchestratorClient
+    from tutelage.domain.run import TaskWithQuiz
+
+
+async def ask_about(
+    client: OrchestratorClient, tasks: Sequence[TaskWithQuiz], most: int, least: int, seed: int
+) -> tuple[list[TaskWithQuiz], list[tuple[TaskWithQuiz, int]]]:
+    """The tasks with questions made where there were none, and those for which fewer than `least` could be made."""
+    asked, left_out = [], []
+    for item in tasks:
+        if item.quiz.questions or not isinstance(item.task.content, DocumentTask):
+            asked.append(item)
+            continue
+        quiz = await client.make_quiz(item.task, most, seed=seed)
+        if len(quiz.questions) < least:
+            left_out.append((dataclasses.replace(item, quiz=quiz), len(quiz.questions)))
+        else:
+            asked.append(dataclasses.replace(item, quiz=quiz))
+    return asked, left_out
+
+
+def document_line(item: TaskWithQuiz) -> str:
+    """A document as a line of the files that are read."""
+    content = item.task.content
+    if not isinstance(content, DocumentTask):
+        raise TypeError("only documents are written")
+    questions: list[dict[str, Any]] = [
+        {"id": each.id, "question": each.text, "answer": each.answer}
+        | ({"topic": each.topic} if each.topic != content.title else {})
+        | ({"aliases": list(each.aliases)} if each.aliases else {})
+        for each in item.quiz.questions
+    ]
+    line = {"id": item.task.id, "title": content.title, "text": content.text, "questions": questions}
+    return json.dumps(line, ensure_ascii=False)
+
+
+def quiz(
+    documents: Annotated[Path, typer.Argument(metavar="DOCUMENTS", help="JSONL file; documents may lack questions.")],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File to write; standard output if not given.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, max=24, help="Questions wanted for a document.")] = 6,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same questions.")] = 0,
+    orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
+) -> None:
+    """Make questions for documents that have none. Look through them: a model wrote them."""
+    from tutelage.documents import read_tasks
+    from tutelage.domain.errors import InvalidInput
+
+    tasks = read_tasks(documents, unasked=True)
+    for item in tasks:
+        if not isinstance(item.task.content, DocumentTask):
+            raise InvalidInput.of(f"{documents}: {item.task.id}", "a few-shot task", "documents: tasks bring their own")
+
+    async def call() -> list[TaskWithQuiz]:
+        async with orchestrator_client(orchestrator) as client:
+            asked, _ = await ask_about(client, tasks, questions, 0, seed)
+            return asked
+
+    asked = asyncio.run(call())
+    text = "".join(f"{document_line(item)}\n" for item in asked)
+    if output is None:
+        typer.echo(text, nl=False)
+    else:
+        output.write_text(text, encoding="utf-8")
+    before = {item.task.id: len(item.quiz.questions) for item in tasks}
+    for item in asked:
+        made = len(item.quiz.questions) - before[item.task.id]
+        if not before[item.task.id]:
+            typer.echo(f"{item.task.id}: {made} of {questions} questions made", err=True)
