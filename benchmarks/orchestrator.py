@@ -30,11 +30,11 @@ from typing import Any
 ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT, *(each for each in sys.path if Path(each or ".").resolve() != Path(__file__).resolve().parent)]
 
-from benchmarks.simulated_services import Simulation  # noqa: E402
-from orchestrator.config import OrchestratorSettings  # noqa: E402
-from orchestrator.engine import Engine  # noqa: E402
-from tutelage.domain.run import RunState, TaskWithQuiz  # noqa: E402
-from tutelage.domain.task import DocumentTask, Question, Quiz, Task  # noqa: E402
+from benchmarks.simulated_services import Simulation
+from orchestrator.config import OrchestratorSettings
+from orchestrator.engine import Engine
+from tutelage.domain.run import RunState, TaskWithQuiz
+from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 
 
 @dataclass(frozen=True)

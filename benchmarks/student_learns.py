@@ -9,12 +9,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from classroom import GRADERS, Classroom, Setup, documents, passage_only, quiz_itself
+# This file's folder would make `orchestrator` mean the benchmark of that name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.classroom import GRADERS, Classroom, Setup, documents, passage_only, quiz_itself
 from orchestrator.report.bootstrap import mean_interval, paired_interval
 from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
@@ -59,7 +62,8 @@ class Table:
             rejected += not isinstance(outcome, EvaluationReport)
         self.rows[name], self.rejected[name] = scores, rejected
         self.seconds[name] = time.monotonic() - begun
-        print(f"  {name}: {len(items)} documents in {self.seconds[name]:.0f} s", flush=True)
+        mean = sum(scores["contains"]) / len(items)
+        print(f"  {name}: contains {mean:.3f}, {len(items)} documents in {self.seconds[name]:.0f} s", flush=True)
 
     def show(self, seed: int) -> None:
         count = len(self.before[GRADERS[0]])
@@ -105,8 +109,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tiny random model: proves the machinery, shows nothing")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--documents", type=int, default=56, help="held-out documents")
-    parser.add_argument("--train-documents", type=int, default=40, help="documents of the RL round")
-    parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--train-documents", type=int, default=16, help="documents of the RL round")
+    parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--format", default="self-qa", help="format of the RL round")
     parser.add_argument("--threads", type=int, default=1, help="of each student")
     parser.add_argument("--students", type=int, default=2, help="students that share the documents")

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from pathlib import Path
 
-from classroom import Classroom, Setup, documents, passage_only, quiz_itself
+# This file's folder would make `orchestrator` mean the benchmark of that name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.classroom import Classroom, Setup, documents, passage_only, quiz_itself
 from tutelage.domain.evaluation import EvaluationReport, QuizResult
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit

@@ -1,7 +1,8 @@
 """Logits only where they are wanted, and never through a copy of the head's weight.
 
 transformers' `logits_to_keep` does the first; but where each row's last token is taken, its matrix product is a batched
-one that copies the weight for each row. Where a model is a decoder and a linear head, both are called here. Shape suffixes: B rows, N tokens of flat rows, M wanted tokens, D hidden, V vocabulary.
+one that copies the weight for each row. Where a model is a decoder and a linear head, both are called here.
+Shape suffixes: B rows, M wanted tokens, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def logits_at(model: nn.Module, inputs: dict[str, Any], at_M: torch.Tensor) -> t
     if plain_head(model):
         logits_MV: torch.Tensor = model.get_submodule("lm_head")(hidden_at(model, inputs, at_M))
         return logits_MV
-    return model(**inputs, logits_to_keep=at_M).logits[0]  # type: ignore[no-any-return]
+    return model(**inputs, logits_to_keep=at_M).logits[0]
 
 
 def last_logits(model: nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import PeftModel
-from peft_loop import fresh_parameters, fresh_weights, peft_adapted, row_loss, train_alone
 
+from benchmarks.peft_loop import fresh_parameters, fresh_weights, peft_adapted, row_loss, train_alone
 from student.adapters import AdapterStore
 from student.bank import Bank
 from student.bank_step import backward

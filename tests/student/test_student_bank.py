@@ -9,8 +9,8 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
-from peft_loop import fresh_weights, peft_adapted, train_alone
 
+from benchmarks.peft_loop import fresh_weights, peft_adapted, train_alone
 from student.adapters import AdapterStore
 from student.bank import Bank, BankAdapter, Stretch
 from student.bank_step import StepFailed, groups_of, step
