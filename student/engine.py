@@ -95,7 +95,7 @@ class StudentEngine:
         work = RoomWork(
             room, loaded, self._parent, bounds=self.bounds, quiz=self._quiz, store=self._store, metrics=metrics
         )
-        self._slots = room.slots
+        self._room = room
         self._scheduler = Scheduler(work, max_queue=settings.max_queue, metrics=metrics)
         self._measure_adapters()
 
@@ -127,7 +127,7 @@ class StudentEngine:
             device=str(loaded.device),
             compute_dtype=str(loaded.compute_dtype).removeprefix("torch."),
             parameters=loaded.parameters,
-            slots=self._slots,
+            slots=self._room.slots,
             free_slots=self._scheduler.free_slots,
             queued=self._scheduler.queued,
             bounds=self.bounds,

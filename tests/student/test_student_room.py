@@ -1,0 +1,126 @@
+"""Many evaluations side by side: each has its own end, and a deterministic student works as if alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+import student.bank_step as bank_step
+from student.engine import StudentEngine
+from tutelage.domain.evaluation import EvaluationReport, Failure
+from tutelage.domain.self_edit import Directives, Rejection, SelfEdit, question_answer
+from tutelage.models.loading import load_model
+
+
+@pytest.fixture
+def model(tiny_path):
+    def load():
+        return load_model(str(tiny_path), quantisation="nf4", device="cpu", compute_dtype="float32", threads=1)
+
+    return load
+
+
+def keys_of(make_key, engine: StudentEngine, count: int):
+    """Evaluations of different edits, lengths, ranks, rates and epochs."""
+    for i in range(count):
+        edit = SelfEdit(
+            tuple(question_answer(f"Which bird of {j}?", "heron " * (1 + (i + j) % 4)) for j in range(1 + i % 3)),
+            Directives(learning_rate=(1e-3, 5e-3)[i % 2], epochs=2 + i % 4, rank=(2, 4, 8)[i % 3]),
+        )
+        yield make_key(engine, self_edit=edit, seed=i)
+
+
+def outcome_of(engine: StudentEngine, key):
+    job = engine.evaluate(key, lease_s=120)
+    assert job.done.wait(120)
+    return job.outcome
+
+
+def timeless(report):
+    assert isinstance(report, EvaluationReport), report
+    cost = dataclasses.replace(report.cost, train_seconds=0, quiz_seconds=0, baseline_cached=False)
+    return dataclasses.replace(report, cost=cost, finished_at=report.finished_at.min, evaluation_id="")
+
+
+def test_sixteen_clients_get_the_reports_of_evaluations_alone(student, make_key, model, tmp_path):
+    bank = student(model(), slots=5, data_dir=tmp_path / "bank")
+    single = student(model(), slots=1, data_dir=tmp_path / "single")
+    with ThreadPoolExecutor(16) as clients:
+        together = list(clients.map(lambda key: outcome_of(bank, key), keys_of(make_key, bank, 16)))
+    for report, key in zip(together, keys_of(make_key, single, 16), strict=True):
+        alone = outcome_of(single, key)
+        assert report.cost.steps == alone.cost.steps
+        assert report.cost.last_loss == pytest.approx(alone.cost.last_loss, rel=1e-4)
+        assert report.after.scores["loglik"] == pytest.approx(alone.after.scores["loglik"], rel=1e-3)
+        assert [answer.text for answer in report.before.answers] == [answer.text for answer in alone.before.answers]
+    assert bank.describe().free_slots == 5
+
+
+def test_a_deterministic_student_gives_a_crowd_the_bits_of_a_quiet_one(student, make_key, model, tmp_path):
+    crowded, quiet = (student(model(), slots=None, deterministic=True, data_dir=tmp_path / name) for name in "ab")
+    assert crowded.describe().slots == 1
+    with ThreadPoolExecutor(16) as clients:
+        together = list(clients.map(lambda key: outcome_of(crowded, key), keys_of(make_key, crowded, 8)))
+    for report, key in reversed(list(zip(together, keys_of(make_key, quiet, 8), strict=True))):
+        assert timeless(report) == timeless(outcome_of(quiet, key))
+
+
+def test_who_leaves_early_leaves_the_others_as_they_were(student, make_key, model):
+    engine = student(model(), slots=4)
+    keys = list(keys_of(make_key, engine, 4))
+    long = dataclasses.replace(
+        keys[0], settings=dataclasses.replace(keys[0].settings, learning_rate=1e-3), self_edit=keys[1].self_edit, seed=9
+    )
+    long = dataclasses.replace(
+        long, self_edit=dataclasses.replace(long.self_edit, directives=Directives(epochs=30, learning_rate=1e-3))
+    )
+    stepping = threading.Event()
+    job = engine.evaluate(long, watcher=lambda event: stepping.set() if getattr(event, "steps_done", 0) else None)
+    others = [engine.evaluate(key, lease_s=120) for key in keys]
+    assert stepping.wait(60)
+    assert engine.cancel_evaluation(job.id)
+    for other in others:
+        assert other.done.wait(60)
+        assert isinstance(other.outcome, EvaluationReport)
+    assert isinstance(job.outcome, Failure)
+
+
+def test_an_edit_at_fault_ends_alone(student, make_key, model):
+    engine = student(model(), slots=3)
+    key = make_key(engine)
+    fault = dataclasses.replace(key, self_edit=dataclasses.replace(key.self_edit, directives=Directives(epochs=5000)))
+    bad, good = engine.evaluate(fault, lease_s=60), engine.evaluate(key, lease_s=60)
+    assert bad.done.wait(60)
+    assert good.done.wait(60)
+    assert isinstance(bad.outcome, Rejection)
+    assert isinstance(good.outcome, EvaluationReport)
+
+
+def test_out_of_memory_ends_one_evaluation_and_lowers_the_slots(student, make_key, model, monkeypatch):
+    engine = student(model(), slots=3)
+    real = bank_step.backward
+
+    def crowded_out(bank, slots):
+        if len(slots) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(bank, slots)
+
+    monkeypatch.setattr(bank_step, "backward", crowded_out)
+    # Nothing is taken in before all three wait, so that they share their first step.
+    gate, entered = threading.Event(), threading.Event()
+    engine._scheduler.call(lambda: (entered.set(), gate.wait(60)))
+    assert entered.wait(60)
+    jobs = [engine.evaluate(key, lease_s=120) for key in keys_of(make_key, engine, 3)]
+    gate.set()
+    for job in jobs:
+        assert job.done.wait(120)
+    failed = [job.outcome for job in jobs if isinstance(job.outcome, Failure)]
+    assert len(failed) == 1
+    assert failed[0].retryable
+    assert "out of memory" in failed[0].message
+    assert sum(isinstance(job.outcome, EvaluationReport) for job in jobs) == 2
+    assert engine.describe().slots == 2
