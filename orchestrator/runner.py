@@ -44,6 +44,7 @@ from orchestrator.meter import Meter
 from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate
 from orchestrator.store import Store
+from orchestrator.store_fault import StoreFault
 from orchestrator.student_rows import StudentRows
 from orchestrator.tally import RunningTally
 from orchestrator.teaching import Teaching
@@ -62,7 +63,7 @@ METER_S = 10.0
 """Seconds between two writes of how busy everyone was."""
 TEACHER = "teacher"
 
-STORE_FAULTS = (SQLAlchemyError, LeaseLost, OSError)
+STORE_FAULTS = (StoreFault, SQLAlchemyError, LeaseLost, OSError)
 """The database is away or refuses; what is stored stands, and the run can be driven on from there."""
 
 
