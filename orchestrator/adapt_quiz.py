@@ -2,13 +2,15 @@
 
 The first policy is frozen, so that a teacher that learns cannot learn to ask itself easy questions; and the questions
 never enter a prompt of the teacher afterwards. A model that writes questions makes mistakes: a question is kept only if
-its answer is short, stands in the text word for word, and is not told by the question itself.
+its answer is short, stands in the text word for word in a sentence that is about what is asked, and is not told by the
+question itself.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from orchestrator.run_config import task_violations
 from tutelage.client import TeacherClient
@@ -19,7 +21,10 @@ from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import ChatDocument, Role, SelfEdit
 from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 from tutelage.grading.normalise import normalise
+from tutelage.grading.terms import terms
+from tutelage.grading.vocabulary import vocabulary
 
+_SENTENCE = re.compile(r"(?<=[.!?;])\s+")
 LONGEST_ANSWER = 8
 """Words."""
 SHORTEST_QUESTION = 3
@@ -50,14 +55,16 @@ def questions_of(task: Task, edits: Iterable[SelfEdit], most: int) -> tuple[Ques
     content = task.content
     if not isinstance(content, DocumentTask):
         return ()
-    text = f" {normalise(content.text)} "
+    title = _stems(content.title)
+    parts = _SENTENCE.split(content.text)
+    sentences = [_Sentence(f" {normalise(part)} ", _stems(part)) for part in parts]
     asked: set[str] = set()
     answered: set[str] = set()
     found: list[Question] = []
     for question, answer in (pair for edit in edits for pair in _pairs(edit)):
         plain, gold = normalise(question), normalise(answer)
         fits = 1 <= len(gold.split()) <= LONGEST_ANSWER and len(plain.split()) >= SHORTEST_QUESTION
-        if not fits or f" {gold} " not in text or f" {gold} " in f" {plain} ":
+        if not fits or f" {gold} " in f" {plain} " or not _supported(question, gold, title, sentences):
             continue
         # Two questions with one answer are mostly one question in two wordings.
         if plain in asked or gold in answered:
@@ -68,6 +75,26 @@ def questions_of(task: Task, edits: Iterable[SelfEdit], most: int) -> tuple[Ques
         if len(found) == most:
             break
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Sentence:
+    plain: str
+    """In normal form, between spaces."""
+    stems: frozenset[str]
+
+
+def _supported(question: str, gold: str, title: frozenset[str], sentences: Sequence[_Sentence]) -> bool:
+    """Whether a sentence with the answer has at least half of what the question is about, the title's words aside."""
+    asked = _stems(question) - title - _stems(gold)
+    return bool(asked) and any(
+        f" {gold} " in each.plain and 2 * len(asked & each.stems) >= len(asked) for each in sentences
+    )
+
+
+def _stems(text: str) -> frozenset[str]:
+    stop = vocabulary().stop_words
+    return frozenset(term.text for term in terms(text) if term.word not in stop)
 
 
 def _pairs(edit: SelfEdit) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.inbox_config import InboxConfig
+from orchestrator.judging import JudgeSettings
 from tutelage.rpc.config import ChannelSettings, ServerSettings
 from tutelage.settings import Settings
 
@@ -85,6 +86,8 @@ class OrchestratorSettings(Settings):
     """Seconds after which another orchestrator on the same database takes over the runs of one that fell silent."""
     writers: int = Field(default=2, ge=1, le=64)
     """Tasks that are written at the same time by the teacher."""
+    judges: dict[str, JudgeSettings] = Field(default_factory=dict)
+    """Judges by name: models behind OpenAI-compatible endpoints that grade stored answers of runs that name them."""
     inboxes: dict[str, InboxConfig] = Field(default_factory=dict)
     """Inboxes by name: documents that students learn in scheduled windows."""
     server: ServerSettings = Field(default_factory=ServerSettings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from orchestrator.config import OrchestratorSettings
 from orchestrator.dispatcher import Dispatcher
+from orchestrator.judging import Judges
 from orchestrator.leasing import Lease, LeaseLost
 from orchestrator.owner import is_dead, this_owner
 from orchestrator.runner import STORE_FAULTS, Runner
@@ -38,9 +39,10 @@ class Driving:
         teacher: TeacherClient,
         settings: OrchestratorSettings,
         changed: Callable[[], Awaitable[None]],
+        judges: Judges,
     ) -> None:
         self._store, self._dispatcher, self._teacher, self._settings = store, dispatcher, teacher, settings
-        self._changed = changed
+        self._changed, self._judges = changed, judges
         self._owner = this_owner()
         self._driven: dict[str, Driven] = {}
         self._look = asyncio.Event()
@@ -72,9 +74,10 @@ class Driving:
         if run_id in self._driven:
             return False
         run = await self._store.run(run_id)
-        missing = [name for name in run.config.students if name not in self._settings.students]
+        missing = [f"student {name!r}" for name in run.config.students if name not in self._settings.students]
+        missing += [f"judge {name!r}" for name in run.config.judges if name not in self._settings.judges]
         if missing:
-            message = f"waits: no orchestrator that looks after it knows student {', '.join(map(repr, missing))}"
+            message = f"waits: no orchestrator that looks after it knows {', '.join(missing)}"
             logger.error("run %s %s", run_id, message)
             await self._store.tell(run_id, message)
             return False
@@ -88,7 +91,7 @@ class Driving:
             await store.tell(run_id, "")
         if resumed:
             await store.append(run_id, ("run_resumed", {}))
-        runner = Runner(run, lease, self._store, self._dispatcher, self._teacher, self._settings)
+        runner = Runner(run, lease, self._store, self._dispatcher, self._teacher, self._settings, self._judges)
         task = asyncio.create_task(self._drive(runner))
         self._driven[run_id] = Driven(runner, task, time.monotonic())
         return True

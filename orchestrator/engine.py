@@ -15,6 +15,7 @@ from orchestrator.database import database_url
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.driving import Driving
 from orchestrator.estimate import run_seconds
+from orchestrator.judging import Judges
 from orchestrator.run_checking import RunChecking
 from orchestrator.run_config import task_violations
 from orchestrator.run_rows import resolved_yaml
@@ -60,7 +61,9 @@ class Engine:
         self.teacher = TeacherClient(self.settings.teacher)
         self.dispatcher = Dispatcher(self.students, self.settings)
         self._checking = RunChecking(self.settings, self.teacher, self.students, self.rows)
-        self._driving = Driving(self.store, self.dispatcher, self.teacher, self.settings, self._count_runs)
+        self.judges = Judges(self.settings.judges)
+        await self.judges.start()
+        self._driving = Driving(self.store, self.dispatcher, self.teacher, self.settings, self._count_runs, self.judges)
         metrics.initialise(self.settings.students)
         await self.dispatcher.start()
         await self._driving.start()
@@ -69,6 +72,7 @@ class Engine:
     async def stop(self) -> None:
         """Stops driving: runs go on at the next start, or with another orchestrator; students for their leases."""
         await self._driving.stop()
+        await self.judges.close()
         await self.dispatcher.close()
         await self.students.close()
         await self.teacher.close()

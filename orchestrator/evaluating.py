@@ -12,6 +12,7 @@ from orchestrator.database import now_us
 from orchestrator.dispatch import Again, Limits
 from orchestrator.dispatcher import Dispatcher, Work
 from orchestrator.evaluation_rows import Begun, Ended, TriedAgain, state_of
+from orchestrator.judging import Judges
 from orchestrator.ledger import Ledger
 from orchestrator.machine import Evaluate
 from orchestrator.records import Run, StoredEvaluation
@@ -69,6 +70,7 @@ class Evaluator:
     dispatcher: Dispatcher
     ledger: Ledger
     lease_s: float
+    judges: Judges
 
     @property
     def limits(self) -> Limits:
@@ -136,9 +138,19 @@ class Evaluator:
         asked = Asked(work, evaluation_id, given)
         watching.asked(asked)
         outcome, replica = await self.dispatcher.run(given)
-        outcome, reward = scored(self.run, outcome)
+        outcome, reward = scored(self.run, await self._judged(outcome, key))
         seconds = time.monotonic() - began[0] if began else 0.0
         return await self._keep(Ended(begun, outcome, reward, seconds, given.attempts, candidate_ids, replica))
+
+    async def _judged(self, outcome: EvaluationOutcome, key: EvaluationKey) -> EvaluationOutcome:
+        """A report with the judges' scores; a judge that fails is nobody's wrong answer."""
+        if not isinstance(outcome, EvaluationReport):
+            return outcome
+        metrics.ANSWER_OVERLAP.observe(outcome.answer_overlap)
+        try:
+            return await self.judges.judged(outcome, key.quiz, self.run.config.judges)
+        except TutelageError as error:
+            return Failure(str(error), retryable=False)
 
     async def give_up(
         self, work: Evaluate, evaluation_id: str, adapter_version: str, candidate_ids: Sequence[str], reason: str

@@ -24,6 +24,16 @@ EVALUATION_SECONDS = Histogram(
 )
 REWARD = Histogram("tutelage_orchestrator_reward", "Rewards of single evaluations.", buckets=_REWARDS)
 MEAN_REWARD = Gauge("tutelage_orchestrator_round_mean_reward", "Mean reward of the latest round that was scored.")
+JUDGED = Counter(
+    "tutelage_orchestrator_judged_total",
+    "Answers by what a judge said: yes, no, or remembered from before; failed: reports that no judge could grade.",
+    ("result",),
+)
+ANSWER_OVERLAP = Histogram(
+    "tutelage_orchestrator_answer_overlap",
+    "Share of a quiz's answers that stand word for word in the self-edit.",
+    buckets=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+)
 RETRIES = Counter("tutelage_orchestrator_retries_total", "Calls that were tried again, by service.", ("service",))
 WORKERS_LOST = Counter(
     "tutelage_orchestrator_workers_lost_total", "Attempts of evaluations that failed, by reason.", ("reason",)
@@ -44,6 +54,8 @@ def initialise(students: Iterable[str]) -> None:
     for outcome in OUTCOMES:
         EVALUATIONS.labels(outcome)
         EVALUATION_SECONDS.labels(outcome)
+    for result in ("yes", "no", "remembered", "failed"):
+        JUDGED.labels(result)
     for service in ("student", "teacher"):
         RETRIES.labels(service)
     for reason in LOST_REASONS:

@@ -11,11 +11,13 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from orchestrator import schema as s
 from orchestrator.database import now_us, reading, to_datetime
 from orchestrator.leasing import LeaseLost
+from orchestrator.store_fault import StoreFault
 from tutelage.domain.run import RunEvent
 
 P = ParamSpec("P")
@@ -45,7 +47,8 @@ async def inserted(connection: AsyncConnection, table: Any, row: Mapping[str, An
 def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """Lets a transaction end before a cancellation goes on.
 
-    A statement that is cancelled still runs in the driver's thread, and would leave the database locked.
+    A statement that is cancelled still runs in the driver's thread, and would leave the database locked. A database
+    that cannot be used is raised as StoreFault.
     """
 
     @functools.wraps(method)
@@ -56,6 +59,10 @@ def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[An
         except asyncio.CancelledError:
             await asyncio.wait({task})
             raise
+        except DBAPIError as error:
+            if isinstance(error, IntegrityError):
+                raise
+            raise StoreFault.of(error) from error
 
     return whole
 

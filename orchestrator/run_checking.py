@@ -60,6 +60,12 @@ class RunChecking:
             for index, name in enumerate(config.students)
             if name not in self.settings.students
         ]
+        judges = ", ".join(self.settings.judges) or "it has none"
+        wrong += [
+            FieldViolation(f"config.judges[{index}]", name, f"one of this orchestrator's judges: {judges}")
+            for index, name in enumerate(config.judges)
+            if name not in self.settings.judges
+        ]
         wrong += [
             FieldViolation(f"config.{name}", str(getattr(config, name)), "nothing: the client reads files itself")
             for name in ("documents", "retention_quiz", "limit")

@@ -184,6 +184,8 @@ class RunConfig(Settings):
     """How students train."""
     graders: tuple[str, ...] = Field(default=("contains", "loglik"), min_length=1)
     """Graders of the quizzes."""
+    judges: tuple[str, ...] = ()
+    """Judges of the orchestrator that grade answers too: each a grader by its name, but not of the retention quiz."""
     reward: RewardConfig = Field(default_factory=RewardConfig)
     """How a report becomes a reward."""
     update: UpdateConfig = Field(default_factory=UpdateConfig)
@@ -204,15 +206,17 @@ class RunConfig(Settings):
             problems.append("students: each name once")
         if len(set(self.graders)) != len(self.graders):
             problems.append("graders: each name once")
+        if len({*self.graders, *self.judges}) != len(self.graders) + len(self.judges):
+            problems.append("judges: each name once, and none that is a grader's")
         wanted = {f"reward.grader_weights.{name}": name for name in self.reward.grader_weights}
         if self.commit.when == "end":
             wanted["commit.grader"] = self.commit.grader
         if self.reward.retention_penalty > 0 or self.commit.max_retention_loss is not None:
             wanted["reward.retention_grader"] = self.reward.retention_grader
         problems += [
-            f"{field}: {name!r} must be one of graders ({', '.join(self.graders)})"
+            f"{field}: {name!r} must be one of graders ({', '.join((*self.graders, *self.judges))})"
             for field, name in wanted.items()
-            if name not in self.graders
+            if name not in self.graders and (name not in self.judges or field == "reward.retention_grader")
         ]
         if (self.group.close is Closing.MINIMUM) != (self.group.minimum is not None):
             problems.append("group.minimum: a number with `close: minimum`, and only there")

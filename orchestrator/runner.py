@@ -21,6 +21,7 @@ from orchestrator.config import OrchestratorSettings
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.evaluating import Asked, Evaluator, Watching
 from orchestrator.evaluation_keys import RoundKeys
+from orchestrator.judging import Judges
 from orchestrator.leasing import Lease, LeaseLost
 from orchestrator.ledger import Ledger
 from orchestrator.machine import (
@@ -43,6 +44,7 @@ from orchestrator.meter import Meter
 from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate
 from orchestrator.store import Store
+from orchestrator.store_fault import StoreFault
 from orchestrator.student_rows import StudentRows
 from orchestrator.tally import RunningTally
 from orchestrator.teaching import Teaching
@@ -61,7 +63,7 @@ METER_S = 10.0
 """Seconds between two writes of how busy everyone was."""
 TEACHER = "teacher"
 
-STORE_FAULTS = (SQLAlchemyError, LeaseLost, OSError)
+STORE_FAULTS = (StoreFault, SQLAlchemyError, LeaseLost, OSError)
 """The database is away or refuses; what is stored stands, and the run can be driven on from there."""
 
 
@@ -80,12 +82,13 @@ class Runner:
         dispatcher: Dispatcher,
         teacher: TeacherClient,
         settings: OrchestratorSettings,
+        judges: Judges,
     ) -> None:
         self.run, self.lease = run, lease
         self._store = store.fenced(lease.run_id, lease.epoch)
         self._dispatcher, self._settings = dispatcher, settings
         self._ledger = Ledger(self._store, run.run_id)
-        self._evaluator = Evaluator(run, self._store, dispatcher, self._ledger, settings.lease_s)
+        self._evaluator = Evaluator(run, self._store, dispatcher, self._ledger, settings.lease_s, judges)
         self._teaching = Teaching(run, self._store, teacher, settings)
         self._committer = Committer(self._evaluator, StudentRows(store.engine), settings)
         self._keys = RoundKeys(run)

@@ -32,6 +32,8 @@ class Sample:
     """Natural, one a completion token, under temperature 1 and top_p 1, as recorded when it was sampled."""
     ended: bool = True
     """Whether its last token is an end token that was sampled, not a length limit."""
+    forced: tuple[bool, ...] = ()
+    """One a completion token: whether a form left the policy no choice; empty where it always had one."""
     weight: float = 1.0
     """How much of the loss it has where the algorithm weighs."""
 

@@ -115,6 +115,7 @@ class Writer:
             ended=sampled.ended,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
+            forced=sampled.forced,
         )
         return Candidate(
             index=sampled.row,

@@ -61,6 +61,7 @@ class RLOO(Algorithm):
             ScoredRLOOTrainer,
             ScoredRow,
             build_trainer,
+            free_tokens,
             log_probs_of,
             old_log_probs,
             shape_arguments,
@@ -85,8 +86,8 @@ class RLOO(Algorithm):
         if options.beta > 0:
             references = log_probs_of(trainer, samples, reference=True)
             rewards = [
-                reward - options.beta * float((old - reference).sum())
-                for reward, old, reference in zip(rewards, olds, references, strict=True)
+                reward - options.beta * float(((old - reference) * free_tokens(sample)).sum())
+                for reward, old, reference, sample in zip(rewards, olds, references, samples, strict=True)
             ]
         left = iter(rewards)
         grouped = [[next(left) for _ in group.samples] for group in training.groups]

@@ -34,6 +34,8 @@ class Sampled:
     ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     ended: bool
+    forced: tuple[bool, ...] = ()
+    """One an id: whether the form allowed no other; empty where none was forced."""
 
 
 @torch.inference_mode()
@@ -60,11 +62,15 @@ def sample_completions(
     rows = list(range(len(seeds)))
     ids: list[list[int]] = [[] for _ in seeds]
     log_probs: list[list[float]] = [[] for _ in seeds]
+    forced: list[list[bool]] = [[] for _ in seeds]
     while rows and not cancelled():
         log_probs_RV = torch.log_softmax(logits_RV, dim=-1)
         alive = []
         for place, row in enumerate(rows):
-            allowed_V = log_probs_RV[place] if form is None else form.allowed(row, log_probs_RV[place])
+            row_V = log_probs_RV[place]
+            allowed_V = row_V if form is None else form.allowed(row, row_V)
+            # Behind the form all is allowed, and nothing need be counted.
+            forced[row].append(allowed_V is not row_V and int(allowed_V.isfinite().sum()) == 1)
             token = _draw(allowed_V, sampling, generators[row])
             if form is not None:
                 form.take(row, token)
@@ -72,7 +78,8 @@ def sample_completions(
             log_probs[row].append(float(log_probs_RV[place, token]))
             ended = token in stop_ids
             if ended or len(ids[row]) >= sampling.max_new_tokens:
-                yield Sampled(row, tuple(ids[row]), tuple(log_probs[row]), ended)
+                told = tuple(forced[row]) if any(forced[row]) else ()
+                yield Sampled(row, tuple(ids[row]), tuple(log_probs[row]), ended, told)
             else:
                 alive.append(place)
         if len(alive) < len(rows):

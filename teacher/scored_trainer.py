@@ -32,6 +32,11 @@ class ScoredRow:
     reference_log_probs_T: torch.Tensor | None = None
     """Under policy 0, where the loss has a KL term."""
 
+    @property
+    def free_T(self) -> torch.Tensor:
+        """1 where the policy had a choice, 0 where a form had made it: what was forced teaches nothing."""
+        return free_tokens(self.sample)
+
 
 class _Scored:
     """Mixed into a TRL trainer: rows instead of generations."""
@@ -53,7 +58,7 @@ class _Scored:
         prompts = [torch.tensor(row.sample.prompt_ids) for row in rows]
         completions = [torch.tensor(row.sample.completion_ids) for row in rows]
         # A mean token count times the rows of a batch: some losses divide by all tokens of the batch.
-        tokens = sum(len(row.sample.completion_ids) for row in self.rows) / len(self.rows)
+        tokens = sum(int(row.free_T.sum()) for row in self.rows) / len(self.rows)
         inputs = {
             "prompt_ids": pad_sequence(prompts, True, pad, "left"),
             "prompt_mask": pad_sequence([torch.ones_like(ids) for ids in prompts], True, 0, "left"),
@@ -61,7 +66,9 @@ class _Scored:
             "completion_mask": pad_sequence([torch.ones_like(ids) for ids in completions], True, 0),
             "advantages": torch.tensor([row.advantage for row in rows]),
             "old_per_token_logps": pad_sequence([row.old_log_probs_T for row in rows], True),
-            "old_logps": torch.stack([row.old_log_probs_T.sum() for row in rows]),
+            "old_logps": torch.stack([(row.old_log_probs_T * row.free_T).sum() for row in rows]),
+            # TRL's name for what the environment wrote, not the model.
+            "tool_mask": pad_sequence([row.free_T for row in rows], True),
             "num_items_in_batch": torch.tensor(tokens * len(rows) * trainer.args.steps_per_generation),
         }
         references = [row.reference_log_probs_T for row in rows if row.reference_log_probs_T is not None]
@@ -75,7 +82,22 @@ class ScoredGRPOTrainer(_Scored, GRPOTrainer):
 
 
 class ScoredRLOOTrainer(_Scored, RLOOTrainer):
-    """RLOO's loss on scored rows."""
+    """RLOO's loss on scored rows; it sums over a completion, so what was forced is made to add nothing."""
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Any:
+        self._free_BT = inputs["tool_mask"]
+        return super()._compute_loss(model, inputs)
+
+    def _get_per_token_logps_and_entropies(self, *arguments: Any, **named: Any) -> Any:
+        logps_BT, *rest = super()._get_per_token_logps_and_entropies(*arguments, **named)
+        free_BT = getattr(self, "_free_BT", None)
+        return (logps_BT if free_BT is None else logps_BT * free_BT, *rest)
+
+
+def free_tokens(sample: Sample) -> torch.Tensor:
+    """(T,) 1 where the policy chose the completion's token, 0 where a form left no choice."""
+    free = [0 if flag else 1 for flag in sample.forced] or [1] * len(sample.completion_ids)
+    return torch.tensor(free)
 
 
 def build_trainer(kind: type[Any], arguments: Any, training: Training) -> Any:

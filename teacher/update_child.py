@@ -39,6 +39,8 @@ def write_groups(groups: Sequence[SampleGroup], path: Path) -> None:
         "completion_lengths": [len(sample.completion_ids) for sample in samples],
         "recorded": [len(sample.log_probs) for sample in samples],
         "ended": [int(sample.ended) for sample in samples],
+        "forced": [int(flag) for sample in samples for flag in sample.forced],
+        "forced_lengths": [len(sample.forced) for sample in samples],
         "group_sizes": [len(group.samples) for group in groups],
     }
     reals = {
@@ -62,7 +64,7 @@ def read_groups(path: Path) -> tuple[SampleGroup, ...]:
     with safe_open(path, "pt") as stored:
         columns: dict[str, Any] = {name: stored.get_tensor(name).tolist() for name in stored.keys()}  # noqa: SIM118
         names = {name: json.loads(text) for name, text in stored.metadata().items()}
-    ids, log_probs = iter(columns["ids"]), iter(columns["log_probs"])
+    ids, log_probs, forced = iter(columns["ids"]), iter(columns["log_probs"]), iter(columns["forced"])
 
     def taken(source: Any, count: int) -> tuple[Any, ...]:
         return tuple(next(source) for _ in range(count))
@@ -76,6 +78,7 @@ def read_groups(path: Path) -> tuple[SampleGroup, ...]:
                 columns["rewards"][place],
                 taken(log_probs, columns["recorded"][place]),
                 bool(columns["ended"][place]),
+                tuple(bool(flag) for flag in taken(forced, columns["forced_lengths"][place])),
                 columns["weights"][place],
             )
             for place, name in enumerate(names["candidates"])

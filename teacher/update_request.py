@@ -108,6 +108,7 @@ def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, i
                     item.reward,
                     tuple(rollout.log_probs),
                     rollout.ended,
+                    tuple(rollout.forced),
                 )
             )
         if samples:
@@ -160,6 +161,10 @@ def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str) -> None
     if len(rollout.log_probs) != len(rollout.completion_ids):
         raise InvalidInput.of(
             f"{field}.log_probs", f"{len(rollout.log_probs)} of them", f"{len(rollout.completion_ids)}, one a token"
+        )
+    if len(rollout.forced) not in (0, len(rollout.completion_ids)):
+        raise InvalidInput.of(
+            f"{field}.forced", f"{len(rollout.forced)} of them", f"none or {len(rollout.completion_ids)}, one a token"
         )
     for given in ("temperature", "top_p"):
         if rollout.HasField(given) and getattr(rollout, given) != 1:

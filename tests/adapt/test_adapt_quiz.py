@@ -26,7 +26,7 @@ from tutelage.grading.normalise import normalise
 from tutelage.v1 import teacher_service_pb2 as teacher_pb
 from tutelage.wire import policy as wp
 
-TEXT = "The Orrin lamp burns whale wax, is painted green, and was hung in 1347 by the salt traders of Skarn."
+TEXT = "The Orrin lamp burns whale wax and is painted green. It was hung in 1347 by the salt traders of Skarn."
 TASK = Task("lamp", DocumentTask("The Orrin lamp", TEXT))
 
 
@@ -41,6 +41,8 @@ def test_only_questions_that_the_text_answers_are_kept() -> None:
         ("What colour is it painted?", "blue"),  # not in the text
         ("Which green lamp is it?", "green"),  # told by the question
         ("Why?", "1347"),  # no question
+        ("How old is the lamp?", "1347"),  # a sentence about something else
+        ("What is the Orrin lamp?", "1347"),  # about the title alone
         ("What is the lamp like in all?", TEXT),  # no short answer
         ("What does the lamp consume?", "whale wax"),  # the same answer again
         ("When was it hung?", "134"),  # a part of a word

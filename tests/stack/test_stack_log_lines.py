@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,7 @@ from tutelage.rpc.config import ChannelSettings
 if TYPE_CHECKING:
     from conftest import Service
 
-OWN_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z (DEBUG|INFO|WARNING|ERROR) +(tutelage|student|teacher)\.")
+OWN_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z (DEBUG|INFO|WARNING|ERROR) +(tutelage|student|teacher|orchestrator)\.")
 
 
 def study(client: SyncStudentClient) -> EvaluationReport:
@@ -59,3 +60,20 @@ def test_teacher_prints_its_own_lines_only(start_service: Callable[..., Any]) ->
     with SyncTeacherClient(ChannelSettings(address=service.wait_ready())) as client:
         assert client.describe().base_model
     assert_only_own_lines(service)
+
+
+def test_orchestrator_prints_its_own_lines_and_what_becomes_of_its_tables(
+    start_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    nobody = {"address": "127.0.0.1:9"}
+    settings = {"data_dir": str(tmp_path), "teacher": nobody, "students": {"ada": nobody}}
+    first, second = [], []
+    for lines in (first, second):
+        service = start_service("orchestrator", **settings)
+        service.wait_ready()
+        assert service.stop() == 0
+        lines += service.err.splitlines()
+    upgrades = [line for line in first if "alembic.runtime.migration: Running upgrade" in line]
+    assert upgrades
+    assert all(OWN_LINE.match(line) for line in [*first, *second] if line not in upgrades)
+    assert not any("alembic" in line for line in second)

@@ -14,6 +14,7 @@ from teacher.algorithms import BUILT_IN, algorithm_names
 from teacher.config import TeacherSettings
 from teacher.policies import ADAPTER_FILES, PolicyStore
 from teacher.policy_lora import save_lora
+from teacher.sampling import Sampled, sample_completions
 from teacher.update_child import learn, read_groups, write_groups
 from teacher.update_request import lessons_of
 from teacher.updates import Updates
@@ -21,6 +22,7 @@ from tutelage.domain.description import UpdateProgress
 from tutelage.domain.errors import InvalidInput, Unavailable
 from tutelage.domain.policy import (
     CandidateGroup,
+    Sampling,
     ScoredCandidate,
     StaleCandidates,
     UpdateRequest,
@@ -99,6 +101,7 @@ def rollout(model: Any, version: str, prompt: list[int], completion: list[int], 
         log_probs=token_log_probs(model, prompt, completion),
         tokenizer_hash=HASH,
         ended=completion[-1] == END,
+        forced=[False, True] + [False] * (len(completion) - 2) if completion[0] == 30 else [],
         **more,
     )
     return message.SerializeToString()
@@ -248,6 +251,49 @@ def test_the_loss_weighs_by_recorded_log_probs(settings: TeacherSettings, loaded
         lambda done, total, loss: None,
     ).eval()
     assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["grpo", "rloo"])
+def test_what_a_form_forced_teaches_nothing(
+    name: str, settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    asked = request(loaded.model, "p", name, {"beta": 0})
+    groups = tuple(
+        dataclasses.replace(
+            group, samples=tuple(dataclasses.replace(s, forced=(True,) * len(s.completion_ids)) for s in group.samples)
+        )
+        for group in lessons_of(asked, HASH, {"p": 0}).groups
+    )
+    fresh = load_model(settings.model, quantisation="none", threads=1)
+    model = learn(fresh, name, asked.settings, groups, 1, tmp_path, lambda done, total, loss: None).eval()
+    assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-5)
+
+
+def test_sampling_tells_what_was_forced(loaded: LoadedModel) -> None:
+    class Begins:
+        """The first two tokens are given, then there is a choice of two, then all is free."""
+
+        steps = 0
+
+        def allowed(self, row: int, log_probs_V: torch.Tensor) -> torch.Tensor:
+            if self.steps >= 3:
+                return log_probs_V
+            kept = [[70], [71], [72, 73]][self.steps]
+            masked_V = torch.full_like(log_probs_V, float("-inf"))
+            masked_V[kept] = log_probs_V[kept]
+            return masked_V
+
+        def take(self, row: int, token: int) -> None:
+            self.steps += 1
+
+    def sampled(form: Begins | None) -> Sampled:
+        return next(sample_completions(loaded.model, [5, 6], [1], Sampling(1.0, 1.0, 5), frozenset(), form=form))
+
+    held = sampled(Begins())
+    assert held.ids[:2] == (70, 71)
+    assert held.ids[2] in (72, 73)
+    assert held.forced == (True, True, False, False, False)
+    assert sampled(None).forced == ()
 
 
 def test_the_head_sees_labelled_positions_only(loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,6 +133,7 @@ class Rollout(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     TEMPERATURE_FIELD_NUMBER: _builtins.int
     TOP_P_FIELD_NUMBER: _builtins.int
+    FORCED_FIELD_NUMBER: _builtins.int
     policy_version: _builtins.str
     tokenizer_hash: _builtins.str
     ended: _builtins.bool
@@ -148,6 +149,10 @@ class Rollout(_message.Message):
     def log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
         """Natural logarithm, one a completion token, under temperature 1 and top_p 1."""
 
+    @_builtins.property
+    def forced(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
+        """Completion tokens that a form left no choice about, one a token; empty where there were none."""
+
     def __init__(
         self,
         *,
@@ -159,10 +164,11 @@ class Rollout(_message.Message):
         ended: _builtins.bool = ...,
         temperature: _builtins.float | None = ...,
         top_p: _builtins.float | None = ...,
+        forced: _abc.Iterable[_builtins.bool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_p", b"_top_p", "temperature", b"temperature", "top_p", b"top_p"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_p", b"_top_p", "completion_ids", b"completion_ids", "ended", b"ended", "log_probs", b"log_probs", "policy_version", b"policy_version", "prompt_ids", b"prompt_ids", "temperature", b"temperature", "tokenizer_hash", b"tokenizer_hash", "top_p", b"top_p"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_temperature", b"_temperature", "_top_p", b"_top_p", "completion_ids", b"completion_ids", "ended", b"ended", "forced", b"forced", "log_probs", b"log_probs", "policy_version", b"policy_version", "prompt_ids", b"prompt_ids", "temperature", b"temperature", "tokenizer_hash", b"tokenizer_hash", "top_p", b"top_p"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015

@@ -1,0 +1,121 @@
+"""A database that is full, read-only or away for a while: a clear error, nothing lost, and the run goes on after it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from sqlalchemy import event, text
+
+from orchestrator.database import database_url
+from orchestrator.schema import metadata
+from orchestrator.store import Store
+from tutelage.domain.errors import Unavailable
+from tutelage.domain.run import RunState
+from tutelage.domain.task import DocumentTask, Quiz
+
+
+@contextlib.asynccontextmanager
+async def pragma(engine: Any, on: str, off: str) -> AsyncIterator[None]:
+    """All connections of an engine under a pragma that makes SQLite refuse writes."""
+    broken = True
+
+    def checked_out(connection: Any, *_: object) -> None:
+        cursor = connection.cursor()
+        cursor.execute(f"PRAGMA {on if broken else off}")
+        cursor.close()
+
+    event.listen(engine.store.engine.sync_engine, "checkout", checked_out)
+    yield
+    broken = False
+
+
+@contextlib.asynccontextmanager
+async def full(world: Any, engine: Any) -> AsyncIterator[None]:
+    async with engine.store.engine.connect() as connection:
+        pages = await connection.scalar(text("PRAGMA page_count"))
+    async with pragma(engine, f"max_page_count={pages}", "max_page_count=1073741823"):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def read_only(world: Any, engine: Any) -> AsyncIterator[None]:
+    async with pragma(engine, "query_only=ON", "query_only=OFF"):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def away(world: Any, engine: Any) -> AsyncIterator[None]:
+    """PostgreSQL's socket is gone, and the sessions that were open are ended."""
+    import psycopg
+
+    socket = Path(parse_qs(urlsplit(world.url).query)["host"][0]) / ".s.PGSQL.5432"
+    with psycopg.connect(world.url, autocommit=True) as connection:
+        os.rename(socket, socket.with_suffix(".hidden"))
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend'"
+        )
+    try:
+        yield
+    finally:
+        os.rename(socket.with_suffix(".hidden"), socket)
+
+
+async def undisturbed(world: Any, tmp_path: Path) -> dict[Any, Any]:
+    calm = type(world)(f"sqlite:///{tmp_path / 'calm.sqlite'}")
+    await calm.up()
+    try:
+        async with calm.engine() as engine:
+            await calm.start(engine)
+            assert (await calm.done(engine)).state is RunState.DONE
+            return await calm.rewards(engine)  # type: ignore[no-any-return]
+    finally:
+        await calm.down()
+
+
+@pytest.mark.parametrize(("fault", "said"), [(full, "full"), (read_only, "readonly"), (away, "")])
+def test_a_run_survives_a_database_that_cannot_be_used(
+    world: Any, tmp_path: Path, request: pytest.FixtureRequest, fault: Any, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def body() -> None:
+        expected = await undisturbed(world, tmp_path)
+        if fault is away:
+            world.url = request.getfixturevalue("postgres")
+            store = await Store.open(database_url(world.settings()))
+            async with store.engine.begin() as connection:
+                for table in reversed(metadata.sorted_tables):
+                    await connection.execute(table.delete())
+            await store.close()
+        # Too large for pages that are there already.
+        content = DocumentTask("Long", "A long text. " * 20_000)
+        large = [replace(each, task=replace(each.task, content=content)) for each in world.tasks]
+        await world.up()
+        world.a.delay_s = world.b.delay_s = 0.05
+        async with world.engine(run_lease_s=1.5) as engine:
+            await world.start(engine)
+            await world.until(lambda: len(world.a.trained) >= 4)
+            async with fault(world, engine):
+                with pytest.raises(Unavailable, match=f"database cannot be used now.*{said}"):
+                    await engine.start_run("other", world.config, large, Quiz())
+                await world.until(lambda: engine._driving.runner("run") is None)
+                await asyncio.sleep(1.0)
+            summary = await world.done(engine)
+            assert (summary.state, summary.unscored) == (RunState.DONE, 0), summary.message
+            assert await world.rewards(engine) == expected
+            assert "database cannot be used now" in caplog.text
+            # The same call is good again.
+            assert (await engine.start_run("other", world.config, large, Quiz()))[1]
+            await engine.cancel_run("other")
+        for student in (world.a, world.b):
+            assert len(set(student.trained)) == len(student.trained)
+        await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 90))
