@@ -77,7 +77,7 @@ def write_model_services(
             "server": service.server(),
         }
         if service.room == "student":
-            content["slots"] = 1
+            content["slots"] = 4
         _write(service.config, content)
     return teacher, students
 
