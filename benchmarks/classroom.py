@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import tempfile
-import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from student.config import StudentSettings
 from student.engine import StudentEngine
+from student.evaluations import EvaluationStore
 from student.metrics import StudentMetrics
 from teacher.config import TeacherSettings
 from teacher.engine import Writer
@@ -21,7 +23,7 @@ from teacher.formats import builtin_formats
 from teacher.policies import PolicyStore
 from teacher.updates import Updates
 from tutelage.documents import read_tasks
-from tutelage.domain.canonical import derived_seed
+from tutelage.domain.canonical import content_hash, derived_seed
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure, InnerLoopSettings
 from tutelage.domain.policy import Candidate, CandidateGroup, Sampling, UpdateRequest, UpdateResult, UpdateSettings
 from tutelage.domain.run import TaskWithQuiz
@@ -29,6 +31,8 @@ from tutelage.domain.self_edit import Rejection, SelfEdit, question_answer
 from tutelage.domain.task import DocumentTask, Quiz
 from tutelage.models.loading import load_model
 from tutelage.models.tiny import write_tiny_model
+from tutelage.v1 import policy_pb2
+from tutelage.wire.policy import candidate_from_wire, candidate_to_wire
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -46,10 +50,8 @@ class Setup:
     quantisation: str
     threads: int
     seed: int
-    slots: int = 8
-    """Evaluations trained side by side by a student."""
-    students: int = 1
-    """Students of the same model that share the documents among them."""
+    slots: int = 12
+    """Evaluations trained side by side."""
 
 
 class Classroom:
@@ -61,8 +63,12 @@ class Classroom:
         inner_loop: InnerLoopSettings = INNER_LOOP,
         max_new_tokens: int = 160,
         folder: Path | None = None,
+        own: int = 0,
     ) -> None:
-        """With a `folder`, reports are kept in it, and the same benchmark started again goes on from them."""
+        """With a `folder`, what was written and reported is kept in it, and a benchmark started again goes on from it.
+
+        Processes that share a folder have a student each, by the number `own`, and read the others' reports.
+        """
         self._folder = None if folder else tempfile.TemporaryDirectory(prefix="tutelage-benchmark-")
         root = folder or Path(self._folder.name if self._folder else "")
         model = str(write_tiny_model(root / "tiny", context=2048)) if setup.model == "tiny" else setup.model
@@ -72,11 +78,24 @@ class Classroom:
         loading = {"model": model, "quantisation": quantisation, "threads": setup.threads}
         student = StudentSettings.model_validate(
             # Nobody watches a benchmark's evaluations, so their lease is longer than any of them.
-            {**loading, "data_dir": root / "student", "lease_s": 86400, "slots": setup.slots}
+            {
+                **loading,
+                "data_dir": root / f"student-{own}",
+                "lease_s": 86400,
+                "slots": setup.slots,
+                "max_new_tokens": 24,
+            }
         )
         teacher = TeacherSettings.model_validate({**loading, "data_dir": root / "teacher"})
-        self.students = [self._student(student, root / f"student-{i}") for i in range(setup.students)]
-        self.student = self.students[0]
+        base = load_model(model, quantisation=student.quantisation, threads=setup.threads)
+        self.student = StudentEngine(base, student, StudentMetrics(CollectorRegistry()))
+        self._others = [
+            EvaluationStore(path, hold_s=student.hold_s, max_held_bytes=0)
+            for path in sorted(root.glob("student-*"))
+            if path != student.data_dir
+        ]
+        self._written = root / "written"
+        self._written.mkdir(parents=True, exist_ok=True)
         # One candidate is sampled at a time here, and unpacking NF4 would be most of the work of each token.
         writing = load_model(model, quantisation=teacher.quantisation, threads=setup.threads, dequantise="once")
         self.policies = PolicyStore(teacher.data_dir / "policies", writing.revision)
@@ -85,21 +104,17 @@ class Classroom:
         self.formats = {known.name: known for known in builtin_formats()}
         self._own = self.student.describe()
 
-    def _student(self, settings: StudentSettings, folder: Path) -> StudentEngine:
-        base = load_model(settings.model, quantisation=settings.quantisation, threads=settings.threads)
-        own = settings.model_copy(update={"data_dir": folder})
-        return StudentEngine(base, own, StudentMetrics(CollectorRegistry()))
-
     def close(self) -> None:
         self.updates.stop()
-        for student in self.students:
-            student.close()
+        self.student.close()
+        for other in self._others:
+            other.close()
         if self._folder:
             self._folder.cleanup()
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """The results in the order of the items, worked on as many at once as the students have slots."""
-        with ThreadPoolExecutor(self.setup.students * self.setup.slots) as pool:
+        """The results in the order of the items, worked on as many at once as the student has slots."""
+        with ThreadPoolExecutor(self.setup.slots) as pool:
             return list(pool.map(work, items))
 
     def evaluate(
@@ -120,8 +135,11 @@ class Classroom:
             engine_revision=own.engine_revision,
             seed=derived_seed(self.setup.seed, item.task.id, repeat),
         )
-        # By the document, so that its baseline is answered once.
-        job = self.students[zlib.crc32(item.task.id.encode()) % len(self.students)].evaluate(key)
+        for other in self._others:
+            known = other.outcome(key.id)
+            if known is not None:
+                return key.id, known
+        job = self.student.evaluate(key)
         job.done.wait()
         outcome: EvaluationOutcome | None = job.outcome
         if outcome is None or isinstance(outcome, Failure):
@@ -133,12 +151,23 @@ class Classroom:
     ) -> list[Candidate]:
         seed = derived_seed(self.setup.seed, purpose, item.task.id)
         known = self.formats[format_name]
-        return list(self.writer.write(item.task, known, candidates, self._sampling, policy, seed))
+        parts = [item.task.id, known, candidates, self._sampling, policy, seed, self.writer.tokenizer_hash]
+        kept = self._written / f"{content_hash(parts)}.json"
+        if kept.exists():
+            return [candidate_from_wire(_candidate(encoded)) for encoded in json.loads(kept.read_text())]
+        written = list(self.writer.write(item.task, known, candidates, self._sampling, policy, seed))
+        encoded = [base64.b64encode(candidate_to_wire(each).SerializeToString()).decode() for each in written]
+        kept.write_text(json.dumps(encoded))
+        return written
 
     def update(self, groups: Sequence[CandidateGroup], settings: UpdateSettings, parent: str) -> UpdateResult:
         request = UpdateRequest(parent, "rest_em", settings, tuple(groups), self.setup.seed, "benchmark", 1)
         results = [event for event in self.updates.update(request) if isinstance(event, UpdateResult)]
         return results[-1]
+
+
+def _candidate(encoded: str) -> policy_pb2.Candidate:
+    return policy_pb2.Candidate.FromString(base64.b64decode(encoded))
 
 
 def documents(name: str, count: int, model: str) -> list[TaskWithQuiz]:

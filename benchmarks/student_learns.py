@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -45,7 +47,7 @@ class Table:
         edit_of: Callable[[TaskWithQuiz], SelfEdit | Rejection],
     ) -> None:
         begun, scores, rejected = time.monotonic(), {grader: [] for grader in GRADERS}, 0
-        first = not self.rows
+        first = name == "passage"
 
         def outcome_of(item: TaskWithQuiz) -> EvaluationReport | Rejection:
             edit = edit_of(item)
@@ -58,7 +60,8 @@ class Table:
                     if first:
                         self.before[grader].append(outcome.before.scores[grader])
                 else:
-                    scores[grader].append(self.before[grader][index])
+                    # A part of the table without the passage's row is computed for the folder and not shown.
+                    scores[grader].append(self.before[grader][index] if self.before[grader] else 0.0)
             rejected += not isinstance(outcome, EvaluationReport)
         self.rows[name], self.rejected[name] = scores, rejected
         self.seconds[name] = time.monotonic() - begun
@@ -104,6 +107,15 @@ def one_round(
     return result.policy.version, result.kept_candidates, scored
 
 
+PARTS = {"given": ("passage", "implications", "rewrite", "ceiling"), "learned": ("same format", "trained")}
+"""Conditions that two processes can compute side by side."""
+
+
+def written_by(room: Classroom, format_name: str, policy: str) -> Callable[[TaskWithQuiz], SelfEdit | Rejection]:
+    """One self-edit a document, by this policy."""
+    return lambda item: room.write(item, format_name, 1, policy, f"held-out {format_name}")[0].result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tiny random model: proves the machinery, shows nothing")
@@ -112,40 +124,63 @@ def main() -> None:
     parser.add_argument("--train-documents", type=int, default=16, help="documents of the RL round")
     parser.add_argument("--candidates", type=int, default=3)
     parser.add_argument("--format", default="self-qa", help="format of the RL round")
-    parser.add_argument("--threads", type=int, default=1, help="of each student")
-    parser.add_argument("--students", type=int, default=2, help="students that share the documents")
-    parser.add_argument("--slots", type=int, default=8, help="evaluations trained side by side")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--processes", type=int, default=2, choices=(1, 2))
+    parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side in a process")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keeps reports here; the same command goes on from them")
+    parser.add_argument("--part", choices=tuple(PARTS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.quick:
         args.model, args.documents, args.train_documents, args.candidates = "tiny", 2, 1, 2
     begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as temporary:
+        folder = args.folder or Path(temporary)
+        if args.part is None and args.processes == 2:
+            _compute_in_two(folder)
+        show(args, folder, begun)
+
+
+def _compute_in_two(folder: Path) -> None:
+    """Both parts at once, each in a process; what they find lies in the folder."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder)]
+    parts = [subprocess.Popen([*command, "--part", part]) for part in PARTS]
+    try:
+        codes = [part.wait() for part in parts]
+        if any(codes):
+            raise SystemExit("a part of the benchmark failed")
+    finally:
+        for part in parts:
+            part.kill()
+
+
+def show(args: argparse.Namespace, folder: Path, begun: float) -> None:
+    """Computes what is not in the folder yet, and prints the table of it all."""
     held_out = documents("heldout", args.documents, args.model)
     train = documents("train", args.train_documents, args.model)
-    setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots, args.students)
-    print(f"{setup}, {platform.machine()}, {len(held_out)} held-out documents", flush=True)
-    room = Classroom(setup, folder=args.folder)
+    setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots)
+    room = Classroom(setup, folder=folder, own=list(PARTS).index(args.part) if args.part else len(PARTS))
+    if args.part is None:
+        print(f"{setup}, {platform.machine()}, {len(held_out)} held-out documents", flush=True)
+    wanted = PARTS.get(args.part, (*PARTS["given"], *PARTS["learned"]))
+    kept = scored = 0
     try:
         first, table = room.policies.initial.version, Table()
-        table.run("passage", room, held_out, passage_only)
-        for name in ("implications", "rewrite", "self-qa"):
-            table.run(
-                f"{name}, untrained teacher",
-                room,
-                held_out,
-                lambda item, name=name: room.write(item, name, 1, first, f"held-out {name}")[0].result,
-            )
-        version, kept, scored = one_round(room, train, args.format, args.candidates)
-        print(f"  one round: {scored} scored candidates of {len(train)} documents, {kept} kept", flush=True)
         trained = f"{args.format}, after one round"
-        table.run(
-            trained,
-            room,
-            held_out,
-            lambda item: room.write(item, args.format, 1, version, f"held-out {args.format}")[0].result,
-        )
-        table.run("quiz itself (ceiling)", room, held_out, quiz_itself)
+        for name in wanted:
+            if name == "passage":
+                table.run(name, room, held_out, passage_only)
+            elif name == "ceiling":
+                table.run("quiz itself (ceiling)", room, held_out, quiz_itself)
+            elif name == "trained":
+                version, kept, scored = one_round(room, train, args.format, args.candidates)
+                print(f"  one round: {scored} scored candidates of {len(train)} documents, {kept} kept", flush=True)
+                table.run(trained, room, held_out, written_by(room, args.format, version))
+            else:
+                format_name = args.format if name == "same format" else name
+                table.run(f"{format_name}, untrained teacher", room, held_out, written_by(room, format_name, first))
+        if args.part is not None:
+            return
         table.show(args.seed)
     finally:
         room.close()
