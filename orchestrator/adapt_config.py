@@ -51,6 +51,8 @@ class Recipe(Settings):
     """How students train."""
     graders: tuple[str, ...] = Field(default=("contains", "loglik"), min_length=1)
     """Graders of the quizzes."""
+    judges: tuple[str, ...] = ()
+    """The orchestrator's judges that grade the stored answers, too; `gate.grader` may name one."""
     gate: GateConfig = Field(default_factory=GateConfig)
     """What the best candidate has to show."""
     made_questions: int = Field(default=0, ge=0, le=24)

@@ -61,7 +61,7 @@ class Committer:
                 if why_not:
                     return await self._record(step, chosen, f"over the current version: {why_not}")
             try:
-                version, quiz = await self._keep(step.student, chosen)
+                version, quiz = await self._keep(step, chosen)
             except (PreconditionFailed, NotFound):
                 # Its weights are no longer held: train again, under another seed, since a stored report is final.
                 held = False
@@ -78,9 +78,9 @@ class Committer:
                 continue
         return await self._record(step, chosen, f"the version moved or the weights were lost {TRIES} times")
 
-    async def _keep(self, student: str, chosen: Tried) -> tuple[str, QuizResult]:
+    async def _keep(self, step: Commit, chosen: Tried) -> tuple[str, QuizResult]:
         """Asks the replica that earned the report, then the others: only who has the weights can keep them."""
-        students = self.evaluator.dispatcher.students
+        students, student = self.evaluator.dispatcher.students, step.student
         listed = await students.addresses(student)
         order = sorted(listed, key=lambda address: address != chosen.replica)
 
@@ -93,11 +93,19 @@ class Committer:
                 except (PreconditionFailed, NotFound) as error:
                     lacking = error
                     continue
-                return adapter.version, quiz
+                return adapter.version, await self._judged(step.task, chosen, quiz)
             raise lacking or Unavailable(f"student {student!r} has no replica")
 
         attempts = self.evaluator.run.config.deadlines.attempts
         return await patiently(call, "student", self.settings.retry, attempts=attempts)
+
+    async def _judged(self, task: str, chosen: Tried, stored: QuizResult) -> QuizResult:
+        """What the stored version answered, with the judges' scores: the gate's grader may be one of them."""
+        run = self.evaluator.run
+        if not run.config.judges or not stored.answers:
+            return stored
+        report = replace(chosen.report, before=QuizResult(), after=stored)
+        return (await self.evaluator.judges.judged(report, run.tasks[task].quiz, run.config.judges)).after
 
     async def _evaluate_over(
         self, step: Commit, chosen: Tried, candidates: Mapping[str, StoredCandidate], current: str, attempt: int

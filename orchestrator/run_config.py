@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from orchestrator.closing import Closing, GroupPolicy
 from orchestrator.machine import Across
@@ -14,7 +14,7 @@ from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.policy import Format, Parser, Sampling, StaleCandidates, UpdateSettings
-from tutelage.domain.reward import RewardSettings
+from tutelage.domain.reward import FORMULAS, RewardSettings
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import LossMask, Schedule
 from tutelage.domain.task import DocumentTask, Quiz
@@ -83,12 +83,21 @@ class RewardConfig(Settings):
     """Cost of a point lost on the retention quiz."""
     token_penalty: float = Field(default=0.0, ge=0)
     """Cost of a thousand tokens trained on, passes counted."""
+    formula: str = ""
+    """Name of a formula that an installed package brings, in place of the weighted sum; empty means the sum."""
     shrink: bool = False
     """Whether means are drawn towards their group's by the share of noise that repeats (2 or more seeds) show."""
     across: Across = Across.MEAN
     """Over several students the `mean` or the `worst`; `per_student` writes candidates for each student by itself."""
     rejected_reward: float | None = None
     """What a rejected edit earns; nothing leaves it unscored."""
+
+    @field_validator("formula")
+    @classmethod
+    def _known(cls, formula: str) -> str:
+        if formula and formula not in FORMULAS:
+            raise ValueError("empty, or an installed package's: " + (", ".join(FORMULAS) or "there is none"))
+        return formula
 
 
 class UpdateConfig(Settings):

@@ -103,12 +103,16 @@ def _announces(line: str, *, first: bool, last: bool) -> bool:
 
 
 def _plain(line: str) -> str:
-    """Without numbering, bullets, heading marks, bold and the quotes of a JSON list."""
+    """Without numbering, bullets, heading marks, bold and the quotes of a JSON list, also one within another."""
     text = line.strip()
-    if quoted := _QUOTED_ITEM.match(text):
-        text = quoted.group(1).replace('\\"', '"')
-    text = _NUMBERING.sub("", _HEADING.sub("", text)).strip()
-    return text.replace("**", "").replace("__", "").strip()
+    for _ in range(4):
+        before = text
+        if quoted := _QUOTED_ITEM.match(text):
+            text = quoted.group(1).replace('\\"', '"')
+        text = _NUMBERING.sub("", _HEADING.sub("", text)).replace("**", "").replace("__", "").strip()
+        if text == before:
+            break
+    return text
 
 
 def _without_loop(text: str, repairs: Counter[str]) -> str:

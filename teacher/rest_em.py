@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from teacher.algorithm import Algorithm, SampleGroup, Training, in_order
-from teacher.selection import SelectionSettings, kept_by, why_none_kept, why_nothing_kept
+from teacher.selection import RULES, SelectionSettings, kept_by, why_none_kept, why_nothing_kept
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
 from tutelage.settings import Settings
 
@@ -21,11 +21,18 @@ from tutelage.settings import Settings
 class RestEMOptions(Settings):
     """What is kept of each round."""
 
-    rule: Literal["best", "above", "top", "weighted", "lead"] = "lead"
+    rule: str = "lead"
     """`best` of each group, all `above` the threshold, the `top` fraction, all `weighted` by reward, or by their `lead`
-    over their group's mean (docs/rewards.md)."""
+    over their group's mean (docs/rewards.md); or a rule of an installed package."""
     fraction: float = Field(default=0.2, gt=0, le=1)
     """Of `top`: the share of all scored candidates that is kept at most."""
+
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, rule: str) -> str:
+        if rule not in RULES:
+            raise ValueError("one of " + ", ".join(RULES))
+        return rule
 
 
 class RestEM(Algorithm):

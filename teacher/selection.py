@@ -16,10 +16,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate
+from tutelage.extensions import SELECTION_RULES, Extended
 
 _SAME = 1e-9
 """Rewards closer than this are equal: sums of the same numbers differ in the last digit."""
@@ -151,7 +151,7 @@ def _rank(item: ScoredCandidate, lengths: Mapping[str, int]) -> tuple[float, int
 
 
 Rule = Callable[[Sequence[CandidateGroup], Mapping[str, int], SelectionSettings], tuple[Kept, ...]]
-RULES: Mapping[str, Rule] = MappingProxyType(
-    {"best": _best, "above": _all_above, "top": _top, "weighted": _weighted, "lead": _lead}
+RULES: Mapping[str, Rule] = Extended(
+    {"best": _best, "above": _all_above, "top": _top, "weighted": _weighted, "lead": _lead}, SELECTION_RULES
 )
-"""The rules by name."""
+"""The rules by name, with those of installed packages."""

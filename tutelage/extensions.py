@@ -20,6 +20,11 @@ FORMATS = "tutelage.formats"
 GRADERS = "tutelage.graders"
 """Graders of answers: functions from (answer, gold answers, question) to a score of 0 to 1."""
 
+REWARDS = "tutelage.rewards"
+"""Formulas of rewards: functions from a report's parts (by name, as they are stored) to a reward."""
+SELECTION_RULES = "tutelage.selection_rules"
+"""What is worth learning from: functions as in `teacher.selection.RULES`."""
+
 ValueT = TypeVar("ValueT")
 
 

@@ -1,15 +1,17 @@
-"""An algorithm, a grader and a format of one's own. `docs/extending.md` goes through them."""
+"""An algorithm, a rule, a reward, a grader and a format of one's own. `docs/extending.md` goes through them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
 
 from teacher.algorithm import SampleGroup, in_order
 from teacher.rest_em import RestEM
-from tutelage.domain.policy import Format, Parser, UpdateSettings
+from teacher.selection import Kept, SelectionSettings
+from tutelage.domain.policy import CandidateGroup, Format, Parser, UpdateSettings
 from tutelage.grading import normalise
 from tutelage.settings import Settings
 
@@ -36,6 +38,23 @@ class BestFew(RestEM):
             if best:
                 chosen.append(SampleGroup(group.group_id, tuple(best)))
         return tuple(chosen)
+
+
+def above_most(
+    groups: Sequence[CandidateGroup], lengths: Mapping[str, int], settings: SelectionSettings
+) -> tuple[Kept, ...]:
+    """Candidates above `min_reward` whose reward is above the median of all."""
+    scored = [item for group in groups for item in group.candidates if item.reward is not None]
+    if not scored:
+        return ()
+    middle = statistics.median(item.reward for item in scored if item.reward is not None)
+    bound = max(middle, settings.min_reward)
+    return tuple(Kept(item) for item in scored if item.reward is not None and item.reward > bound)
+
+
+def careful(parts: Mapping[str, float]) -> float:
+    """The gain by `contains`, and twice as much as was forgotten taken off."""
+    return parts["gain_contains"] - 2 * parts.get("forgotten", 0.0)
 
 
 def begins_with(answer: str, gold: Sequence[str], question: str = "") -> float:

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from teacher.algorithms import algorithm_names
+from orchestrator.run_config import RunConfig
+from teacher.algorithms import algorithm_names, settings_violations
 from teacher.own_formats import all_formats
+from tutelage.domain.errors import InvalidInput
+from tutelage.domain.policy import UpdateSettings
 from tutelage.extensions import ALGORITHMS, Extended, extension_names
 from tutelage.grading import STRING_GRADERS
+from tutelage.settings import parse_settings
 
 PLUGIN = Path(__file__).resolve().parents[2] / "examples" / "plugin"
 
@@ -25,9 +29,11 @@ from teacher.algorithms import algorithm_names, settings_violations
 from teacher.config import TeacherSettings
 from teacher.own_formats import all_formats
 from teacher.policies import PolicyStore
+from teacher.update_request import lessons_of
 from teacher.updates import Updates
 from tutelage.domain.errors import TutelageError
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateRequest, UpdateSettings
+from tutelage.domain.reward import RewardSettings, value_of
 from tutelage.grading import grade
 from tutelage.models.loading import load_model
 from tutelage.models.tiny import write_tiny_model
@@ -49,6 +55,10 @@ own = UpdateSettings(rank=4, alpha=8, learning_rate=1e-3, epochs=1, batch_size=2
 *_, result = Updates(settings, store, "h").update(
     UpdateRequest(store.initial.version, "best_few", own, (group,), 1, "run", 1)
 )
+ruled = UpdateSettings(rank=4, alpha=8, learning_rate=1e-3, epochs=1, options={"rule": "above_most"})
+rule = lessons_of(
+    UpdateRequest(store.initial.version, "rest_em", ruled, (group,), 1, "run", 1), "h", {store.initial.version: 0}
+)
 wrong = settings_violations("best_few", UpdateSettings(options={"count": 0}), 256)
 try:
     settings_violations("broken", UpdateSettings(), 256)
@@ -58,6 +68,7 @@ print(json.dumps({
     "algorithms": algorithm_names(), "graders": GRADERS, "formats": [item.name for item in all_formats()],
     "kept": result.kept_candidates, "algorithm": result.policy.algorithm, "wrong": [item.field for item in wrong],
     "scores": [grade("begins_with", text, ["Orr"]) for text in ("Orr, I think", "I think Orr")], "broken": broken,
+    "rule": rule.kept, "reward": value_of({"gain_contains": 0.5, "forgotten": 0.1}, RewardSettings(formula="careful")),
 }))
 """
 
@@ -88,6 +99,8 @@ def test_a_plugin_installed_into_a_folder(tmp_path: Path) -> None:
     assert (found["algorithm"], found["kept"]) == ("best_few", 2)
     assert found["wrong"] == ["settings.options.count"]
     assert found["scores"] == [1.0, 0.0]
+    assert found["rule"] == 2
+    assert found["reward"] == pytest.approx(0.3)
     assert "broken" in found["broken"]
     assert "not_there" in found["broken"]
 
@@ -105,3 +118,11 @@ def test_own_parts_win_over_a_package_of_the_same_name() -> None:
     assert "b" not in known
     with pytest.raises(KeyError):
         known["b"]
+
+
+def test_a_run_names_what_is_not_there() -> None:
+    with pytest.raises(InvalidInput, match=r"reward\.formula: 'careful'.*there is none"):
+        parse_settings({"students": ["a"], "reward": {"formula": "careful"}}, RunConfig)
+    wrong = settings_violations("rest_em", UpdateSettings(options={"rule": "above_most"}), 256)
+    assert [item.field for item in wrong] == ["settings.options.rule"]
+    assert "one of best, above, top, weighted, lead" in wrong[0].allowed

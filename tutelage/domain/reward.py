@@ -9,13 +9,16 @@ tried on stored rewards, and other graders on stored reports, without a student.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tutelage.domain.evaluation import EvaluationOutcome, EvaluationReport
 from tutelage.domain.reliability import Reliability, reliability, shrunken_means
 from tutelage.domain.self_edit import Rejection
+from tutelage.extensions import REWARDS, Extended
 
+FORMULAS: Extended[Callable[[Mapping[str, float]], float]] = Extended({}, REWARDS)
+"""What packages bring in place of the weighted sum, by name."""
 FORGOTTEN = "forgotten"
 TRAINED = "trained_kilotokens"
 
@@ -31,6 +34,8 @@ class RewardSettings:
     """Cost of a thousand tokens trained on, passes counted."""
     rejected_reward: float | None = None
     """What a rejected edit earns; None leaves it unscored."""
+    formula: str = ""
+    """Name of a package's formula, which takes the place of the weighted sum; empty means the sum."""
     shrink: bool = False
     """Whether a candidate's mean is drawn towards its document's by the share of noise that its repeats show."""
 
@@ -57,7 +62,12 @@ def reward_of(report: EvaluationReport, settings: RewardSettings) -> Reward:
 
 
 def value_of(parts: Mapping[str, float], settings: RewardSettings) -> float:
-    """The reward that stored parts are worth under `settings`; KeyError for a weighted grader whose gain is missing."""
+    """The reward that stored parts are worth under `settings`.
+
+    KeyError for a weighted grader whose gain is missing, or a formula that no package gives.
+    """
+    if settings.formula:
+        return float(FORMULAS[settings.formula](parts))
     gain = sum(weight * parts[f"gain_{name}"] for name, weight in settings.grader_weights.items())
     forgotten, trained = parts.get(FORGOTTEN, 0.0), parts.get(TRAINED, 0.0)
     return gain - settings.retention_penalty * forgotten - settings.token_penalty * trained
