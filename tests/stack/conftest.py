@@ -60,7 +60,7 @@ class Stack:
                 "retry": {"initial_s": 0.2, "maximum_s": 1.0},
                 "server": server,
             }
-        return {
+        settings: dict[str, Any] = {
             "model": str(self.model),
             "quantisation": "none",
             "compute_dtype": "float32",
@@ -68,6 +68,10 @@ class Stack:
             "data_dir": str(self.folder / name),
             "server": server,
         }
+        if name in STUDENTS:
+            # The bits of a run are compared with those of another.
+            settings["deterministic"] = True
+        return settings
 
     def _ready_file(self, name: str) -> Path:
         return self.folder / f"{name}.ready.json"
