@@ -150,8 +150,10 @@ class Dispatcher:
             described = await self.students.replica(student, address).describe(
                 timeout_s=self.students.describe_timeout_s
             )
-        except TutelageError as error:
-            logger.debug("student %s at %s: %s", student, address, error)
+        except Exception as error:
+            # Whatever it was, a replica that is never asked again would be lost.
+            log = logger.debug if isinstance(error, TutelageError) else logger.exception
+            log("student %s at %s: %s", student, address, error)
             self._apply(self._dispatch.unreachable(student, address, self._loop.time()))
         else:
             now = self._loop.time()

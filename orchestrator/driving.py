@@ -132,7 +132,13 @@ class Driving:
 
     async def _take_up(self, *, resumed: bool) -> None:
         for run_id, owner in await self._store.free_runs(is_dead):
-            await self.take(run_id, resumed=resumed, dead=owner if is_dead(owner) else "")
+            try:
+                await self.take(run_id, resumed=resumed, dead=owner if is_dead(owner) else "")
+            except STORE_FAULTS:
+                raise
+            except Exception:
+                # One run that cannot be read must not keep the others from going on.
+                logger.exception("run %s cannot be taken up", run_id)
 
     async def _look_for_runs(self) -> None:
         while True:
@@ -145,9 +151,7 @@ class Driving:
             try:
                 await self._take_up(resumed=True)
             except STORE_FAULTS as error:
-                logger.error("the database does not answer: %s", error)
-            except Exception:
-                logger.exception("runs could not be taken up")
+                logger.error("runs could not be looked for: %s", error)
 
     async def _renew(self) -> None:
         lease_s = self._settings.run_lease_s

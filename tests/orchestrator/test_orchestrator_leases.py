@@ -15,12 +15,14 @@ from typing import Any
 
 import pytest
 import yaml
+from sqlalchemy import update
 
 from orchestrator.database import database_url
 from orchestrator.evaluation_rows import Begun
 from orchestrator.leasing import LeaseLost
 from orchestrator.machine import Evaluate
 from orchestrator.owner import is_dead, this_owner
+from orchestrator.schema import runs
 from orchestrator.store import Store
 from tutelage.client import OrchestratorClient
 from tutelage.domain.run import RunState, RunSummary
@@ -146,6 +148,23 @@ def test_only_a_process_of_this_machine_is_known_to_be_dead() -> None:
     assert not is_dead(f"elsewhere:{pid}:{started}:{name}")
     assert not is_dead(f"{place}:{pid}:?:{name}")
     assert not is_dead("")
+
+
+def test_a_run_that_cannot_be_read_does_not_keep_the_others_from_going_on(world: Any) -> None:
+    async def body() -> None:
+        await world.up()
+        world.a.delay_s = world.b.delay_s = 0.1
+        async with world.engine() as engine:
+            await world.start(engine, "broken")
+            await world.start(engine, "good", world.config + "name: good\n")
+            c = runs.c
+            async with engine.store.engine.begin() as connection:
+                await connection.execute(update(runs).where(c.run_id == "broken").values(resolved_yaml="students: 7"))
+        async with world.engine() as engine:
+            assert (await world.done(engine, "good")).state is RunState.DONE
+        await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 60))
 
 
 class Process:

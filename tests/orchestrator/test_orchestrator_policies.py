@@ -136,7 +136,7 @@ def test_groups_are_written_ahead_while_students_evaluate(world: Any) -> None:
             assert written_by[3] <= {made[0], made[1]}
             # With the teacher ahead, a student of two slots is hardly ever without work.
             assert summary.students[0].busy is not None
-            assert summary.students[0].busy > 0.6
+            assert summary.students[0].busy > 0.4
             assert summary.teacher_busy is not None
             used = await engine.store.utilisation("run")
             assert set(used) == {"teacher", "student/a"}
@@ -197,6 +197,21 @@ def test_the_worst_student_decides_where_the_run_says_so(world: Any) -> None:
                     assert each.reward == min(own)
 
     in_world(world, body)
+
+
+def test_the_same_run_under_another_id_earns_and_teaches_the_same(world: Any, tmp_path: Any) -> None:
+    async def results(place: Any, run_id: str) -> tuple[Any, Any]:
+        async with place.engine() as engine:
+            await place.start(engine, run_id, BASE + "students: [a, b]\n")
+            assert (await place.done(engine, run_id)).state is RunState.DONE
+            rewards = await place.rewards(engine, run_id)
+        taught = [(update.groups, update.seed, update.settings) for update in place.teacher.updates]
+        return {(key[0].removeprefix(run_id), *key[1:]): value for key, value in rewards.items()}, taught
+
+    other = type(world)(f"sqlite:///{tmp_path / 'other.sqlite'}")
+    # Another order of ends, too.
+    other.a.delay_s = 0.05
+    assert in_world(world, lambda: results(world, "one")) == in_world(other, lambda: results(other, "two"))
 
 
 @pytest.mark.parametrize(
