@@ -105,7 +105,8 @@ def _announces(line: str, *, first: bool, last: bool) -> bool:
 def _plain(line: str) -> str:
     """Without numbering, bullets, heading marks, bold and the quotes of a JSON list, also one within another."""
     text = line.strip()
-    for _ in range(4):
+    # Bounded, for lines of nothing but marks.
+    for _ in range(50):
         before = text
         if quoted := _QUOTED_ITEM.match(text):
             text = quoted.group(1).replace('\\"', '"')
@@ -120,11 +121,13 @@ def _without_loop(text: str, repairs: Counter[str]) -> str:
     pieces = _SENTENCE_END.split(text)
     if len(pieces) < 2:
         return text
-    kept = list({" ".join(piece.casefold().split()): piece for piece in reversed(pieces)}.values())[::-1]
+    kept: dict[str, str] = {}
+    for piece in pieces:
+        kept.setdefault(" ".join(piece.casefold().split()), piece)
     if len(kept) == len(pieces):
         return text
     repairs["loop"] += len(pieces) - len(kept)
-    return " ".join(kept)
+    return " ".join(kept.values())
 
 
 def _split_long(text: str, repairs: Counter[str]) -> Iterable[str]:
