@@ -164,6 +164,8 @@ class Teaching:
                     "parent_version": decision.parent_version,
                     "updated": result.updated,
                     "kept": result.kept_candidates,
+                    "unscored": result.unscored_candidates,
+                    "stale": result.stale_candidates,
                     "mean_reward": mean,
                     "seconds": result.train_seconds,
                     "message": result.message,
