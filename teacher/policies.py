@@ -83,6 +83,7 @@ class PolicyStore:
 
     def add(self, source: Path, lineage: Policy) -> Policy:
         """Store the adapter in `source` (moved away) under its content hash; `lineage.version` is ignored."""
+        _order_modules(source / ADAPTER_FILES[0])
         for name in ADAPTER_FILES:
             _sync(source / name)
         files = {name: _file_hash(source / name) for name in ADAPTER_FILES}
@@ -145,6 +146,16 @@ def write_atomically(path: Path, text: str) -> None:
     aside.write_text(text, encoding="utf-8")
     _sync(aside)
     os.replace(aside, path)
+
+
+def _order_modules(config: Path) -> None:
+    """Sorts the lists in PEFT's file: it writes sets, whose order changes from process to process."""
+    content = json.loads(config.read_text(encoding="utf-8"))
+    ordered = {
+        name: sorted(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else value
+        for name, value in content.items()
+    }
+    config.write_text(json.dumps(ordered, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _version(files: dict[str, str], policy: Policy) -> str:
