@@ -423,3 +423,34 @@ def test_an_inbox_is_for_students_that_there_are(world: Any) -> None:
     both = RECIPE | {"folder": "drop"}
     with pytest.raises(ValueError, match="each a folder of its own"):
         world.settings(inboxes={"one": both, "two": both})
+
+
+async def _pair(make_world: Any, url: str) -> None:
+    world = make_world(url)
+    await world.up()
+    world.a.delay_s = world.b.delay_s = 0.05
+    configs = {"pair": config(budget=1000, batch=1)}
+    async with world.engine(run_lease_s=2) as one, world.engine(run_lease_s=2) as two:
+        both = [Inboxes(engine, configs, Clock()) for engine in (one, two)]
+        for each in both:
+            await each.start()
+        taken = await asyncio.gather(*(each.submit("pair", DOCUMENTS) for each in both))
+        assert sum(new for new, _ in taken) == 5
+        found = await until(both[0], *[DONE] * 5, name="pair", timeout_s=300)
+        assert len({item.run_id for item in found}) == 5
+        kept: Counter[tuple[str, str]] = Counter()
+        for item in found:
+            for row in await one.store.commits(item.run_id):
+                kept[row["student"], row["task_id"]] += row["committed"]
+        assert kept == {(student, item.task.id): 1 for student in "ab" for item in DOCUMENTS}
+        for each in both:
+            await each.stop()
+    await world.down()
+
+
+def test_two_orchestrators_share_an_inbox_on_sqlite(make_world: Any, tmp_path: Path) -> None:
+    asyncio.run(_pair(make_world, f"sqlite:///{tmp_path / 'pair.sqlite'}"))
+
+
+def test_two_orchestrators_share_an_inbox_on_postgresql(make_world: Any, postgres: str) -> None:
+    asyncio.run(_pair(make_world, postgres))
