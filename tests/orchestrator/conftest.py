@@ -307,7 +307,7 @@ deadlines: {evaluation_s: 20, attempts: 6}
         assert len(given) == len(rows)
         return given
 
-    async def done(self, engine: Engine, run_id: str = "run", timeout_s: float = 60) -> Any:
+    async def done(self, engine: Engine, run_id: str = "run", timeout_s: float = 150) -> Any:
         """The summary after the run has ended."""
 
         async def last() -> Any:

@@ -98,7 +98,7 @@ def test_a_lease_is_held_by_one_and_its_writes_end_with_it(world: Any, url: str)
         await store.close()
         await world.down()
 
-    asyncio.run(asyncio.wait_for(body(), 60))
+    asyncio.run(asyncio.wait_for(body(), 150))
 
 
 def test_two_engines_share_the_runs_and_neither_is_driven_twice(world: Any, url: str) -> None:
@@ -128,7 +128,7 @@ def test_two_engines_share_the_runs_and_neither_is_driven_twice(world: Any, url:
             assert one._driving.runner("third") is None
         await world.down()
 
-    asyncio.run(asyncio.wait_for(body(), 90))
+    asyncio.run(asyncio.wait_for(body(), 200))
 
 
 def test_only_a_process_of_this_machine_is_known_to_be_dead() -> None:
@@ -164,7 +164,7 @@ def test_a_run_that_cannot_be_read_does_not_keep_the_others_from_going_on(world:
             assert (await world.done(engine, "good")).state is RunState.DONE
         await world.down()
 
-    asyncio.run(asyncio.wait_for(body(), 60))
+    asyncio.run(asyncio.wait_for(body(), 150))
 
 
 class Process:
@@ -233,7 +233,7 @@ def test_the_other_process_takes_over_from_one_that_fell_silent(
             killed_at = time.monotonic()
             await reached(second, lambda run: run.evaluations_done > done + 4)
             # The lease is 3 s here; the default of 15 s leaves as much room below half a minute.
-            assert time.monotonic() - killed_at < 12
+            assert time.monotonic() - killed_at < 25
             summary = await reached(second, lambda run: run.state.ended)
             assert summary.state is RunState.DONE, summary.message
             if end is signal.SIGSTOP:
@@ -258,4 +258,4 @@ def test_the_other_process_takes_over_from_one_that_fell_silent(
             assert len(set(student.trained)) == len(student.trained)
         await world.down()
 
-    asyncio.run(asyncio.wait_for(body(), 120))
+    asyncio.run(asyncio.wait_for(body(), 240))

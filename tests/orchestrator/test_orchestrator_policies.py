@@ -32,7 +32,7 @@ def in_world(world: Any, body: Any) -> Any:
         finally:
             await world.down()
 
-    return asyncio.run(asyncio.wait_for(whole(), 90))
+    return asyncio.run(asyncio.wait_for(whole(), 200))
 
 
 def failing(number: int) -> Any:

@@ -50,7 +50,7 @@ async def calm_rewards(world: Any, tmp_path: Path) -> dict[Any, Any]:
         return await calm.rewards(engine)  # type: ignore[no-any-return]
 
 
-def within(body: Any, timeout_s: float = 90) -> None:
+def within(body: Any, timeout_s: float = 200) -> None:
     asyncio.run(asyncio.wait_for(body, timeout_s))
 
 

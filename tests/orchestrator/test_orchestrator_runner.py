@@ -25,7 +25,7 @@ def in_world(world: Any, body: Any) -> Any:
         finally:
             await world.down()
 
-    return asyncio.run(asyncio.wait_for(whole(), 120))
+    return asyncio.run(asyncio.wait_for(whole(), 200))
 
 
 def test_a_run_ends_scored_updated_committed_and_reported(world: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.service import OrchestratorService
 from tutelage.client import OrchestratorClient
-from tutelage.domain.errors import Conflict, InvalidInput, NotFound
+from tutelage.domain.errors import Conflict, InvalidInput, NotFound, PreconditionFailed
 from tutelage.domain.run import ReportFormat, RunState
 from tutelage.domain.task import Quiz
 from tutelage.rpc.config import ChannelSettings
@@ -53,8 +53,25 @@ def test_a_client_starts_watches_and_reads_a_run(world: Any, tmp_path: Path) -> 
             with pytest.raises(NotFound):
                 await client.get_run("nothing")
             assert (await client.cancel_run("run")).state is RunState.DONE
+            summary, _ = await client.get_run("run")
+            assert [(each.name, each.evaluations_done) for each in summary.students] == [("a", 32), ("b", 32)]
+            assert all(each.mean_reward is not None and 0 < (each.busy or 0) <= 1 for each in summary.students)
+            assert 0 < (summary.teacher_busy or 0) <= 1
+            plan = await client.plan_run("next", world.config, world.tasks, Quiz())
+            assert (plan.groups, plan.evaluations, plan.updates) == (4, 64, 2)
+            assert plan.seconds is not None
+            assert plan.resolved_yaml == await client.resolved_yaml("run")
+            assert (await client.extend_run("run", 1)).rounds == 3
+            assert [item async for item in client.watch_run("run")][-1][0].state is RunState.DONE
+            copy, created = await client.clone_run("run", "copy", "candidates: 2\n")
+            assert (copy.run_id, created, copy.evaluations_total) == ("copy", True, 32)
+            assert (await client.pause_run("copy")).state is RunState.PAUSED
+            assert (await client.resume_run("copy")).state is RunState.RUNNING
+            assert [item async for item in client.watch_run("copy")][-1][0].state is RunState.DONE
+            with pytest.raises(PreconditionFailed):
+                await client.pause_run("copy")
         stop.set()
         await server
         await world.down()
 
-    asyncio.run(asyncio.wait_for(body(), 60))
+    asyncio.run(asyncio.wait_for(body(), 150))

@@ -118,4 +118,4 @@ def test_a_run_survives_a_database_that_cannot_be_used(
             assert len(set(student.trained)) == len(student.trained)
         await world.down()
 
-    asyncio.run(asyncio.wait_for(body(), 90))
+    asyncio.run(asyncio.wait_for(body(), 200))
