@@ -355,6 +355,8 @@ def test_refusals(settings: TeacherSettings, store: PolicyStore, loaded: LoadedM
     assert "settings.options.label_smoothing" in refused("dpo", {"label_smoothing": 0.9})
     assert "settings.stale" in refused("rest_em", {}, stale=StaleCandidates.WEIGHT)
     assert "one of rest_em, grpo, rloo, dpo" in refused("ppo", {})
+    both = refused("rloo", {"log_probs": "recomputed"}, stale=StaleCandidates.WEIGHT)
+    assert "settings.options.log_probs: 'recomputed'" in both
 
     for more, field in ({"temperature": 0.7}, "temperature"), ({"top_p": 0.9}, "top_p"):
         cool = CandidateGroup("g", (ScoredCandidate("a", rollout(loaded.model, version, [5], [6], **more), 1.0),))
