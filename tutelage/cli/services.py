@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +25,26 @@ def resolved_settings(room: str, config: Path) -> Any:
     return load_settings(config, getattr(import_module(f"{room}.config"), _SETTINGS[room]))
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Holds a folder for this process; PreconditionFailed when another one has it. The kernel frees it at any end."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".in-use")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        from tutelage.domain.errors import PreconditionFailed
+
+        hint = "each teacher and each student has a data_dir of its own"
+        raise PreconditionFailed(f"data_dir {folder} is in use by another process; {hint}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _serve(room: str, config: Path, print_config: bool) -> None:
     settings = resolved_settings(room, config)
     if print_config:
@@ -30,6 +52,15 @@ def _serve(room: str, config: Path, print_config: bool) -> None:
 
         typer.echo(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), nl=False)
         return
+    if room == "orchestrator":
+        # It keeps everything in its database, which settles who does what.
+        _run(room, settings)
+        return
+    with alone_in(settings.data_dir):
+        _run(room, settings)
+
+
+def _run(room: str, settings: Any) -> None:
     try:
         run = import_module(f"{room}.main").run
     except ModuleNotFoundError as error:
