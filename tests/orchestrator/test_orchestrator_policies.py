@@ -116,7 +116,7 @@ def test_fail_fast_ends_the_run_with_its_reason(world: Any) -> None:
 
 def test_groups_are_written_ahead_while_students_evaluate(world: Any) -> None:
     async def body() -> None:
-        world.a.delay_s = 0.15
+        world.a.delay_s = 0.4
         config = BASE.replace("rounds: 1", "rounds: 3") + "students: [a]\nstaleness: 1\n"
         async with world.engine() as engine:
             await world.start(engine, config=config)
@@ -140,7 +140,7 @@ def test_groups_are_written_ahead_while_students_evaluate(world: Any) -> None:
             assert summary.teacher_busy is not None
             used = await engine.store.utilisation("run")
             assert set(used) == {"teacher", "student/a"}
-            assert used["student/a"][0] == pytest.approx(0.15 * 12, rel=0.5)
+            assert used["student/a"][0] == pytest.approx(0.4 * 12, rel=0.5)
 
     in_world(world, body)
 
