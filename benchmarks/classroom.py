@@ -54,6 +54,13 @@ class Setup:
     """Evaluations trained side by side."""
 
 
+class _OtherStore(EvaluationStore):
+    """Another process's: it is read, and nothing in it expires by our hand."""
+
+    def expire(self) -> None:
+        return
+
+
 class Classroom:
     """One teacher and one student."""
 
@@ -90,7 +97,7 @@ class Classroom:
         base = load_model(model, quantisation=student.quantisation, threads=setup.threads)
         self.student = StudentEngine(base, student, StudentMetrics(CollectorRegistry()))
         self._others = [
-            EvaluationStore(path, hold_s=student.hold_s, max_held_bytes=0)
+            _OtherStore(path, hold_s=student.hold_s, max_held_bytes=0)
             for path in sorted(root.glob("student-*"))
             if path != student.data_dir
         ]
