@@ -68,7 +68,7 @@ class StudentEngine:
         self._bank = Bank(loaded)
         enable_packing(loaded.model)
         self.bounds = settings.bounds.to_domain()
-        self._quiz = QuizSettings(settings.max_new_tokens, settings.quiz_batch_size)
+        self._quiz = QuizSettings(settings.max_new_tokens, settings.quiz_batch_size, apart=settings.deterministic)
         # What is not in the key but changes its result belongs to the revision.
         decisive = [
             self._loaded.compute_dtype,

@@ -32,6 +32,8 @@ class QuizSettings:
 
     max_new_tokens: int
     batch_size: int
+    apart: bool = False
+    """Each sitting in batches of its own, so that no rounding depends on which others are known already."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,10 +21,11 @@ from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.inner_loop import Cancelled
 from student.memory import is_out_of_memory, out_of_memory
+from student.quiz import Sitting
 from student.quiz_room import take_quizzes
 from student.slot import Slot
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
-from tutelage.domain.evaluation import QuizResult
+from tutelage.domain.evaluation import Answer, QuizResult
 
 log = logging.getLogger(__name__)
 QUIZ_PATIENCE_S = 20.0
@@ -99,13 +100,7 @@ class Room:
             if missing:
                 for guest in guests:
                     guest.progress(EvaluationProgress(EvaluationPhase.BASELINE))
-                answers = take_quizzes(
-                    self._bank,
-                    list(missing.values()),
-                    max_new_tokens=self._quiz.max_new_tokens,
-                    batch_size=self._quiz.batch_size,
-                    stop=lambda: all(guest.stopped() for guest in guests),
-                )
+                answers = self._sit(list(missing.values()), guests)
                 for key, given in zip(missing, answers, strict=True):
                     if isinstance(given, ArithmeticError):
                         raise given
@@ -117,6 +112,20 @@ class Room:
             return [(guest, self._fault(error)) for guest in guests]
         self._training += guests
         return []
+
+    def _sit(self, sittings: Sequence[Sitting], guests: Sequence[Guest]) -> list[tuple[Answer, ...] | ArithmeticError]:
+        rooms = [[sitting] for sitting in sittings] if self._quiz.apart else [list(sittings)]
+        return [
+            answers
+            for room in rooms
+            for answers in take_quizzes(
+                self._bank,
+                room,
+                max_new_tokens=self._quiz.max_new_tokens,
+                batch_size=self._quiz.batch_size,
+                stop=lambda: all(guest.stopped() for guest in guests),
+            )
+        ]
 
     def _slot_of(self, guest: Guest) -> Slot:
         evaluation = guest.evaluation
@@ -176,13 +185,7 @@ class Room:
         started = time.monotonic()
         sittings = [sitting for guest in guests for sitting in guest.evaluation.final_sittings(_slot(guest).adapters)]
         try:
-            answers = take_quizzes(
-                self._bank,
-                sittings,
-                max_new_tokens=self._quiz.max_new_tokens,
-                batch_size=self._quiz.batch_size,
-                stop=lambda: all(guest.stopped() for guest in guests),
-            )
+            answers = self._sit(sittings, guests)
         except Exception as error:
             return [(guest, self._fault(error)) for guest in guests]
         gone: list[Departure] = []
