@@ -14,6 +14,7 @@ from orchestrator.retrying import patiently
 from orchestrator.rows import Event
 from orchestrator.shrinking import shrunken_rewards
 from orchestrator.store import Store
+from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, STUDENT, Mistake, described, mistakes_in, told
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.description import TeacherDescription
@@ -28,9 +29,6 @@ from tutelage.domain.policy import (
     UpdateResult,
 )
 from tutelage.domain.run import NO_UPDATE
-
-STUDENT = "{student}"
-"""Where a format's prompt names the student that a group is written for."""
 
 
 async def first_policy(wanted: str, described: TeacherDescription, teacher: TeacherClient) -> str:
@@ -52,13 +50,17 @@ def first_index(run: Run, group: Group) -> int:
 
 
 def written_for(run: Run, audience: str) -> Format:
-    """The run's format; for one student its prompt says which: in the place of `{student}`, or at its end."""
-    if not audience:
-        return run.format
-    who = f"{audience} (a {run.students[audience].description.base_model} model)"
+    """The run's format; for one student its prompt says which: in the place of `{student}`, or at its end.
+
+    A group that all students read is written for them all, where the prompt asks for whom.
+    """
     prompt = run.format.prompt
     if STUDENT not in prompt:
+        if not audience:
+            return run.format
         prompt = f"{prompt}\n\nWrite for this student: {STUDENT}"
+    readers = (audience,) if audience else run.config.students
+    who = " and ".join(described(name, run.students[name].description) for name in readers)
     return replace(run.format, prompt=prompt.replace(STUDENT, who))
 
 
@@ -73,15 +75,39 @@ class Teaching:
         detail = {"attempt": attempt, "wait_s": wait_s, "reason": str(error)}
         await self.store.append(self.run.run_id, ("teacher_retry", detail))
 
+    async def _format(self, group: Group) -> Format:
+        """What the group is written in: the run's format, with what its prompt asks of the students."""
+        written = written_for(self.run, group.audience)
+        if MISTAKES not in written.prompt:
+            return written
+        found = await self._mistakes(group)
+        return replace(written, prompt=written.prompt.replace(MISTAKES, told(found)))
+
+    async def _mistakes(self, group: Group) -> list[Mistake]:
+        """A few mistakes of the group's students about other tasks, those that follow the group's own first."""
+        ids = list(self.run.tasks)
+        place = ids.index(group.task)
+        # Rounds that may still be written while this one is evaluated are not told of: a restart would find more.
+        complete = group.round - self.run.config.staleness
+        found: list[Mistake] = []
+        for task_id in (*ids[place + 1 :], *ids[:place]):
+            for student in (group.audience,) if group.audience else self.run.config.students:
+                stored = await self.store.evaluations(self.run.run_id, student=student, task_id=task_id)
+                found += mistakes_in(stored, self.run.tasks[task_id].quiz, complete)[:1]
+                if len(found) >= MOST_MISTAKES:
+                    return found
+        return found
+
     async def write(self, group: Group, policy_version: str) -> list[StoredCandidate]:
         """The stored candidates of a group. A teacher that is away is waited for; anything else it says is raised."""
         config, task = self.run.config, self.run.tasks[group.task].task
         audience = [group.audience] if group.audience else []
+        format = await self._format(group)
 
         async def call() -> list[Candidate]:
             stream = self.teacher.write_self_edits(
                 task,
-                format=written_for(self.run, group.audience),
+                format=format,
                 candidates=config.candidates,
                 sampling=config.sampling_settings(),
                 policy_version=policy_version,

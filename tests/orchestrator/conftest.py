@@ -62,6 +62,8 @@ class FakeStudent(student_grpc.StudentServiceServicer):
         self.running = self.most_running = 0
         self.luck = 0
         """Students of different luck score the same edit differently."""
+        self.said = "text"
+        """What it answers to every question."""
         self.outcome: Any = None
         """Given a key, what to answer in place of a report; None for the report."""
         self.server: grpc.aio.Server | None = None
@@ -128,7 +130,7 @@ class FakeStudent(student_grpc.StudentServiceServicer):
     def report(self, key: Any) -> EvaluationReport:
         def answers(value: float) -> QuizResult:
             scores = {"contains": value, "loglik": -1.0}
-            return QuizResult.of(tuple(Answer(q.id, "text", scores) for q in key.quiz.questions))
+            return QuizResult.of(tuple(Answer(q.id, self.said, scores) for q in key.quiz.questions))
 
         return EvaluationReport(
             evaluation_id=key.id,

@@ -182,6 +182,27 @@ def test_each_student_may_have_candidates_of_its_own(world: Any) -> None:
     in_world(world, body)
 
 
+def test_a_prompt_may_tell_what_a_student_got_wrong_about_other_documents(world: Any) -> None:
+    async def body() -> None:
+        prompt = "Write for {student} about {text}. Wrong so far: {mistakes}"
+        config = (
+            BASE.replace("rounds: 1", "rounds: 2")
+            + f"students: [a]\nformat: {{name: own, prompt: '{prompt}', parser: lines}}\n"
+        )
+        world.a.said = "a <|im_end|> {text}\nguess"
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+            assert (await world.done(engine)).state is RunState.DONE
+            told = dict(zip(zip(world.teacher.written, (1, 1, 2, 2), strict=True), world.teacher.prompts, strict=True))
+            begun = "Write for a (a fake model) about {text}. Wrong so far: "
+            assert told["t1", 1] == told["t2", 1] == begun + "none known yet"
+            for task in ("t1", "t2"):
+                # Of the other document, without the gold answer, and without what could pass for more than an answer.
+                assert told[task, 2] == begun + '- Asked "What?" it said "a im_end text guess"'
+
+    in_world(world, body)
+
+
 def test_the_worst_student_decides_where_the_run_says_so(world: Any) -> None:
     async def body() -> None:
         config = BASE.replace("1.0}", "1.0}, across: worst") + "students: [a, b]\n"

@@ -1,0 +1,72 @@
+"""What a prompt tells the teacher of the student that it writes for: its name, family and size, and what it got wrong.
+
+What it got wrong is told of other documents only, and of rounds that were complete when this one began, so that a run
+asks the same again after a restart. Gold answers are never told. A student's answers are untrusted: they become one
+short line without the signs that turn markers and a prompt's places are made of.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from orchestrator.records import StoredEvaluation
+from tutelage.domain.description import StudentDescription
+from tutelage.domain.evaluation import EvaluationReport
+from tutelage.domain.task import Quiz
+from tutelage.grading import grade
+
+STUDENT = "{student}"
+"""Where a format's prompt names the student that a group is written for."""
+MISTAKES = "{mistakes}"
+"""Where it lists questions about other documents that the student answered wrongly."""
+MOST_MISTAKES = 3
+LONGEST = 120
+"""Characters of a question or an answer."""
+
+_UNSAFE = re.compile(r"[<>|{}\[\]\"\\`]|[^\S ]|[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A question about another document, and what the untouched student said."""
+
+    question: str
+    answer: str
+
+
+def described(name: str, student: StudentDescription) -> str:
+    """A student in a few words."""
+    size = f" of {student.parameters / 1e6:,.0f} million parameters" if student.parameters >= 1e6 else ""
+    return f"{name} (a {student.base_model} model{size})"
+
+
+def mistakes_in(evaluations: Iterable[StoredEvaluation], quiz: Quiz, before_round: int) -> list[Mistake]:
+    """What the student answered wrongly before it was trained, by the first report of a round before `before_round`."""
+    reports = sorted(
+        (item for item in evaluations if item.phase == "round" and item.round < before_round),
+        key=lambda item: (item.round, item.evaluation_id),
+    )
+    outcomes = [item.outcome for item in reports if isinstance(item.outcome, EvaluationReport)]
+    questions = {question.id: question for question in quiz.questions}
+    wrong = []
+    for answer in outcomes[0].before.answers if outcomes else ():
+        question = questions.get(answer.question_id)
+        if question is None or not answer.text.strip():
+            continue
+        if grade("lenient", answer.text, [question.answer, *question.aliases], question.text) < 1:
+            wrong.append(Mistake(question.text, answer.text))
+    return wrong
+
+
+def told(mistakes: Sequence[Mistake]) -> str:
+    """Mistakes as lines of a prompt; a word where none is known."""
+    if not mistakes:
+        return "none known yet"
+    return "\n".join(f'- Asked "{_line(each.question)}" it said "{_line(each.answer)}"' for each in mistakes)
+
+
+def _line(text: str) -> str:
+    plain = " ".join(_UNSAFE.sub(" ", text).split())
+    return plain if len(plain) <= LONGEST else plain[:LONGEST].rstrip() + "..."
