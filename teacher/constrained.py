@@ -1,8 +1,9 @@
 """Sampling held to a form where a completion must begin with one: a line of directives, the name of a chosen format.
 
-A mask over the vocabulary leaves only tokens that the form can go on with (llguidance); behind the form's last newline
-everything is free. So the line always parses, unless the completion ends before it does. What is recorded as a token's
-log-probability stays the model's own.
+A mask over the vocabulary leaves only tokens that the form can go on with (llguidance); behind the form everything is
+free. So the line always parses, unless the completion ends before it does. Behind directives the form also begins the
+notes, as they are begun in the prompt where no directives come first (`teacher.formats.REPLY_STARTS`). What is recorded
+as a token's log-probability stays the model's own.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from llguidance import LLMatcher
 
 from teacher.directives import SCHEMA
+from teacher.formats import REPLY_STARTS
 from tutelage.domain.policy import Format, Parser
 
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -32,6 +34,8 @@ def first_line_grammar(format: Format, names: tuple[str, ...]) -> str | None:
     if format.directives:
         rules.append("directives: %json " + json.dumps({**SCHEMA, "x-guidance": _COMPACT}))
         start.append('directives "\\n"')
+        if format.parser is not Parser.MIXED and REPLY_STARTS[format.parser]:
+            start.append(json.dumps(REPLY_STARTS[format.parser]))
     if format.parser is Parser.MIXED:
         told = [name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", format.prompt)]
         rules.append("name: " + " | ".join(json.dumps(name) for name in told or names))

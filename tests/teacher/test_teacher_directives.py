@@ -99,6 +99,17 @@ def test_directives_then_the_name_of_a_format(writer: Writer) -> None:
         assert second in ("Format: rewrite", "Format: none")
 
 
+def test_behind_directives_the_notes_are_begun(writer: Writer) -> None:
+    begun = Format("begun", "Ask about {text}", Parser.QUESTION_ANSWER, directives=True)
+    for candidate in write(writer, begun, Sampling(1.0, 1.0, 170)):
+        line, _, rest = candidate.text.partition("\n")
+        assert isinstance(parse_directives(line), DirectiveLine)
+        assert rest.startswith("Question:")
+        rollout = policy_pb2.Rollout.FromString(candidate.rollout)
+        # What it had no choice about is marked, so that grpo and rloo do not learn it.
+        assert sum(rollout.forced) >= len("Question:")
+
+
 def test_only_formats_that_begin_with_a_form_are_held_to_one() -> None:
     held = [item.name for item in builtin_formats() if first_line_grammar(item, chosen_names())]
     assert held == ["mixed"]
