@@ -154,21 +154,29 @@ class Classroom:
         return job.id, outcome
 
     def write(
-        self, item: TaskWithQuiz, format_name: str, candidates: int, policy: str, purpose: str
+        self,
+        item: TaskWithQuiz,
+        format_name: str,
+        candidates: int,
+        policy: str,
+        purpose: str,
+        sampling: Sampling | None = None,
     ) -> list[Candidate]:
         seed = derived_seed(self.setup.seed, purpose, item.task.id)
-        known = self.formats[format_name]
-        parts = [item.task.id, known, candidates, self._sampling, policy, seed, self.writer.tokenizer_hash]
+        known, sampling = self.formats[format_name], sampling or self._sampling
+        parts = [item.task.id, known, candidates, sampling, policy, seed, self.writer.tokenizer_hash]
         kept = self._written / f"{content_hash(parts)}.json"
         if kept.exists():
             return [candidate_from_wire(_candidate(encoded)) for encoded in json.loads(kept.read_text())]
-        written = list(self.writer.write(item.task, known, candidates, self._sampling, policy, seed))
+        written = list(self.writer.write(item.task, known, candidates, sampling, policy, seed))
         encoded = [base64.b64encode(candidate_to_wire(each).SerializeToString()).decode() for each in written]
         kept.write_text(json.dumps(encoded))
         return written
 
-    def update(self, groups: Sequence[CandidateGroup], settings: UpdateSettings, parent: str) -> UpdateResult:
-        request = UpdateRequest(parent, "rest_em", settings, tuple(groups), self.setup.seed, "benchmark", 1)
+    def update(
+        self, groups: Sequence[CandidateGroup], settings: UpdateSettings, parent: str, algorithm: str = "rest_em"
+    ) -> UpdateResult:
+        request = UpdateRequest(parent, algorithm, settings, tuple(groups), self.setup.seed, "benchmark", 1)
         results = [event for event in self.updates.update(request) if isinstance(event, UpdateResult)]
         return results[-1]
 

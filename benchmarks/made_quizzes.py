@@ -1,0 +1,189 @@
+"""Do rewards from made quizzes rank self-edits as those from given ones do? Spearman's correlation, with intervals.
+
+For each document the untrained teacher writes a quiz, kept as far as it passes the checks of `orchestrator.adapt_quiz`,
+and some self-edits. A student is trained on each self-edit and asked the given and the made questions in one quiz, so
+that both rewards are of the same training. Ranks are compared within documents, which is what a policy learns from: the
+rewards of a document less their mean, all documents together; and over all self-edits as they are. Intervals: 95 %,
+bootstrap over documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+# This file's folder would make `orchestrator` mean the benchmark of that name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.classroom import GRADERS, Classroom, Setup, documents
+from orchestrator.adapt_quiz import FORMAT, SAMPLING, TRIES, questions_of
+from tutelage.domain.evaluation import EvaluationReport
+from tutelage.domain.run import TaskWithQuiz
+from tutelage.domain.self_edit import SelfEdit
+from tutelage.domain.task import Question, Quiz
+
+RESAMPLES = 2000
+WEIGHTS = {"contains": 1.0, "loglik": 0.1}
+"""The default reward; its parts are compared too."""
+MADE = "made-"
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Of the self-edits of one document, by the questions that were given and by those that were made."""
+
+    given: tuple[float, ...]
+    made: tuple[float, ...]
+
+
+def made_questions(room: Classroom, item: TaskWithQuiz, most: int) -> tuple[Question, ...]:
+    """What the untrained teacher asks, as far as it passes the checks."""
+    room.formats[FORMAT.name] = FORMAT
+    first = room.policies.initial.version
+    sampling = replace(SAMPLING, max_new_tokens=24) if room.setup.model == "tiny" else SAMPLING
+    written = room.write(item, FORMAT.name, TRIES, first, "quiz", sampling)
+    return questions_of(item.task, [each.result for each in written if isinstance(each.result, SelfEdit)], most)
+
+
+def gain(report: EvaluationReport, grader: str, made: bool) -> float:
+    """Mean gain over the untouched student on the made, or on the given questions."""
+    before = {answer.question_id: answer.scores[grader] for answer in report.before.answers}
+    gains = [
+        answer.scores[grader] - before[answer.question_id]
+        for answer in report.after.answers
+        if answer.question_id.startswith(MADE) is made
+    ]
+    return math.fsum(gains) / len(gains)
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of theirs."""
+    array = np.asarray(values, dtype=float)
+    less = (array[None, :] < array[:, None]).sum(1)
+    equal = (array[None, :] == array[:, None]).sum(1)
+    return np.asarray(less + (equal + 1) / 2)
+
+
+def spearman(one: Sequence[float], other: Sequence[float]) -> float:
+    """Spearman's rank correlation; 0 where one of them has no spread, so that nothing is ranked."""
+    first, second = ranks(one) - (len(one) + 1) / 2, ranks(other) - (len(other) + 1) / 2
+    scale = math.sqrt(float((first**2).sum() * (second**2).sum()))
+    return float((first * second).sum()) / scale if scale else 0.0
+
+
+def correlation(items: Sequence[Rewards], within: bool) -> float:
+    """Over the self-edits of all documents; `within`: less their document's mean."""
+
+    def flat(groups: Sequence[Sequence[float]]) -> list[float]:
+        # Rounded, so that a mean's last digit makes no ranks of equal rewards.
+        return [round(value - within * math.fsum(group) / len(group), 9) for group in groups for value in group]
+
+    return spearman(flat([item.given for item in items]), flat([item.made for item in items]))
+
+
+def measured(items: Sequence[Rewards], within: bool, seed: int) -> dict[str, float]:
+    """The correlation and its interval."""
+    draw = np.random.default_rng(seed)
+    found = [
+        correlation([items[place] for place in draw.integers(0, len(items), len(items))], within)
+        for _ in range(RESAMPLES)
+    ]
+    low, high = np.quantile(found, (0.025, 0.975))
+    return {"spearman": correlation(items, within), "low": float(low), "high": float(high)}
+
+
+def evaluated(room: Classroom, args: argparse.Namespace) -> tuple[list[list[EvaluationReport]], int, int]:
+    """Reports by document, over given and made questions; made questions in all; documents left out for too few."""
+
+    def reports_of(item: TaskWithQuiz) -> tuple[int, list[EvaluationReport]]:
+        # Tiny models write no questions: the given ones stand in, which shows the machinery and nothing else.
+        tiny = args.model == "tiny"
+        made = item.quiz.questions[:2] if tiny else made_questions(room, item, args.questions)
+        if len(made) < args.least:
+            return 0, []
+        both = tuple(replace(question, id=f"{MADE}{place}") for place, question in enumerate(made))
+        asked = replace(item, quiz=Quiz((*item.quiz.questions, *both)))
+        written = room.write(item, args.format, args.candidates, room.policies.initial.version, "reliability")
+        edits = [each.result for each in written if isinstance(each.result, SelfEdit)]
+        outcomes = [room.evaluate(asked, edit)[1] for edit in edits]
+        return len(made), [outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)]
+
+    found = room.each(reports_of, documents("train", args.documents, args.model))
+    used = [(made, reports) for made, reports in found if len(reports) > 1]
+    return [reports for _, reports in used], sum(made for made, _ in used), len(found) - len(used)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny random model: proves the machinery, shows nothing")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--documents", type=int, default=16)
+    parser.add_argument("--candidates", type=int, default=5)
+    parser.add_argument("--questions", type=int, default=6, help="most questions made for a document")
+    parser.add_argument("--least", type=int, default=2, help="with fewer a document is left out")
+    parser.add_argument("--format", default="self-qa")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keeps reports here; the same command goes on from them")
+    args = parser.parse_args()
+    if args.quick:
+        args.model, args.documents, args.candidates, args.format = "tiny", 3, 3, "none"
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as temporary:
+        room = Classroom(
+            Setup(args.model, "nf4", args.threads, args.seed, args.slots), folder=args.folder or Path(temporary)
+        )
+        try:
+            reports, made, left_out = evaluated(room, args)
+        finally:
+            room.close()
+    if not reports:
+        raise SystemExit("no document got enough questions, or two self-edits: nothing to compare")
+    edits = sum(len(each) for each in reports)
+    print(
+        f"{args.model}, {args.format}, {platform.machine()}, seed {args.seed}: {len(reports)} documents "
+        f"({left_out} left out), {made} questions made, {edits} self-edits"
+    )
+    print("| reward | within documents [95 %] | over all [95 %] |\n|---|---|---|")
+    told: dict[str, dict[str, dict[str, float]]] = {}
+    gains = {
+        name: [
+            Rewards(*(tuple(gain(each, name, kind) for each in group) for kind in (False, True))) for group in reports
+        ]
+        for name in GRADERS
+    }
+    gains["blend (default)"] = [
+        Rewards(
+            *(tuple(sum(WEIGHTS[n] * gain(each, n, kind) for n in WEIGHTS) for each in group) for kind in (False, True))
+        )
+        for group in reports
+    ]
+    for name, items in gains.items():
+        told[name] = {
+            kind: {key: round(value, 4) for key, value in measured(items, within, args.seed).items()}
+            for kind, within in (("within", True), ("all", False))
+        }
+        cells = " | ".join(f"{m['spearman']:+.2f} [{m['low']:+.2f}, {m['high']:+.2f}]" for m in told[name].values())
+        print(f"| {name} | {cells} |")
+    print(f"\n{time.monotonic() - begun:.0f} s")
+    print(
+        json.dumps(
+            {"documents": len(reports), "left_out": left_out, "questions": made, "edits": edits, "rewards": told}
+            | {"seed": args.seed}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

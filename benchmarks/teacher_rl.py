@@ -1,0 +1,319 @@
+"""Does RL make a better teacher? Trained against untrained on held-out documents; recipe chosen on training documents.
+
+Four stages. What they find lies in the folder, so that a run that was cut off, or asked for stage by stage, goes on:
+
+    collect   candidates of the untrained teacher about the learning documents, each with its reward
+    learn     a policy of each recipe (algorithm, format) from those; algorithms share their format's candidates
+    choose    each policy beside the untrained one on the choosing documents; the greatest difference is taken
+    judge     that recipe beside the untrained teacher on the held-out documents, once
+
+Both teachers write from the same seeds, and the student trains under the same ones, so that all differences are paired.
+The metric is the run's own reward, the gain by `contains` plus a tenth of the gain in log-likelihood; a rejected edit
+earns 0. Intervals: 95 %, bootstrap over documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+# This file's folder would make `orchestrator` mean the benchmark of that name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from benchmarks.classroom import Classroom, Setup, documents
+from orchestrator.report.bootstrap import Interval, paired_interval
+from tutelage.domain.evaluation import EvaluationReport
+from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateResult, UpdateSettings
+from tutelage.domain.reward import RewardSettings, reward_of
+from tutelage.domain.run import TaskWithQuiz
+from tutelage.domain.self_edit import SelfEdit
+
+STAGES = ("collect", "learn", "choose", "judge")
+REWARD = RewardSettings(grader_weights={"contains": 1.0, "loglik": 0.1}, rejected_reward=0.0)
+METRICS = ("reward", "contains", "loglik")
+"""The run's reward; the gains over the untouched student that it is made of."""
+DIRECTED = "+directives"
+"""Behind a format's name: its notes begin with directives."""
+SETTINGS = {
+    "rest_em": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=3, batch_size=8),
+    "grpo": UpdateSettings(rank=32, alpha=64, learning_rate=1e-4, epochs=2, batch_size=16),
+    "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=1e-4, epochs=2, batch_size=16),
+    "dpo": UpdateSettings(rank=32, alpha=64, learning_rate=1e-4, epochs=3, batch_size=8),
+}
+"""A round is small here, so that learning rates are above those that docs/algorithms.md begins with."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a policy is made by."""
+
+    algorithm: str
+    format: str
+
+
+@dataclass
+class Learned:
+    """A recipe's policy: what it learned from, what that cost, and how it did on the choosing documents."""
+
+    recipe: Recipe
+    update: UpdateResult
+    scored: int
+    trained_kilotokens: float
+    """That the student trained on for the rewards; algorithms of one format share them."""
+    difference: Interval | None = None
+    untrained: float = 0.0
+    trained: float = 0.0
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one teacher on some documents."""
+
+    gains: dict[str, list[float]]
+    """By metric a document's mean over seeds."""
+    rejected: int
+    """Self-edits that were, by the parser or the student."""
+
+
+class Course:
+    """The stages, on one classroom; each does again what those before it did, out of the folder."""
+
+    def __init__(self, room: Classroom, args: argparse.Namespace) -> None:
+        self.room, self.args = room, args
+        for name in args.formats:
+            known = room.formats[name.removesuffix(DIRECTED)]
+            room.formats[name] = replace(known, name=name, directives=name.endswith(DIRECTED))
+        self.recipes = [
+            *(Recipe(algorithm, args.formats[0]) for algorithm in args.algorithms),
+            *(Recipe("rest_em", name) for name in args.formats[1:]),
+        ]
+        train = documents("train", args.learn_documents + args.choose_documents, args.model)
+        self.learning, self.choosing = train[: args.learn_documents], train[args.learn_documents :]
+        self.held_out = documents("heldout", args.documents, args.model)
+        self.untrained = room.policies.initial.version
+
+    def collect(self, format_name: str, items: Sequence[TaskWithQuiz]) -> tuple[list[CandidateGroup], float]:
+        """The scored groups of a format, and the thousands of tokens that the student trained on."""
+
+        def group_of(item: TaskWithQuiz) -> tuple[CandidateGroup, int]:
+            members, tokens = [], 0
+            for candidate in self.room.write(item, format_name, self.args.candidates, self.untrained, "collect"):
+                reward: float | None = REWARD.rejected_reward
+                if isinstance(candidate.result, SelfEdit):
+                    outcome = self.room.evaluate(item, candidate.result)[1]
+                    if isinstance(outcome, EvaluationReport):
+                        reward, tokens = reward_of(outcome, REWARD).value, tokens + outcome.cost.tokens
+                members.append(ScoredCandidate(f"{item.task.id}/{candidate.index}", candidate.rollout, reward))
+            return CandidateGroup(item.task.id, tuple(members)), tokens
+
+        found = self.room.each(group_of, items)
+        return [group for group, _ in found], sum(tokens for _, tokens in found) / 1000
+
+    def learn(self) -> list[Learned]:
+        """The policy of each recipe."""
+        collected = {name: self.collect(name, self.learning) for name in self.args.formats}
+        learned = []
+        for recipe in self.recipes:
+            groups, kilotokens = collected[recipe.format]
+            result = self.room.update(groups, SETTINGS[recipe.algorithm], self.untrained, recipe.algorithm)
+            scored = sum(len(group.candidates) for group in groups)
+            learned.append(Learned(recipe, result, scored, kilotokens))
+        return learned
+
+    def choose(self) -> list[Learned]:
+        """Every recipe with its figures on the choosing documents, the greatest difference first."""
+        learned = self.learn()
+        for each in learned:
+            before, after = self.compared(each, self.choosing, "choose")
+            each.difference = paired_interval(before.gains["reward"], after.gains["reward"], seed=self.args.seed)
+            each.untrained, each.trained = _mean(before.gains["reward"]), _mean(after.gains["reward"])
+        return sorted(learned, key=lambda each: -(each.difference.mean if each.difference else 0.0))
+
+    def compared(self, each: Learned, items: Sequence[TaskWithQuiz], stage: str) -> tuple[Scores, Scores]:
+        """Untrained and trained teacher in the recipe's format."""
+        seeds = self.args.seeds if stage == "judge" else self.args.choose_seeds
+        before, after = (
+            self._scores(items, each.recipe.format, version, stage, seeds)
+            for version in (self.untrained, each.update.policy.version)
+        )
+        return before, after
+
+    def _scores(self, items: Sequence[TaskWithQuiz], format_name: str, policy: str, purpose: str, seeds: int) -> Scores:
+        def gains(item: TaskWithQuiz) -> tuple[dict[str, float], int]:
+            total, rejected = dict.fromkeys(METRICS, 0.0), seeds
+            for candidate in self.room.write(item, format_name, seeds, policy, purpose):
+                if not isinstance(candidate.result, SelfEdit):
+                    continue
+                outcome = self.room.evaluate(item, candidate.result, repeat=candidate.index)[1]
+                if isinstance(outcome, EvaluationReport):
+                    reward = reward_of(outcome, REWARD)
+                    parts = {"reward": reward.value, **{name: reward.parts[f"gain_{name}"] for name in METRICS[1:]}}
+                    total = {name: total[name] + parts[name] / seeds for name in METRICS}
+                    rejected -= 1
+            return total, rejected
+
+        found = self.room.each(gains, items)
+        gains_by_name = {name: [each[name] for each, _ in found] for name in METRICS}
+        return Scores(gains_by_name, sum(count for _, count in found))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def show(learned: Sequence[Learned]) -> None:
+    """The table of recipes, the best first."""
+    print("\n| algorithm | format | kept | student's tokens | update | untrained | trained | difference [95 %] |")
+    print("|---|---|---|---|---|---|---|---|")
+    for each in learned:
+        update, gap = each.update, each.difference
+        cost = f"{update.train_seconds:.0f} s, {update.peak_memory_bytes / 2**30:.1f} GiB"
+        judged = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" if gap else "-"
+        print(
+            f"| {each.recipe.algorithm} | {each.recipe.format} | {update.kept_candidates} of {each.scored} "
+            f"| {each.trained_kilotokens:.0f} k | {cost} | {each.untrained:+.3f} | {each.trained:+.3f} | {judged} |"
+        )
+
+
+def row(each: Learned) -> dict[str, object]:
+    """A recipe in the last line's JSON."""
+    return {
+        "algorithm": each.recipe.algorithm,
+        "format": each.recipe.format,
+        "scored": each.scored,
+        "kept": each.update.kept_candidates,
+        "update_seconds": round(each.update.train_seconds, 1),
+        "student_kilotokens": round(each.trained_kilotokens, 1),
+        "difference": round(each.difference.mean, 5) if each.difference else None,
+    }
+
+
+def run_shares(args: argparse.Namespace, folder: Path, stage: str) -> None:
+    """A stage by several processes, each on its share of the documents."""
+    command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder), "--stage", stage]
+    parts = [subprocess.Popen([*command, "--share", str(share)]) for share in range(args.processes)]
+    try:
+        codes = [part.wait() for part in parts]
+        if any(codes):
+            raise SystemExit(f"a process of stage {stage} failed")
+    finally:
+        for part in parts:
+            part.kill()
+
+
+def do_share(course: Course, stage: str, share: slice) -> None:
+    """A process's part of a stage."""
+    if stage == "collect":
+        for name in course.args.formats:
+            course.collect(name, course.learning[share])
+    elif stage == "choose":
+        for each in course.learn():
+            course.compared(each, course.choosing[share], stage)
+    else:
+        course.compared(course.choose()[0], course.held_out[share], stage)
+
+
+def do_all(course: Course, stage: str) -> dict[str, object]:
+    """A stage and all before it, as far as the folder does not hold them yet; what the last line tells."""
+    args = course.args
+    if stage == "collect":
+        means = {}
+        for name in args.formats:
+            groups, _ = course.collect(name, course.learning)
+            means[name] = _mean([item.reward or 0.0 for group in groups for item in group.candidates])
+        return {"stage": stage, "mean_reward": means}
+    learned = course.learn() if stage == "learn" else course.choose()
+    show(learned)
+    recipes = [row(each) for each in learned]
+    if stage != "judge":
+        return {"stage": stage, "recipes": recipes}
+    before, after = course.compared(learned[0], course.held_out, stage)
+    found = {}
+    for name in METRICS:
+        gap = paired_interval(before.gains[name], after.gains[name], seed=args.seed)
+        assert gap is not None
+        values = (_mean(before.gains[name]), _mean(after.gains[name]), gap.mean, gap.low, gap.high)
+        found[name] = dict(
+            zip(("untrained", "trained", "difference", "low", "high"), (round(v, 5) for v in values), strict=True)
+        )
+    return {
+        "metric": "reward",
+        **found["reward"],
+        "documents": len(course.held_out),
+        "seeds": args.seeds,
+        "algorithm": learned[0].recipe.algorithm,
+        "format": learned[0].recipe.format,
+        **{name: found[name] for name in METRICS[1:]},
+        "rejected": {"untrained": before.rejected, "trained": after.rejected},
+        "recipes": recipes,
+    }
+
+
+def work(args: argparse.Namespace, folder: Path, stage: str) -> dict[str, object]:
+    """A process's share of a stage, or the whole of it."""
+    setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots)
+    own = args.processes if args.share is None else args.share
+    room = Classroom(setup, max_new_tokens=args.new_tokens, folder=folder, own=own)
+    try:
+        course = Course(room, args)
+        if args.share is None:
+            return do_all(course, stage)
+        do_share(course, stage, slice(args.share, None, args.processes))
+        return {"stage": stage, "share": args.share}
+    finally:
+        room.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny random model: proves the machinery, shows nothing")
+    parser.add_argument("--stage", choices=STAGES, default="judge", help="the last stage to do; those before are done")
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--documents", type=int, default=56, help="held-out documents")
+    parser.add_argument("--seeds", type=int, default=3, help="self-edits of each teacher a held-out document")
+    parser.add_argument("--learn-documents", type=int, default=24)
+    parser.add_argument("--choose-documents", type=int, default=16)
+    parser.add_argument("--choose-seeds", type=int, default=1)
+    parser.add_argument("--candidates", type=int, default=4, help="a learning document")
+    parser.add_argument("--algorithms", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
+    formats = ["self-qa+directives", "self-qa", "implications"]
+    parser.add_argument("--formats", nargs="+", default=formats, help="the first with each algorithm, all with rest_em")
+    parser.add_argument("--new-tokens", type=int, default=208, help="longest self-edit")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side in a process")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--folder", type=Path, help="keeps what was found; the same command goes on from it")
+    parser.add_argument("--share", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.quick:
+        args.model, args.documents, args.seeds, args.processes = "tiny", 2, 2, 1
+        args.learn_documents, args.choose_documents, args.candidates = 2, 2, 3
+        args.algorithms, args.formats = ["rest_em", "grpo"], ["none", "rewrite"]
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as temporary:
+        folder = args.folder or Path(temporary)
+        if args.share is None and args.processes > 1:
+            for stage in STAGES[: STAGES.index(args.stage) + 1]:
+                # Learning is no work to be shared: the updates of one teacher take turns.
+                if stage == "learn":
+                    work(args, folder, stage)
+                else:
+                    run_shares(args, folder, stage)
+        told = work(args, folder, args.stage)
+    if args.share is None:
+        seconds = time.monotonic() - begun
+        print(f"\n{args.model}, {platform.machine()}, {args.threads} threads, seed {args.seed}, {seconds:.0f} s")
+        print(json.dumps({**told, "seed": args.seed, "seconds": round(seconds, 1)}))
+
+
+if __name__ == "__main__":
+    main()
