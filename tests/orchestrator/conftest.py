@@ -170,6 +170,8 @@ class FakeTeacher(teacher_grpc.TeacherServiceServicer):
     def __init__(self) -> None:
         self.written: list[str] = []
         self.prompts: list[str] = []
+        self.requests: list[str] = []
+        """All that was sent, as text."""
         self.updates: list[Any] = []
         self.server: grpc.aio.Server | None = None
         self.port = 0
@@ -205,6 +207,7 @@ class FakeTeacher(teacher_grpc.TeacherServiceServicer):
     async def WriteSelfEdits(self, request: Any, context: Any) -> AsyncIterator[Any]:
         self.written.append(request.task.id)
         self.prompts.append(request.format.prompt)
+        self.requests.append(str(request))
         for index in range(request.candidates):
             text = f"{request.task.id} by {request.policy_version} number {1 if index == 2 else index}"
             result: SelfEdit | Rejection = SelfEdit((TextDocument(text),))
