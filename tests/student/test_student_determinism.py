@@ -1,0 +1,166 @@
+"""A deterministic student in bfloat16 gives one key the same bits, whatever arrives beside it.
+
+A large model's products round by the shape of their batch; a tiny one's hardly do. So here every projection of the base
+is made to: what shares a step or a batch with others comes out otherwise, on any machine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from student.bank import BankLinear
+from student.engine import StudentEngine
+from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, Failure, InnerLoopSettings
+from tutelage.domain.self_edit import Directives, Rejection, SelfEdit, question_answer
+from tutelage.domain.task import Question, Quiz
+from tutelage.models.loading import load_model
+
+FIRST = Quiz((Question("q1", "Which bird is on the arms?", "heron"), Question("q2", "Who?", "Hamo Drysse")))
+SECOND = Quiz((Question("q1", "What do they make there?", "seals"),))
+RETENTION = Quiz((Question("r1", "What is the capital of France?", "Paris"),))
+
+
+def round_by_shape(engine: StudentEngine) -> None:
+    """Every output of a projection is off by some units in the last place, by how many tokens are in the batch."""
+    for module in engine._loaded.model.modules():
+        if isinstance(module, BankLinear):
+            module.base.register_forward_hook(
+                lambda layer, inputs, output: output * (1 + (inputs[0].shape[:-1].numel() % 7 - 3) / 128)
+            )
+
+
+@pytest.fixture
+def rounding(student, tiny_path, tmp_path) -> Callable[..., StudentEngine]:
+    """Makes students that round by shape; each keeps what it knows under the name given."""
+
+    def make(name: str, **settings: object) -> StudentEngine:
+        model = load_model(str(tiny_path), quantisation="nf4", device="cpu", compute_dtype="bfloat16", threads=1)
+        engine = student(model, data_dir=tmp_path / name, **settings)
+        round_by_shape(engine)
+        return engine
+
+    return make
+
+
+def keys_of(make_key, engine: StudentEngine, seed: int = 0) -> list[EvaluationKey]:
+    """Five evaluations that differ in length, rank, rate, epochs and quiz."""
+    keys = []
+    for i in range(5):
+        documents = [question_answer(f"Which bird of {j}?", "heron " * (1 + (i + j) % 4)) for j in range(1 + i % 3)]
+        directives = Directives(learning_rate=(1e-3, 5e-3)[i % 2], epochs=2 + i % 3, rank=(2, 4, 8)[i % 3])
+        edit = SelfEdit(tuple(documents), directives)
+        keys.append(
+            make_key(
+                engine,
+                self_edit=edit,
+                quiz=(FIRST, SECOND)[i % 2],
+                retention_quiz=RETENTION,
+                graders=("contains", "loglik"),
+                settings=InnerLoopSettings(rank=4, alpha=8, batch_size=1 + i % 2),
+                seed=seed + i,
+            )
+        )
+    return keys
+
+
+def outcome_of(engine: StudentEngine, key: EvaluationKey) -> object:
+    job = engine.evaluate(key, lease_s=120)
+    assert job.done.wait(120)
+    return job.outcome
+
+
+def at_once(engine: StudentEngine, keys: Sequence[EvaluationKey]) -> list[object]:
+    """The outcomes of evaluations that all wait when the first is begun."""
+    gate, entered = threading.Event(), threading.Event()
+    engine._scheduler.call(lambda: (entered.set(), gate.wait(60)))
+    assert entered.wait(60)
+    jobs = [engine.evaluate(key, lease_s=120) for key in keys]
+    gate.set()
+    for job in jobs:
+        assert job.done.wait(120)
+    return [job.outcome for job in jobs]
+
+
+def timeless(outcomes: Sequence[object]) -> list[EvaluationReport]:
+    reports = []
+    for report in outcomes:
+        assert isinstance(report, EvaluationReport), report
+        cost = dataclasses.replace(report.cost, train_seconds=0, quiz_seconds=0, baseline_cached=False)
+        reports.append(dataclasses.replace(report, cost=cost, finished_at=report.finished_at.min))
+    return reports
+
+
+def cached(outcomes: Sequence[object]) -> list[bool]:
+    return [outcome.cost.baseline_cached for outcome in outcomes if isinstance(outcome, EvaluationReport)]
+
+
+@pytest.fixture
+def quiet(rounding, make_key) -> list[EvaluationReport]:
+    """The reports of a deterministic student that is asked one evaluation after another."""
+    engine = rounding("quiet", slots=None, deterministic=True)
+    return timeless([outcome_of(engine, key) for key in keys_of(make_key, engine)])
+
+
+def test_slots_that_are_shared_round_otherwise(rounding, make_key):
+    """What the tests below rest on: here a neighbour does show in the bits."""
+    alone, shared = rounding("alone", slots=1), rounding("shared", slots=5)
+    (key, *others) = keys_of(make_key, alone)
+    assert [key, *others] == keys_of(make_key, shared)
+    (report,), (beside, *_) = timeless([outcome_of(alone, key)]), timeless(at_once(shared, [key, *others]))
+    assert report.cost.first_loss != beside.cost.first_loss
+    assert report.after != beside.after
+
+
+def test_neighbours_and_their_order_do_not_show(rounding, make_key, quiet):
+    engine = rounding("crowd", slots=None, deterministic=True)
+    keys = keys_of(make_key, engine)
+    assert timeless(reversed(at_once(engine, keys[::-1]))) == quiet
+
+
+def test_baselines_that_are_known_do_not_show(rounding, make_key, quiet):
+    engine = rounding("known", slots=None, deterministic=True)
+    keys = keys_of(make_key, engine)
+    # One of the two quizzes is known, then also the other; what the quiet student had known differs.
+    assert cached([outcome_of(engine, keys[3]), outcome_of(engine, keys[0])]) == [False, False]
+    rest = [keys[4], keys[2], keys[1]]
+    outcomes = at_once(engine, rest)
+    assert cached(outcomes) == [True, True, True]
+    stored = [outcome_of(engine, key) for key in keys]
+    assert timeless(stored) == quiet
+    assert [quiet[4], quiet[2], quiet[1]] == timeless(outcomes)
+
+
+def test_strangers_faults_and_other_calls_do_not_show(rounding, make_key, quiet):
+    engine = rounding("busy", slots=None, deterministic=True)
+    keys, strangers = keys_of(make_key, engine), keys_of(make_key, engine, seed=50)
+    fault = dataclasses.replace(keys[0], self_edit=dataclasses.replace(keys[0].self_edit, documents=()))
+    long = dataclasses.replace(strangers[1].self_edit, directives=Directives(epochs=30))
+    begun = threading.Event()
+    left = engine.evaluate(
+        dataclasses.replace(strangers[1], self_edit=long),
+        watcher=lambda event: begun.set() if getattr(event, "steps_done", 0) else None,
+    )
+    assert begun.wait(60)
+    engine.answer(SECOND.questions)
+    assert engine.cancel_evaluation(left.id)
+    mixed = [strangers[0], keys[2], fault, keys[4], strangers[3], keys[0], keys[3], strangers[2], keys[1]]
+    outcomes = at_once(engine, mixed)
+    assert isinstance(left.outcome, Failure)
+    assert isinstance(outcomes[2], Rejection)
+    assert timeless([outcomes[mixed.index(key)] for key in keys]) == quiet
+
+
+def test_a_restart_does_not_show(rounding, make_key, quiet):
+    first = rounding("restarted", slots=None, deterministic=True)
+    outcome_of(first, keys_of(make_key, first, seed=50)[0])
+    first.close()
+    second = rounding("restarted", slots=None, deterministic=True)
+    keys = keys_of(make_key, second)
+    outcomes = at_once(second, keys)
+    # The quiz of the first evaluation and the retention quiz are known from before, the other's is not.
+    assert cached(outcomes)[:2] == [True, False]
+    assert timeless(outcomes) == quiet
