@@ -29,10 +29,10 @@ REPLY_STARTS: Mapping[Parser, str] = {
 """How the reply is begun, by parser; empty where a format asks for directives, which come first."""
 
 DIRECTIVES_ASKED = (
-    "Begin with one line of JSON that says how a student shall be trained on what you write: learning_rate, epochs, "
-    "rank, loss_mask (all or completion), and notes, the number of notes that you write."
+    "Begin your reply with one line of JSON that says how a student shall be trained on what you write: learning_rate, "
+    "epochs, rank, loss_mask (all or completion), and notes, the number of notes that you write."
 )
-"""What a prompt ends with where a format asks for directives."""
+"""What a prompt begins with where a format asks for directives."""
 _KEYS = ("name", "prompt", "parser", "directives", "max_documents")
 
 
@@ -92,7 +92,8 @@ def render_prompt(format: Format, task: Task) -> str:
     # Split first, so that braces inside the document are never taken for places.
     pieces = prompt.split("{text}")
     told = text.join(piece.replace("{title}", title) for piece in pieces).strip()
-    return f"{told}\n\n{DIRECTIVES_ASKED}" if format.directives else told
+    # First, so that the last words, which small models obey, are about the notes; the line of JSON has a form anyway.
+    return f"{DIRECTIVES_ASKED}\n\n{told}" if format.directives else told
 
 
 def reply_start(format: Format) -> str:

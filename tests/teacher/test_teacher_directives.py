@@ -152,6 +152,6 @@ def test_a_number_of_notes_that_is_none_is_rejected(notes: str) -> None:
 
 
 def test_the_prompt_asks_for_directives_where_the_format_has_them() -> None:
-    assert render_prompt(DIRECTED, TASK).endswith(DIRECTIVES_ASKED)
+    assert render_prompt(DIRECTED, TASK).startswith(DIRECTIVES_ASKED)
     assert DIRECTIVES_ASKED not in render_prompt(MIXED, TASK)
     assert all(name in DIRECTIVES_ASKED for name in SCHEMA["required"])
