@@ -133,6 +133,23 @@ def test_questions_are_made_by_the_first_policy_and_written_to_be_looked_through
     assert asking.seen == [("lamp", "policy-0"), ("other", "policy-0")]
 
 
+@pytest.mark.parametrize(
+    ("where", "ids"), [("beside", ["asked-q1", "made-1", "made-2"]), ("instead", ["made-1", "made-2"])]
+)
+def test_made_questions_beside_or_instead_of_those_that_were_given(
+    asking: Any, served: Callable[..., Any], tmp_path: Path, where: str, ids: list[str]
+) -> None:
+    output = tmp_path / "asked.jsonl"
+    with served() as address:
+        arguments = ["quiz", str(_documents(tmp_path)), "-o", str(output), "--where", where]
+        told = CliRunner().invoke(app, [*arguments, "--orchestrator", address])
+    assert told.exit_code == 0, told.output
+    assert "asked: 2 of 6 questions made" in told.stderr
+    tasks = {item.task.id: item for item in read_tasks(output)}
+    assert [each.id for each in tasks["asked"].quiz.questions] == ids
+    assert len(tasks["lamp"].quiz.questions) == 3
+
+
 def test_adapt_makes_what_is_missing_and_leaves_out_what_cannot_be_asked(
     asking: Any, served: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -6,31 +6,47 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, Orchestrator, orchestrator_client
-from tutelage.domain.task import DocumentTask
+from tutelage.domain.task import DocumentTask, Quiz
 
 if TYPE_CHECKING:
     from tutelage.client import OrchestratorClient
     from tutelage.domain.run import TaskWithQuiz
 
 
+class Where(StrEnum):
+    """For which documents questions are made."""
+
+    MISSING = "missing"
+    BESIDE = "beside"
+    INSTEAD = "instead"
+
+
 async def ask_about(
-    client: OrchestratorClient, tasks: Sequence[TaskWithQuiz], most: int, least: int, seed: int
+    client: OrchestratorClient,
+    tasks: Sequence[TaskWithQuiz],
+    most: int,
+    least: int,
+    seed: int,
+    where: Where = Where.MISSING,
 ) -> tuple[list[TaskWithQuiz], list[tuple[TaskWithQuiz, int]]]:
-    """The tasks with questions made where there were none, and those for which fewer than `least` could be made."""
+    """The tasks with questions made, as a rule where there were none; those for which fewer than `least` could be."""
     asked, left_out = [], []
     for item in tasks:
-        if item.quiz.questions or not isinstance(item.task.content, DocumentTask):
+        given = item.quiz.questions
+        if (given and where is Where.MISSING) or not isinstance(item.task.content, DocumentTask):
             asked.append(item)
             continue
-        quiz = await client.make_quiz(item.task, most, seed=seed)
-        if len(quiz.questions) < least:
-            left_out.append((dataclasses.replace(item, quiz=quiz), len(quiz.questions)))
+        made = (await client.make_quiz(item.task, most, seed=seed)).questions
+        quiz = Quiz((*(given if where is Where.BESIDE else ()), *made))
+        if len(made) < least:
+            left_out.append((dataclasses.replace(item, quiz=quiz), len(made)))
         else:
             asked.append(dataclasses.replace(item, quiz=quiz))
     return asked, left_out
@@ -57,10 +73,13 @@ def quiz(
         Path | None, typer.Option("-o", "--output", help="File to write; standard output if not given.")
     ] = None,
     questions: Annotated[int, typer.Option(min=1, max=24, help="Questions wanted for a document.")] = 6,
+    where: Annotated[
+        Where, typer.Option(help="Made where questions are missing, beside those that were given, or instead of them.")
+    ] = Where.MISSING,
     seed: Annotated[int, typer.Option(help="The same seed gives the same questions.")] = 0,
     orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
 ) -> None:
-    """Make questions for documents that have none. Look through them: a model wrote them."""
+    """Make questions for documents. Look through them: a model wrote them. Their ids begin with `made-`."""
     from tutelage.documents import read_tasks
     from tutelage.domain.errors import InvalidInput
 
@@ -71,7 +90,7 @@ def quiz(
 
     async def call() -> list[TaskWithQuiz]:
         async with orchestrator_client(orchestrator) as client:
-            asked, _ = await ask_about(client, tasks, questions, 0, seed)
+            asked, _ = await ask_about(client, tasks, questions, 0, seed, where)
             return asked
 
     asked = asyncio.run(call())
@@ -80,8 +99,7 @@ def quiz(
         typer.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
-    before = {item.task.id: len(item.quiz.questions) for item in tasks}
-    for item in asked:
-        made = len(item.quiz.questions) - before[item.task.id]
-        if not before[item.task.id]:
+    for before, item in zip(tasks, asked, strict=True):
+        made = len(item.quiz.questions) - (len(before.quiz.questions) if where is Where.BESIDE else 0)
+        if where is not Where.MISSING or not before.quiz.questions:
             typer.echo(f"{item.task.id}: {made} of {questions} questions made", err=True)
