@@ -37,6 +37,8 @@ from transformers import Trainer, TrainingArguments
 
 from benchmarks.peft_loop import fresh_parameters, peft_adapted, train_alone
 from student.bank import Bank
+from student.bank_step import Limits
+from student.capacity import Capacity
 from student.evaluation import Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.inner_loop import Row
@@ -111,7 +113,7 @@ def by_bank(loaded: LoadedModel, bank: Bank, load: Workload, slots: int, edits: 
     with tempfile.TemporaryDirectory() as folder:
         store = EvaluationStore(Path(folder), hold_s=0, max_held_bytes=2**40)
         quiz = QuizSettings(max_new_tokens, 64)
-        room = Room(bank, store, quiz, slots=slots, max_step_tokens=2048)
+        room = Room(bank, store, quiz, Capacity(bank, 2**34, slots, Limits(2048)))
         waiting = list(range(edits))
         ended = 0
         while ended < edits:

@@ -14,8 +14,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
+from student.bank import layer_of
 from student.inner_loop import Row, learning_rate_at, micro_batches
 from student.lora import LoraWeights
+from student.lower_layers import first_adapted
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.models.chat import NO_LOSS
 from tutelage.models.loading import LoadedModel
@@ -51,7 +53,9 @@ def peft_adapted(
         names = list(parent.modules)
         configs[PARENT] = LoraConfig(r=parent.rank, lora_alpha=parent.rank, target_modules=names, lora_dropout=0.0)
     if fresh is not None:
-        targets = [n for n in _linear_names(loaded) if not fresh.target_modules or n.endswith(fresh.target_modules)]
+        first = first_adapted(loaded.model, fresh.adapt_last_layers)
+        named = [n for n in _linear_names(loaded) if not fresh.target_modules or n.endswith(fresh.target_modules)]
+        targets = [name for name in named if layer_of(name) >= first]
         configs[FRESH] = LoraConfig(r=fresh.rank, lora_alpha=fresh.alpha, target_modules=targets, lora_dropout=0.0)
     peft_model: PeftModel | None = None
     for name, config in configs.items():

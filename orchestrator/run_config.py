@@ -70,6 +70,17 @@ class InnerLoopConfig(Settings):
     """AdamW's weight decay."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip norm; 0 turns clipping off."""
+    adapt_layers: str = Field(default="all", pattern=r"^(all|last-[1-9][0-9]*)$")
+    """Decoder layers that carry LoRA: `all`, or `last-4` for the last four; those below are then computed once a
+    document and not once an epoch."""
+    plateau_epochs: int = Field(default=0, ge=0)
+    """Ends the loop after so many epochs in a row without a lower loss; 0 means never."""
+
+    def to_domain(self) -> InnerLoopSettings:
+        """The same as the domain's dataclass."""
+        values = dict(self)
+        layers = values.pop("adapt_layers")
+        return InnerLoopSettings(**values, adapt_last_layers=0 if layers == "all" else int(layers[len("last-") :]))
 
 
 class RewardConfig(Settings):
@@ -241,7 +252,7 @@ class RunConfig(Settings):
 
     def inner_loop_settings(self) -> InnerLoopSettings:
         """The domain's settings of the inner loop."""
-        return InnerLoopSettings(**dict(self.inner_loop))
+        return self.inner_loop.to_domain()
 
     def sampling_settings(self) -> Sampling:
         """The domain's sampling."""

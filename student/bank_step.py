@@ -1,27 +1,57 @@
-"""One step of many slots: their micro-batches through one forward and one backward pass.
+"""One step of many slots: their micro-batches through as few forward and backward passes as the memory allows.
 
-The loss is the sum of the slots' mean losses. A slot's tokens only meet its own adapter, so the sum keeps the gradients
-apart, and each slot learns exactly what it would learn alone. Logits are computed only where a label is, a chunk at a
-time. Shape suffixes: N tokens, M labelled tokens, C those of a chunk, D hidden, V vocabulary.
+The loss of a pass is the sum of its slots' shares of their mean losses. A slot's tokens only meet its own adapter, so
+the sum keeps the gradients apart, and each slot learns exactly what it would learn alone; a micro-batch larger than a
+pass adds its gradient up over several. Logits are computed only where a label is, a chunk at a time.
+Shape suffixes: N tokens, T those of one row, M labelled tokens, C those of a chunk, D hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from student.bank import Bank, Stretch
+from student.checkpointing import checkpointed
 from student.heads import hidden_at, logits_at, plain_head
 from student.inner_loop import Row
-from student.packing import no_mask, packed_rows, positions_of
+from student.lower_layers import above, below
+from student.packing import packed_inputs
 from student.slot import Slot
 from tutelage.domain.self_edit import Rejection
 from tutelage.models.chat import NO_LOSS
 
 CHUNK = 256
 """Labelled tokens whose logits are held at a time."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one pass may take."""
+
+    tokens: int
+    """Most tokens; a longer row is a pass of its own."""
+    kept_tokens: int = 2**31
+    """Tokens above which activations are not kept but computed again in the backward pass."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of one slot's micro-batch that are in one pass."""
+
+    slot: Slot
+    rows: tuple[Row, ...]
+    last: bool
+    """Whether the micro-batch ends with it."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(row.ids) for row in self.rows)
 
 
 class StepFailed(Exception):
@@ -32,50 +62,61 @@ class StepFailed(Exception):
         self.slots, self.error = slots, error
 
 
-def groups_of(slots: Sequence[Slot], max_tokens: int) -> list[list[Slot]]:
-    """The slots in their order, in groups whose micro-batches hold at most `max_tokens`; one slot may be a group."""
-    groups: list[list[Slot]] = []
-    held = 0
-    for slot in slots:
-        size = sum(len(row.ids) for row in slot.batch)
-        if not groups or held + size > max_tokens:
-            groups.append([])
-            held = 0
-        groups[-1].append(slot)
-        held += size
-    return groups
+def passes_of(slots: Sequence[Slot], max_tokens: int) -> list[list[Part]]:
+    """The micro-batches in the slots' order, in passes of at most `max_tokens`; a longer row is a pass of its own.
+
+    Slots whose lowest adapted layers differ never meet in a pass.
+    """
+    passes: list[list[Part]] = []
+    first_layers = list(dict.fromkeys(slot.first_layer for slot in slots))
+    for first_layer in first_layers:
+        held = max_tokens + 1
+        for slot in (slot for slot in slots if slot.first_layer == first_layer):
+            rows: list[Row] = []
+            for i, row in enumerate(slot.batch):
+                if held + len(row.ids) > max_tokens:
+                    if rows:
+                        passes[-1].append(Part(slot, tuple(rows), last=False))
+                        rows = []
+                    passes.append([])
+                    held = 0
+                rows.append(row)
+                held += len(row.ids)
+                if i == len(slot.batch) - 1:
+                    passes[-1].append(Part(slot, tuple(rows), last=True))
+    return passes
 
 
-def step(bank: Bank, slots: Sequence[Slot], max_tokens: int) -> Iterator[tuple[Slot, Rejection | None]]:
+def step(bank: Bank, slots: Sequence[Slot], limits: Limits) -> Iterator[tuple[Slot, Rejection | None]]:
     """Takes one step in every slot, as it is iterated; with a rejection for each slot that diverged.
 
     Raises StepFailed; the slots that came before it have taken their step.
     """
-    for group in groups_of(slots, max_tokens):
+    losses: dict[Slot, float] = {}
+    for parts in passes_of(slots, limits.tokens):
         try:
-            losses = backward(bank, group)
+            shares = backward(bank, parts, limits)
         except Exception as error:
-            for slot in group:
-                slot.forget_gradient()
-            raise StepFailed(group, error) from error
-        for slot, loss in zip(group, losses, strict=True):
-            yield slot, slot.learn(loss)
+            for part in parts:
+                part.slot.forget_gradient()
+            raise StepFailed([part.slot for part in parts], error) from error
+        for part, share in zip(parts, shares, strict=True):
+            losses[part.slot] = losses.get(part.slot, 0.0) + share
+            if part.last:
+                yield part.slot, part.slot.learn(losses[part.slot])
 
 
-def backward(bank: Bank, slots: Sequence[Slot]) -> list[float]:
-    """Adds the gradient of each slot's mean loss to its adapter; the mean losses, in nats."""
-    rows: list[Row] = []
-    owners: list[int] = []
+def backward(bank: Bank, parts: Sequence[Part], limits: Limits) -> list[float]:
+    """Adds the gradient of each part's share of its slot's mean loss to the adapter; the shares, in nats."""
+    rows = [row for part in parts for row in part.rows]
     stretches = []
     at = 0
-    for index, slot in enumerate(slots):
-        rows.extend(slot.batch)
-        owners.extend([index] * len(slot.batch))
-        size = sum(len(row.ids) for row in slot.batch)
-        stretches.append(Stretch(at, at + size, slot.adapters))
-        at += size
+    for part in parts:
+        stretches.append(Stretch(at, at + part.tokens, part.slot.adapters))
+        at += part.tokens
     lengths = [len(row.ids) for row in rows]
-    supervised = [sum(row.supervised for row in slot.batch) for slot in slots]
+    owners = [index for index, part in enumerate(parts) for _ in part.rows]
+    supervised = [sum(row.supervised for row in part.slot.batch) for part in parts]
     ids_N = torch.tensor([token for row in rows for token in row.ids])
     # A token's target is the label after it; a row's last token has none.
     targets_N = torch.tensor([label for row in rows for label in (*row.labels[1:], NO_LOSS)])
@@ -83,25 +124,43 @@ def backward(bank: Bank, slots: Sequence[Slot]) -> list[float]:
     at_M = (targets_N != NO_LOSS).nonzero().squeeze(1)
     owners_M = owners_N[at_M]
     weights_M = 1.0 / torch.tensor(supervised, dtype=torch.float32)[owners_M]
-    device = bank.device
-    with bank.routed(stretches, training=True), packed_rows(lengths):
-        losses_M = _backward(bank, ids_N, positions_of(lengths, device), at_M, targets_N[at_M], weights_M)
-    sums = torch.zeros(len(slots), dtype=torch.float64).index_add_(0, owners_M, (losses_M * weights_M).double())
+    inputs = packed_inputs(ids_N, lengths, bank.device)
+    model, first = bank.loaded.model, parts[0].slot.first_layer
+    _remember_lower(bank, parts, first)
+    with ExitStack() as stack:
+        if first:
+            kept = [part.slot.lower[row] for part in parts for row in part.rows]
+            stack.enter_context(above(model, first, kept))
+        if at > limits.kept_tokens:
+            stack.enter_context(checkpointed(model))
+        stack.enter_context(bank.routed(stretches, training=True))
+        losses_M = _backward(bank, inputs, at_M, targets_N[at_M], weights_M)
+    sums = torch.zeros(len(parts), dtype=torch.float64).index_add_(0, owners_M, (losses_M * weights_M).double())
     return [float(value) for value in sums]
 
 
+def _remember_lower(bank: Bank, parts: Sequence[Part], first: int) -> None:
+    """Computes what enters the lowest adapted layer, for rows that are seen for the first time."""
+    missing = [(part.slot, row) for part in parts for row in part.rows if first and row not in part.slot.lower]
+    if not missing:
+        return
+    stretches, at = [], 0
+    for slot, row in missing:
+        stretches.append(Stretch(at, at + len(row.ids), slot.adapters))
+        at += len(row.ids)
+    lengths = [len(row.ids) for _, row in missing]
+    ids_N = torch.tensor([token for _, row in missing for token in row.ids])
+    with bank.routed(stretches):
+        hidden_ND = below(bank.loaded.model, first, packed_inputs(ids_N, lengths, bank.device))
+    for (slot, row), hidden_TD in zip(missing, hidden_ND.split(lengths), strict=True):
+        slot.lower[row] = hidden_TD.clone()
+
+
 def _backward(
-    bank: Bank,
-    ids_N: torch.Tensor,
-    positions_1N: torch.Tensor,
-    at_M: torch.Tensor,
-    targets_M: torch.Tensor,
-    weights_M: torch.Tensor,
+    bank: Bank, inputs: dict[str, Any], at_M: torch.Tensor, targets_M: torch.Tensor, weights_M: torch.Tensor
 ) -> torch.Tensor:
     """Back-propagates the weighted sum of the tokens' cross-entropies; the cross-entropies, on the CPU, float32."""
     model, device = bank.loaded.model, bank.device
-    inputs = {"input_ids": ids_N.unsqueeze(0).to(device), "position_ids": positions_1N, "use_cache": False}
-    inputs["attention_mask"] = no_mask(device)
     at_M, targets_M, weights_M = at_M.to(device), targets_M.to(device), weights_M.to(device)
     if not plain_head(model):
         logits_MV = logits_at(model, inputs, at_M).float()

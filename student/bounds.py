@@ -40,6 +40,8 @@ def check_settings(settings: InnerLoopSettings, bounds: Bounds) -> None:
             violations.append(FieldViolation(f"settings.{name}", str(value), f"{low:g} to {high:g}"))
     if settings.batch_size < 1:
         violations.append(FieldViolation("settings.batch_size", str(settings.batch_size), "at least 1"))
+    if settings.plateau_epochs < 0:
+        violations.append(FieldViolation("settings.plateau_epochs", str(settings.plateau_epochs), "0 or more"))
     for name in ("weight_decay", "max_grad_norm"):
         value = getattr(settings, name)
         if not (math.isfinite(value) and value >= 0):

@@ -67,6 +67,9 @@ class StudentSettings(Settings):
     """Evaluations trained side by side on the one base; nothing chooses by the free memory, at most 16."""
     max_step_tokens: int = Field(default=2048, ge=1)
     """Most tokens of one forward and backward pass, over all slots; bounds the memory of a step."""
+    max_training_gib: float | None = Field(default=None, gt=0)
+    """Most GiB that training takes beside the base; nothing takes 60 % of what is free at the start. It decides the
+    slots, where they are not given, and an evaluation that needs more alone is refused with RESOURCE_EXHAUSTED."""
     max_queue: int = Field(default=64, ge=0)
     """Evaluations that may wait; one more is refused with RESOURCE_EXHAUSTED."""
     data_dir: Path

@@ -17,11 +17,12 @@ from importlib.metadata import PackageNotFoundError, version
 from student.adapters import AdapterStore
 from student.bank import Bank, BankAdapter, targeted
 from student.bounds import check_settings
-from student.capacity import slots_for
+from student.capacity import Capacity
 from student.config import StudentSettings
 from student.evaluation import QuizSettings
 from student.evaluations import EvaluationStore
 from student.lora import concatenate, recompress
+from student.lower_layers import first_adapted
 from student.memory import memory_faults
 from student.metrics import StudentMetrics
 from student.packing import enable_packing
@@ -44,7 +45,7 @@ from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationReport, 
 from tutelage.domain.task import Question
 from tutelage.models.loading import LoadedModel
 
-ENGINE_REVISION = "3"
+ENGINE_REVISION = "4"
 """Raised by every change of the code that changes what the same key results in."""
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class StudentEngine:
             self.bounds,
             self._loaded.context_length,
             settings.deterministic,
+            settings.max_step_tokens,
         ]
         decisive = [part if dataclasses.is_dataclass(part) else str(part) for part in decisive]
         self.engine_revision = f"{ENGINE_REVISION}.{content_hash(decisive)[:8]}"
@@ -85,15 +87,17 @@ class StudentEngine:
         )
         self._in_memory: OrderedDict[str, BankAdapter] = OrderedDict()
         self._memory_lock = threading.Lock()
-        room = Room(
-            self._bank,
-            self._store,
-            self._quiz,
-            slots=slots_for(self._bank, settings),
-            max_step_tokens=settings.max_step_tokens,
-        )
+        capacity = Capacity.of(self._bank, settings)
+        room = Room(self._bank, self._store, self._quiz, capacity)
         work = RoomWork(
-            room, loaded, self._parent, bounds=self.bounds, quiz=self._quiz, store=self._store, metrics=metrics
+            room,
+            loaded,
+            self._parent,
+            bounds=self.bounds,
+            quiz=self._quiz,
+            store=self._store,
+            metrics=metrics,
+            capacity=capacity,
         )
         self._room = room
         self._scheduler = Scheduler(work, max_queue=settings.max_queue, metrics=metrics)
@@ -160,7 +164,8 @@ class StudentEngine:
         if violations:
             raise InvalidInput(violations)
         check_settings(key.settings, self.bounds)
-        targeted(self._bank.projections, key.settings.target_modules)
+        first = first_adapted(self._loaded.model, key.settings.adapt_last_layers)
+        targeted(self._bank.projections, key.settings.target_modules, first)
         with self._front_lock:
             check_quiz(self._front, key.quiz.questions, self.settings.max_new_tokens, "key.quiz")
             check_quiz(self._front, key.retention_quiz.questions, self.settings.max_new_tokens, "key.retention_quiz")

@@ -18,6 +18,8 @@ from tutelage.models.chat import NO_LOSS
 
 EXPLODED = 4.0
 """A loss this many times above both its start and that of a uniform guess has exploded."""
+PLATEAU = 0.01
+"""Share of the best epoch's loss by which another must lie below it to be progress."""
 
 
 class Cancelled(Exception):
@@ -68,6 +70,30 @@ def micro_batches(rows: Sequence[Row], settings: InnerLoopSettings, seed: int) -
         for start in range(0, len(order), settings.batch_size):
             batches.append([rows[i] for i in order[start : start + settings.batch_size]])
     return batches
+
+
+class Plateau:
+    """Whether the mean loss of an epoch has stopped falling for `patience` epochs in a row; never with 0."""
+
+    def __init__(self, patience: int, steps_an_epoch: int) -> None:
+        self._patience, self._steps = patience, steps_an_epoch
+        self._losses: list[float] = []
+        self._best = math.inf
+        self._waited = 0
+
+    @property
+    def reached(self) -> bool:
+        return 0 < self._patience <= self._waited
+
+    def add(self, loss: float) -> None:
+        """The mean loss of one more step, nats."""
+        self._losses.append(loss)
+        if len(self._losses) < self._steps:
+            return
+        mean = sum(self._losses) / len(self._losses)
+        self._losses.clear()
+        self._waited = 0 if mean < (1 - PLATEAU) * self._best else self._waited + 1
+        self._best = min(self._best, mean)
 
 
 def exploded_above(first_loss: float, vocabulary: int) -> float:

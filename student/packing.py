@@ -2,14 +2,12 @@
 
 The base's projections see [1, N] tokens; positions start anew with each row, and attention runs row by row. The
 attention function is registered with transformers, so that every family that goes through its attention interface is
-served; outside of `packed_rows` it is transformers' own.
+served; a model that is not told `packed_lengths` attends as before.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,17 +22,20 @@ from student.row_attention import RowAttention
 NAME = "tutelage_packed"
 SHORT = 256
 """Tokens up to which a row's attention is formed whole on a CPU; above it torch's flash kernel is faster."""
-_layout = threading.local()
 
 
-@contextmanager
-def packed_rows(lengths: Sequence[int]) -> Iterator[None]:
-    """Within the block this thread's models are given rows of these lengths, one after the other, as one sequence."""
-    _layout.lengths = list(lengths)
-    try:
-        yield
-    finally:
-        _layout.lengths = None
+def packed_inputs(ids_N: torch.Tensor, lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
+    """What a model is called with for rows of these lengths, one after the other as one sequence."""
+    positions_N = torch.cat([torch.arange(length) for length in lengths])
+    return {
+        "input_ids": ids_N.unsqueeze(0).to(device),
+        "position_ids": positions_N.unsqueeze(0).to(device),
+        # With all four dimensions it is passed on as it is, and nothing reads it.
+        "attention_mask": torch.zeros(1, 1, 1, 1, device=device),
+        "use_cache": False,
+        # transformers hands what it does not know to the attention function.
+        "packed_lengths": tuple(lengths),
+    }
 
 
 def _attention(
@@ -45,9 +46,10 @@ def _attention(
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     sliding_window: int | None = None,
+    packed_lengths: Sequence[int] | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    lengths = getattr(_layout, "lengths", None)
+    lengths = packed_lengths
     if lengths is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -92,16 +94,6 @@ def _banded(length: int, window: int, device: torch.device) -> torch.Tensor:
     at = torch.arange(length, device=device)
     behind = at[:, None] - at[None, :]
     return (behind >= 0) & (behind < window)
-
-
-def positions_of(lengths: Sequence[int], device: torch.device) -> torch.Tensor:
-    """[1, N] positions that start at 0 with each row."""
-    return torch.cat([torch.arange(length) for length in lengths]).unsqueeze(0).to(device)
-
-
-def no_mask(device: torch.device) -> torch.Tensor:
-    """An attention mask for packed rows: with all four dimensions it is passed on as it is, and nothing reads it."""
-    return torch.zeros(1, 1, 1, 1, device=device)
 
 
 def enable_packing(model: Any) -> None:

@@ -18,7 +18,7 @@ import torch
 from student.bank import Bank, BankAdapter, Stretch
 from student.heads import last_logits, logits_at
 from student.inner_loop import Cancelled, Row
-from student.packing import no_mask, packed_rows, positions_of
+from student.packing import packed_inputs
 from student.quiz import LOGLIK, Sitting, asked, gold_row, graded
 from tutelage.domain.evaluation import Answer
 from tutelage.models.chat import NO_LOSS, prompt_ids, stop_ids
@@ -179,14 +179,8 @@ def mean_logliks(bank: Bank, rows: Sequence[tuple[tuple[BankAdapter, ...], Row]]
     owners_N = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor(lengths))
     at_M = (targets_N != NO_LOSS).nonzero().squeeze(1)
     device = bank.device
-    with bank.routed(stretches_of([(a, len(row.ids)) for a, row in rows])), packed_rows(lengths):
-        inputs = {
-            "input_ids": ids_N.unsqueeze(0).to(device),
-            "position_ids": positions_of(lengths, device),
-            "attention_mask": no_mask(device),
-            "use_cache": False,
-        }
-        logits_MV = logits_at(bank.loaded.model, inputs, at_M.to(device))
+    with bank.routed(stretches_of([(a, len(row.ids)) for a, row in rows])):
+        logits_MV = logits_at(bank.loaded.model, packed_inputs(ids_N, lengths, device), at_M.to(device))
     losses_M = torch.nn.functional.cross_entropy(logits_MV.float(), targets_N[at_M].to(device), reduction="none").cpu()
     sums = torch.zeros(len(rows)).index_add_(0, owners_N[at_M], losses_M)
     counts = torch.zeros(len(rows)).index_add_(0, owners_N[at_M], torch.ones(len(at_M)))

@@ -17,6 +17,7 @@ import torch
 
 from student.bank import Bank
 from student.bank_step import StepFailed, step
+from student.capacity import Capacity, slot_bytes
 from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.inner_loop import Cancelled
@@ -25,7 +26,7 @@ from student.quiz import Sitting
 from student.quiz_room import take_quizzes
 from student.slot import Slot
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
-from tutelage.domain.evaluation import Answer, QuizResult
+from tutelage.domain.evaluation import Answer, InnerLoopSettings, QuizResult
 
 log = logging.getLogger(__name__)
 QUIZ_PATIENCE_S = 20.0
@@ -49,12 +50,9 @@ Departure = tuple[Guest, Ended | Exception]
 class Room:
     """At most `slots` guests; used by one thread."""
 
-    def __init__(
-        self, bank: Bank, store: EvaluationStore, quiz: QuizSettings, *, slots: int, max_step_tokens: int
-    ) -> None:
-        self._bank, self._store, self._quiz = bank, store, quiz
-        self._max_step_tokens = max_step_tokens
-        self.slots = slots
+    def __init__(self, bank: Bank, store: EvaluationStore, quiz: QuizSettings, capacity: Capacity) -> None:
+        self._bank, self._store, self._quiz, self._capacity = bank, store, quiz, capacity
+        self.slots = capacity.slots
         self._arrived: list[Guest] = []
         self._training: list[Guest] = []
         self._trained: list[Guest] = []
@@ -76,8 +74,9 @@ class Room:
         """One piece of work: baselines, else a step of all slots, else the quiz of those that are trained."""
         self.last_step_seconds = None
         gone = self._leave_if_stopped()
-        if self._arrived:
-            return gone + self._answer_baselines()
+        entering = self._entering()
+        if entering:
+            return gone + self._answer_baselines(entering)
         if self._training:
             gone += self._step()
         if self._quiz_is_due():
@@ -92,8 +91,16 @@ class Room:
                 gone.append((guest, Cancelled()))
         return gone
 
-    def _answer_baselines(self) -> list[Departure]:
-        guests, self._arrived = self._arrived, []
+    def _entering(self) -> list[Guest]:
+        """Those of the arrived that the memory has room for now; with nobody inside there is room for the first."""
+        held = sum(slot_bytes(self._bank, _settings(guest)) for guest in (*self._training, *self._trained))
+        entering: list[Guest] = []
+        while self._arrived and (held == 0 or self._capacity.fits(held, _settings(self._arrived[0]))):
+            held += slot_bytes(self._bank, _settings(self._arrived[0]))
+            entering.append(self._arrived.pop(0))
+        return entering
+
+    def _answer_baselines(self, guests: list[Guest]) -> list[Departure]:
         started = time.monotonic()
         missing = {key: sitting for guest in guests for key, sitting in guest.evaluation.missing_baselines().items()}
         try:
@@ -147,7 +154,7 @@ class Room:
         guests = {guest.slot: guest for guest in self._training if guest.slot is not None}
         gone: list[Departure] = []
         try:
-            for slot, rejection in step(self._bank, list(guests), self._max_step_tokens):
+            for slot, rejection in step(self._bank, list(guests), self._capacity.limits):
                 guest = guests[slot]
                 if rejection is not None:
                     gone.append((guest, Ended(rejection)))
@@ -205,6 +212,10 @@ class Room:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return out_of_memory()
+
+
+def _settings(guest: Guest) -> InnerLoopSettings:
+    return guest.evaluation.effective.settings
 
 
 def _slot(guest: Guest) -> Slot:

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from student.bank import Bank, BankAdapter, targeted
-from student.inner_loop import Row, Trained, diverged, exploded_above, learning_rate_at, micro_batches
+from student.inner_loop import Plateau, Row, Trained, diverged, exploded_above, learning_rate_at, micro_batches
+from student.lower_layers import first_adapted
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.self_edit import Rejection
 
@@ -39,11 +40,16 @@ class Slot:
         progress: Progress | None = None,
     ) -> None:
         self.settings, self._progress = settings, progress
-        targets = targeted(bank.projections, settings.target_modules)
+        self.first_layer = first_adapted(bank.loaded.model, settings.adapt_last_layers)
+        """The lowest decoder layer that the fresh adapter acts on."""
+        self.lower: dict[Row, torch.Tensor] = {}
+        """What enters that layer, [T, D] a row, once it was computed; nothing below it ever changes."""
+        targets = targeted(bank.projections, settings.target_modules, self.first_layer)
         self.adapter = BankAdapter(targets, settings.rank, settings.alpha / settings.rank, bank.device, trainable=True)
         self.adapter.initialise(seed)
         self.adapters = (parent, self.adapter) if parent is not None else (self.adapter,)
         self._batches = micro_batches(rows, settings, seed)
+        self._plateau = Plateau(settings.plateau_epochs, self.steps // settings.epochs)
         # One vector, so that a step of AdamW is one pass over memory.
         self._parameter = nn.Parameter(self.adapter.values_P)
         self._parameter.grad = self.adapter.grad_P
@@ -62,7 +68,7 @@ class Slot:
 
     @property
     def finished(self) -> bool:
-        return self._step == self.steps
+        return self._step == self.steps or self._plateau.reached
 
     @property
     def batch(self) -> list[Row]:
@@ -86,6 +92,7 @@ class Slot:
         self._optimiser.step()
         grad_P.zero_()
         self._step += 1
+        self._plateau.add(loss)
         if self.finished and not bool(torch.isfinite(self._parameter).all()):
             return diverged("weights", math.nan, self._step - 1, "finite numbers")
         if self._progress is not None:
@@ -101,6 +108,7 @@ class Slot:
         """Gives the gradient's and the optimiser's memory back, once nothing is left to train."""
         self._parameter.grad = None
         self.adapter.freeze()
+        self.lower.clear()
         self._optimiser.state.clear()
         self._seconds = time.monotonic() - self._started
 

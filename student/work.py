@@ -5,14 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from student.bank import BankAdapter
+from student.capacity import Capacity
 from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.memory import give_back_memory, memory_faults
 from student.metrics import StudentMetrics
 from student.room import Guest, Room
 from student.scheduler import Job, JobOutcome, Progress
+from tutelage.domain.errors import Exhausted
 from tutelage.domain.evaluation import Bounds, EvaluationOutcome, EvaluationReport
 from tutelage.models.loading import LoadedModel
+
+
+def mib(size: int) -> str:
+    return f"{size / 2**20:,.0f} MiB"
 
 
 class RoomWork:
@@ -28,7 +34,9 @@ class RoomWork:
         quiz: QuizSettings,
         store: EvaluationStore,
         metrics: StudentMetrics,
+        capacity: Capacity,
     ) -> None:
+        self._capacity = capacity
         self._room, self._loaded, self._parent_of = room, loaded, parent_of
         self._bounds, self._quiz, self._store, self._metrics = bounds, quiz, store, metrics
         self._jobs: dict[int, tuple[Guest, Job]] = {}
@@ -53,6 +61,10 @@ class RoomWork:
             )
         if evaluation.rejection is not None:
             return self._finish(job, Ended(evaluation.rejection))
+        needed = self._capacity.needed(evaluation.effective.settings, evaluation.rows)
+        if needed > self._capacity.budget:
+            limit = f"training may take {mib(self._capacity.budget)} (max_training_gib)"
+            return Exhausted(f"the evaluation needs {mib(needed)} alone, {limit}")
         guest = Guest(evaluation, job.stop.is_set, progress)
         self._jobs[id(guest)] = (guest, job)
         self._room.admit(guest)

@@ -47,6 +47,8 @@ def test_whole_numbers_and_floats_give_one_id() -> None:
         {"seed": 8},
         {"graders": ("exact",)},
         {"settings": InnerLoopSettings(rank=16)},
+        {"settings": InnerLoopSettings(adapt_last_layers=4)},
+        {"settings": InnerLoopSettings(plateau_epochs=1)},
         {"self_edit": SelfEdit((TextDocument("b"),))},
         {"quiz": Quiz((Question("q", "who?", "you"),))},
     ],

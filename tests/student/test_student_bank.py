@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks.peft_loop import fresh_weights, peft_adapted, train_alone
 from student.adapters import AdapterStore
 from student.bank import Bank, BankAdapter, Stretch
-from student.bank_step import StepFailed, groups_of, step
-from student.inner_loop import Row
-from student.packing import enable_packing, no_mask, packed_rows, positions_of
+from student.bank_step import Limits, StepFailed, passes_of, step
+from student.inner_loop import PLATEAU, Plateau, Row
+from student.packing import enable_packing, packed_inputs
 from student.slot import Slot
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.evaluation import InnerLoopSettings
@@ -32,12 +32,15 @@ def row(length: int, at: int, masked: int = 0) -> Row:
     return Row(ids, (-100,) * masked + ids[masked:])
 
 
-def run(bank: Bank, slots: list[Slot], max_tokens: int = 4096) -> dict[Slot, Rejection | None]:
+WHOLE = Limits(4096)
+
+
+def run(bank: Bank, slots: list[Slot], limits: Limits = WHOLE) -> dict[Slot, Rejection | None]:
     """All slots to their end, a finished one leaving at once."""
     ends: dict[Slot, Rejection | None] = {}
     active = list(slots)
     while active:
-        for slot, rejection in step(bank, active, max_tokens):
+        for slot, rejection in step(bank, active, limits):
             if rejection is not None or slot.finished:
                 ends[slot] = rejection
         active = [slot for slot in active if slot not in ends]
@@ -93,6 +96,7 @@ loops = st.builds(
     max_grad_norm=st.sampled_from([0.0, 0.5, 1.0]),
     weight_decay=st.sampled_from([0.0, 0.1]),
     target_modules=st.sampled_from([(), ("q_proj", "v_proj"), ("down_proj",)]),
+    adapt_last_layers=st.sampled_from([0, 0, 1]),
 )
 edits = st.lists(st.builds(row, st.integers(3, 40), st.integers(0, 50), st.integers(0, 2)), min_size=1, max_size=4)
 
@@ -103,15 +107,19 @@ edits = st.lists(st.builds(row, st.integers(3, 40), st.integers(0, 50), st.integ
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(mix=st.lists(st.tuples(edits, loops), min_size=2, max_size=8), most=st.sampled_from([40, 200, 4096]))
-def test_each_slot_of_a_mix_learns_what_it_would_learn_alone(pair, mix, most):
+@given(
+    mix=st.lists(st.tuples(edits, loops), min_size=2, max_size=8),
+    most=st.sampled_from([10, 40, 200, 4096]),
+    kept=st.sampled_from([0, 50, 4096]),
+)
+def test_each_slot_of_a_mix_learns_what_it_would_learn_alone(pair, mix, most, kept):
     bank, reference = pair
     losses: list[list[float]] = [[] for _ in mix]
     slots = [
         Slot(bank, rows, loop, seed, progress=lambda _done, _total, loss, own=own: own.append(loss))
         for seed, ((rows, loop), own) in enumerate(zip(mix, losses, strict=True))
     ]
-    assert set(run(bank, slots, most).values()) == {None}
+    assert set(run(bank, slots, Limits(most, kept)).values()) == {None}
     for seed, (rows, loop) in enumerate(mix):
         expected, weights = alone(reference, rows, loop, seed)
         assert losses[seed] == pytest.approx(expected, rel=RELATIVE)
@@ -197,12 +205,9 @@ def test_other_families_work_unchanged(family, quantisation, tmp_path):
     enable_packing(loaded.model)
     bank = Bank(loaded)
     lengths = [len(each.ids) for each in rows]
-    with torch.no_grad(), packed_rows(lengths):
-        packed = loaded.model(
-            torch.tensor([[token for each in rows for token in each.ids]]),
-            position_ids=positions_of(lengths, bank.device),
-            attention_mask=no_mask(bank.device),
-        ).logits[0]
+    ids_N = torch.tensor([token for each in rows for token in each.ids])
+    with torch.no_grad():
+        packed = loaded.model(**packed_inputs(ids_N, lengths, bank.device)).logits[0]
     tolerance = 0.05 if quantisation == "int8" else 1e-4
     for part, whole in zip(packed.split(lengths), expected, strict=True):
         assert (part - whole).abs().max() < tolerance
@@ -227,7 +232,7 @@ def test_a_failed_step_leaves_the_slots_as_they_were(pair, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(bank.loaded.model.get_submodule("model.layers.0"), "forward", broken)
         with pytest.raises(StepFailed) as failed:
-            list(step(bank, [slot], 4096))
+            list(step(bank, [slot], WHOLE))
     assert failed.value.slots == [slot]
     run(bank, [slot])
     assert difference(alone(reference, rows, loop, 1)[1], slot.adapter.weights()) < RELATIVE
@@ -238,14 +243,96 @@ def test_unknown_projections_are_named(pair):
         Slot(pair[0], [row(9, 1)], InnerLoopSettings(target_modules=("nope",)), 1)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=20), st.integers(1, 600))
-def test_groups_hold_every_slot_once_in_order_and_keep_to_the_limit(lengths, most):
-    class Sized:
-        def __init__(self, length: int) -> None:
-            self.batch = [row(length, 0)]
+class Sized:
+    """A slot as `passes_of` sees it."""
 
-    slots = [Sized(length) for length in lengths]
-    groups = groups_of(slots, most)
-    assert [slot for group in groups for slot in group] == slots
-    for group in groups:
-        assert len(group) == 1 or sum(len(slot.batch[0].ids) for slot in group) <= most
+    def __init__(self, lengths: list[int], first_layer: int) -> None:
+        self.batch = [row(length, i) for i, length in enumerate(lengths)]
+        self.first_layer = first_layer
+
+
+sizes = st.builds(Sized, st.lists(st.integers(1, 300), min_size=1, max_size=5), st.integers(0, 1))
+
+
+@given(st.lists(sizes, min_size=1, max_size=12), st.integers(1, 600))
+def test_passes_hold_every_row_once_in_order_and_keep_to_the_limit(slots, most):
+    passes = passes_of(slots, most)
+    for slot in slots:
+        parts = [part for parts in passes for part in parts if part.slot is slot]
+        assert [each for part in parts for each in part.rows] == slot.batch
+        assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+    for parts in passes:
+        assert sum(part.tokens for part in parts) <= most or sum(len(part.rows) for part in parts) == 1
+        assert len({part.slot.first_layer for part in parts}) == 1
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_adapting_the_last_layer_computes_the_lower_ones_once_in_every_family(family, tmp_path):
+    path = str(write_tiny_model(tmp_path / "model", family=family))
+    loaded, reference = (
+        load_model(path, quantisation="none", device="cpu", compute_dtype="float32", threads=1) for _ in range(2)
+    )
+    enable_packing(loaded.model)
+    bank = Bank(loaded)
+    rows = [row(30, 1), row(12, 2, 3)]
+    loop = InnerLoopSettings(
+        rank=4, alpha=16, learning_rate=1e-2, epochs=4, batch_size=1, adapt_last_layers=1, max_grad_norm=0
+    )
+    lowest = bank.loaded.model.get_decoder().layers[0]
+    seen: list[int] = []
+    lowest.register_forward_pre_hook(lambda _module, args: seen.append(args[0].shape[1]))
+    losses: list[float] = []
+    slot = Slot(bank, rows, loop, 1, progress=lambda _done, _total, loss: losses.append(loss))
+    assert run(bank, [slot])[slot] is None
+    assert sorted(seen) == [12, 30]
+    expected, weights = alone(reference, rows, loop, 1)
+    assert losses == pytest.approx(expected, rel=RELATIVE)
+    assert difference(weights, slot.adapter.weights()) < 10 * RELATIVE
+    assert all(".1." in name for name in slot.adapter.weights().modules)
+
+
+def test_more_layers_than_the_model_has_are_refused(pair):
+    with pytest.raises(InvalidInput, match=r"settings.adapt_last_layers.*3.*0 to 2"):
+        Slot(pair[0], [row(9, 1)], InnerLoopSettings(adapt_last_layers=3), 1)
+
+
+def test_a_loop_ends_early_when_its_loss_no_longer_falls(pair):
+    """What it did until then is what it would have done anyway."""
+    bank, _ = pair
+    rows = [row(20, 1), row(9, 2)]
+
+    def losses_with(patience: int) -> list[float]:
+        losses: list[float] = []
+        loop = InnerLoopSettings(
+            rank=2, alpha=4, learning_rate=1e-6, epochs=20, schedule=Schedule.CONSTANT, plateau_epochs=patience
+        )
+        slot = Slot(bank, rows, loop, 1, progress=lambda _done, _total, loss: losses.append(loss))
+        assert run(bank, [slot])[slot] is None
+        assert slot.trained().steps == len(losses)
+        assert slot.trained().tokens == sum(len(each.ids) for each in rows) * len(losses) // 2
+        return losses
+
+    whole, early = losses_with(0), losses_with(3)
+    # The first epoch is the best so far; three more do not fall below it by a hundredth.
+    assert (len(whole), len(early)) == (40, 8)
+    assert early == whole[:8]
+
+
+@given(st.lists(st.floats(0.01, 10), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 3))
+def test_a_plateau_is_reached_only_after_epochs_without_a_lower_mean(losses, patience, steps):
+    plateau = Plateau(patience, steps)
+    for loss in losses:
+        if plateau.reached:
+            break
+        plateau.add(loss)
+    means = [sum(losses[i : i + steps]) / steps for i in range(0, len(losses) - steps + 1, steps)]
+    if plateau.reached:
+        assert any(
+            all(later >= (1 - PLATEAU) * min(means[: at + 1]) for later in means[at + 1 : at + 1 + patience])
+            for at in range(len(means) - patience)
+        )
+    else:
+        falling = Plateau(patience, 1)
+        for at in range(30):
+            falling.add(0.9**at)
+        assert not falling.reached

@@ -104,10 +104,10 @@ def test_out_of_memory_ends_one_evaluation_and_lowers_the_slots(student, make_ke
     engine = student(model(), slots=3)
     real = bank_step.backward
 
-    def crowded_out(bank, slots):
-        if len(slots) > 2:
+    def crowded_out(bank, parts, limits):
+        if len(parts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(bank, slots)
+        return real(bank, parts, limits)
 
     monkeypatch.setattr(bank_step, "backward", crowded_out)
     # Nothing is taken in before all three wait, so that they share their first step.

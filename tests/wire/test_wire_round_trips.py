@@ -118,6 +118,8 @@ SETTINGS = st.builds(
     st.sampled_from(LossMask),
     NOT_NEGATIVE,
     NOT_NEGATIVE,
+    st.integers(0, 2**31 - 1),
+    st.integers(0, 2**31 - 1),
 )
 KEYS = st.builds(
     EvaluationKey, TEXT, TEXT, TEXT, FREE, SELF_EDITS, FULL_QUIZZES, QUIZZES, tuples(TEXT, 1), SETTINGS, TEXT, INT64

@@ -26,6 +26,10 @@ class InnerLoopSettings:
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
     """0 turns clipping off."""
+    adapt_last_layers: int = 0
+    """LoRA only on so many of the last decoder layers; 0 means on all."""
+    plateau_epochs: int = 0
+    """Ends the loop after so many epochs in a row without a lower loss; 0 means never."""
 
     def __post_init__(self) -> None:
         as_floats(self, "alpha", "learning_rate", "weight_decay", "max_grad_norm")

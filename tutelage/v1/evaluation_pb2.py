@@ -27,7 +27,7 @@ from tutelage.v1 import self_edit_pb2 as tutelage_dot_v1_dot_self__edit__pb2
 from tutelage.v1 import task_pb2 as tutelage_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctutelage/v1/evaluation.proto\x12\x0btutelage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1btutelage/v1/self_edit.proto\x1a\x16tutelage/v1/task.proto\"\x83\x02\n\x11InnerLoopSettings\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\r\n\x05\x61lpha\x18\x02 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x03 \x03(\t\x12\x15\n\rlearning_rate\x18\x04 \x01(\x01\x12\x0e\n\x06\x65pochs\x18\x05 \x01(\x05\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\'\n\x08schedule\x18\x07 \x01(\x0e\x32\x15.tutelage.v1.Schedule\x12(\n\tloss_mask\x18\x08 \x01(\x0e\x32\x15.tutelage.v1.LossMask\x12\x14\n\x0cweight_decay\x18\t \x01(\x01\x12\x15\n\rmax_grad_norm\x18\n \x01(\x01\"\xc9\x02\n\rEvaluationKey\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x15\n\rbase_revision\x18\x02 \x01(\t\x12\x14\n\x0cquantisation\x18\x03 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x04 \x01(\t\x12(\n\tself_edit\x18\x05 \x01(\x0b\x32\x15.tutelage.v1.SelfEdit\x12\x1f\n\x04quiz\x18\x06 \x01(\x0b\x32\x11.tutelage.v1.Quiz\x12)\n\x0eretention_quiz\x18\x07 \x01(\x0b\x32\x11.tutelage.v1.Quiz\x12\x0f\n\x07graders\x18\x08 \x03(\t\x12\x30\n\x08settings\x18\t \x01(\x0b\x32\x1e.tutelage.v1.InnerLoopSettings\x12\x17\n\x0f\x65ngine_revision\x18\n \x01(\t\x12\x0c\n\x04seed\x18\x0b \x01(\x03\"\x8b\x01\n\x06\x41nswer\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12/\n\x06scores\x18\x03 \x03(\x0b\x32\x1f.tutelage.v1.Answer.ScoresEntry\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x96\x01\n\nQuizResult\x12$\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x13.tutelage.v1.Answer\x12\x33\n\x06scores\x18\x02 \x03(\x0b\x32#.tutelage.v1.QuizResult.ScoresEntry\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb5\x01\n\x0cTrainingCost\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\x19\n\x11supervised_tokens\x18\x03 \x01(\x03\x12\x12\n\nfirst_loss\x18\x04 \x01(\x01\x12\x11\n\tlast_loss\x18\x05 \x01(\x01\x12\x15\n\rtrain_seconds\x18\x06 \x01(\x01\x12\x14\n\x0cquiz_seconds\x18\x07 \x01(\x01\x12\x17\n\x0f\x62\x61seline_cached\x18\x08 \x01(\x08\"\xa5\x03\n\x10\x45valuationReport\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\'\n\x06\x62\x65\x66ore\x18\x02 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\x12&\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\x12\x31\n\x10retention_before\x18\x04 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\x12\x30\n\x0fretention_after\x18\x05 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\x12:\n\x12\x65\x66\x66\x65\x63tive_settings\x18\x06 \x01(\x0b\x32\x1e.tutelage.v1.InnerLoopSettings\x12\'\n\x04\x63ost\x18\x07 \x01(\x0b\x32\x19.tutelage.v1.TrainingCost\x12\x16\n\x0e\x61nswer_overlap\x18\x08 \x01(\x01\x12/\n\x0b\x66inished_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63lamped_fields\x18\n \x03(\t\"-\n\x07\x46\x61ilure\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x11\n\tretryable\x18\x02 \x01(\x08\"x\n\x12\x45valuationProgress\x12+\n\x05phase\x18\x01 \x01(\x0e\x32\x1c.tutelage.v1.EvaluationPhase\x12\x12\n\nsteps_done\x18\x02 \x01(\x05\x12\x13\n\x0bsteps_total\x18\x03 \x01(\x05\x12\x0c\n\x04loss\x18\x04 \x01(\x01\"\xa3\x01\n\x11\x45valuationOutcome\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1d.tutelage.v1.EvaluationReportH\x00\x12*\n\x08rejected\x18\x02 \x01(\x0b\x32\x16.tutelage.v1.RejectionH\x00\x12&\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x14.tutelage.v1.FailureH\x00\x42\t\n\x07outcome*\xa9\x01\n\x0f\x45valuationPhase\x12 \n\x1c\x45VALUATION_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_PHASE_QUEUED\x10\x01\x12\x1d\n\x19\x45VALUATION_PHASE_BASELINE\x10\x02\x12\x1d\n\x19\x45VALUATION_PHASE_TRAINING\x10\x03\x12\x19\n\x15\x45VALUATION_PHASE_QUIZ\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ctutelage/v1/evaluation.proto\x12\x0btutelage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1btutelage/v1/self_edit.proto\x1a\x16tutelage/v1/task.proto\"\xb6\x02\n\x11InnerLoopSettings\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\r\n\x05\x61lpha\x18\x02 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x03 \x03(\t\x12\x15\n\rlearning_rate\x18\x04 \x01(\x01\x12\x0e\n\x06\x65pochs\x18\x05 \x01(\x05\x12\x12\n\nbatch_size\x18\x06 \x01(\x05\x12\'\n\x08schedule\x18\x07 \x01(\x0e\x32\x15.tutelage.v1.Schedule\x12(\n\tloss_mask\x18\x08 \x01(\x0e\x32\x15.tutelage.v1.LossMask\x12\x14\n\x0cweight_decay\x18\t \x01(\x01\x12\x15\n\rmax_grad_norm\x18\n \x01(\x01\x12\x19\n\x11\x61\x64\x61pt_last_layers\x18\x0b \x01(\x05\x12\x16\n\x0eplateau_epochs\x18\x0c \x01(\x05\"\xc9\x02\n\rEvaluationKey\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x15\n\rbase_revision\x18\x02 \x01(\t\x12\x14\n\x0cquantisation\x18\x03 \x01(\t\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x04 \x01(\t\x12(\n\tself_edit\x18\x05 \x01(\x0b\x32\x15.tutelage.v1.SelfEdit\x12\x1f\n\x04quiz\x18\x06 \x01(\x0b\x32\x11.tutelage.v1.Quiz\x12)\n\x0eretention_quiz\x18\x07 \x01(\x0b\x32\x11.tutelage.v1.Quiz\x12\x0f\n\x07graders\x18\x08 \x03(\t\x12\x30\n\x08settings\x18\t \x01(\x0b\x32\x1e.tutelage.v1.InnerLoopSettings\x12\x17\n\x0f\x65ngine_revision\x18\n \x01(\t\x12\x0c\n\x04seed\x18\x0b \x01(\x03\"\x8b\x01\n\x06\x41nswer\x12\x13\n\x0bquestion_id\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12/\n\x06scores\x18\x03 \x03(\x0b\x32\x1f.tutelage.v1.Answer.ScoresEntry\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x96\x01\n\nQuizResult\x12$\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x13.tutelage.v1.Answer\x12\x33\n\x06scores\x18\x02 \x03(\x0b\x32#.tutelage.v1.QuizResult.ScoresEntry\x1a-\n\x0bScoresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\xb5\x01\n\x0cTrainingCost\x12\r\n\x05steps\x18\x01 \x01(\x05\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\x19\n\x11supervised_tokens\x18\x03 \x01(\x03\x12\x12\n\nfirst_loss\x18\x04 \x01(\x01\x12\x11\n\tlast_loss\x18\x05 \x01(\x01\x12\x15\n\rtrain_seconds\x18\x06 \x01(\x01\x12\x14\n\x0cquiz_seconds\x18\x07 \x01(\x01\x12\x17\n\x0f\x62\x61seline_cached\x18\x08 \x01(\x08\"\xa5\x03\n\x10\x45valuationReport\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\'\n\x06\x62\x65\x66ore\x18\x02 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\x12&\n\x05\x61\x66ter\x18\x03 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\x12\x31\n\x10retention_before\x18\x04 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\x12\x30\n\x0fretention_after\x18\x05 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\x12:\n\x12\x65\x66\x66\x65\x63tive_settings\x18\x06 \x01(\x0b\x32\x1e.tutelage.v1.InnerLoopSettings\x12\'\n\x04\x63ost\x18\x07 \x01(\x0b\x32\x19.tutelage.v1.TrainingCost\x12\x16\n\x0e\x61nswer_overlap\x18\x08 \x01(\x01\x12/\n\x0b\x66inished_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x63lamped_fields\x18\n \x03(\t\"-\n\x07\x46\x61ilure\x12\x0f\n\x07message\x18\x01 \x01(\t\x12\x11\n\tretryable\x18\x02 \x01(\x08\"x\n\x12\x45valuationProgress\x12+\n\x05phase\x18\x01 \x01(\x0e\x32\x1c.tutelage.v1.EvaluationPhase\x12\x12\n\nsteps_done\x18\x02 \x01(\x05\x12\x13\n\x0bsteps_total\x18\x03 \x01(\x05\x12\x0c\n\x04loss\x18\x04 \x01(\x01\"\xa3\x01\n\x11\x45valuationOutcome\x12/\n\x06report\x18\x01 \x01(\x0b\x32\x1d.tutelage.v1.EvaluationReportH\x00\x12*\n\x08rejected\x18\x02 \x01(\x0b\x32\x16.tutelage.v1.RejectionH\x00\x12&\n\x06\x66\x61iled\x18\x03 \x01(\x0b\x32\x14.tutelage.v1.FailureH\x00\x42\t\n\x07outcome*\xa9\x01\n\x0f\x45valuationPhase\x12 \n\x1c\x45VALUATION_PHASE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_PHASE_QUEUED\x10\x01\x12\x1d\n\x19\x45VALUATION_PHASE_BASELINE\x10\x02\x12\x1d\n\x19\x45VALUATION_PHASE_TRAINING\x10\x03\x12\x19\n\x15\x45VALUATION_PHASE_QUIZ\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,28 +38,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ANSWER_SCORESENTRY']._serialized_options = b'8\001'
   _globals['_QUIZRESULT_SCORESENTRY']._loaded_options = None
   _globals['_QUIZRESULT_SCORESENTRY']._serialized_options = b'8\001'
-  _globals['_EVALUATIONPHASE']._serialized_start=1964
-  _globals['_EVALUATIONPHASE']._serialized_end=2133
+  _globals['_EVALUATIONPHASE']._serialized_start=2015
+  _globals['_EVALUATIONPHASE']._serialized_end=2184
   _globals['_INNERLOOPSETTINGS']._serialized_start=132
-  _globals['_INNERLOOPSETTINGS']._serialized_end=391
-  _globals['_EVALUATIONKEY']._serialized_start=394
-  _globals['_EVALUATIONKEY']._serialized_end=723
-  _globals['_ANSWER']._serialized_start=726
-  _globals['_ANSWER']._serialized_end=865
-  _globals['_ANSWER_SCORESENTRY']._serialized_start=820
-  _globals['_ANSWER_SCORESENTRY']._serialized_end=865
-  _globals['_QUIZRESULT']._serialized_start=868
-  _globals['_QUIZRESULT']._serialized_end=1018
-  _globals['_QUIZRESULT_SCORESENTRY']._serialized_start=820
-  _globals['_QUIZRESULT_SCORESENTRY']._serialized_end=865
-  _globals['_TRAININGCOST']._serialized_start=1021
-  _globals['_TRAININGCOST']._serialized_end=1202
-  _globals['_EVALUATIONREPORT']._serialized_start=1205
-  _globals['_EVALUATIONREPORT']._serialized_end=1626
-  _globals['_FAILURE']._serialized_start=1628
-  _globals['_FAILURE']._serialized_end=1673
-  _globals['_EVALUATIONPROGRESS']._serialized_start=1675
-  _globals['_EVALUATIONPROGRESS']._serialized_end=1795
-  _globals['_EVALUATIONOUTCOME']._serialized_start=1798
-  _globals['_EVALUATIONOUTCOME']._serialized_end=1961
+  _globals['_INNERLOOPSETTINGS']._serialized_end=442
+  _globals['_EVALUATIONKEY']._serialized_start=445
+  _globals['_EVALUATIONKEY']._serialized_end=774
+  _globals['_ANSWER']._serialized_start=777
+  _globals['_ANSWER']._serialized_end=916
+  _globals['_ANSWER_SCORESENTRY']._serialized_start=871
+  _globals['_ANSWER_SCORESENTRY']._serialized_end=916
+  _globals['_QUIZRESULT']._serialized_start=919
+  _globals['_QUIZRESULT']._serialized_end=1069
+  _globals['_QUIZRESULT_SCORESENTRY']._serialized_start=871
+  _globals['_QUIZRESULT_SCORESENTRY']._serialized_end=916
+  _globals['_TRAININGCOST']._serialized_start=1072
+  _globals['_TRAININGCOST']._serialized_end=1253
+  _globals['_EVALUATIONREPORT']._serialized_start=1256
+  _globals['_EVALUATIONREPORT']._serialized_end=1677
+  _globals['_FAILURE']._serialized_start=1679
+  _globals['_FAILURE']._serialized_end=1724
+  _globals['_EVALUATIONPROGRESS']._serialized_start=1726
+  _globals['_EVALUATIONPROGRESS']._serialized_end=1846
+  _globals['_EVALUATIONOUTCOME']._serialized_start=1849
+  _globals['_EVALUATIONOUTCOME']._serialized_end=2012
 # @@protoc_insertion_point(module_scope)

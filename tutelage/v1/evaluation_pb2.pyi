@@ -59,6 +59,8 @@ class InnerLoopSettings(_message.Message):
     LOSS_MASK_FIELD_NUMBER: _builtins.int
     WEIGHT_DECAY_FIELD_NUMBER: _builtins.int
     MAX_GRAD_NORM_FIELD_NUMBER: _builtins.int
+    ADAPT_LAST_LAYERS_FIELD_NUMBER: _builtins.int
+    PLATEAU_EPOCHS_FIELD_NUMBER: _builtins.int
     rank: _builtins.int
     alpha: _builtins.float
     learning_rate: _builtins.float
@@ -69,6 +71,10 @@ class InnerLoopSettings(_message.Message):
     weight_decay: _builtins.float
     max_grad_norm: _builtins.float
     """Clip norm of the gradient; 0 turns clipping off."""
+    adapt_last_layers: _builtins.int
+    """LoRA only on so many of the last decoder layers; 0 means on all."""
+    plateau_epochs: _builtins.int
+    """Ends the loop after so many epochs in a row without a lower loss; 0 means never."""
     @_builtins.property
     def target_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the projections that carry LoRA, such as `q_proj`; empty means all linear layers."""
@@ -86,10 +92,12 @@ class InnerLoopSettings(_message.Message):
         loss_mask: _self_edit_pb2.LossMask.ValueType = ...,
         weight_decay: _builtins.float = ...,
         max_grad_norm: _builtins.float = ...,
+        adapt_last_layers: _builtins.int = ...,
+        plateau_epochs: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alpha", b"alpha", "batch_size", b"batch_size", "epochs", b"epochs", "learning_rate", b"learning_rate", "loss_mask", b"loss_mask", "max_grad_norm", b"max_grad_norm", "rank", b"rank", "schedule", b"schedule", "target_modules", b"target_modules", "weight_decay", b"weight_decay"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapt_last_layers", b"adapt_last_layers", "alpha", b"alpha", "batch_size", b"batch_size", "epochs", b"epochs", "learning_rate", b"learning_rate", "loss_mask", b"loss_mask", "max_grad_norm", b"max_grad_norm", "plateau_epochs", b"plateau_epochs", "rank", b"rank", "schedule", b"schedule", "target_modules", b"target_modules", "weight_decay", b"weight_decay"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

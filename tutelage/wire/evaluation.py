@@ -56,6 +56,8 @@ def inner_loop_settings_to_wire(settings: InnerLoopSettings) -> pb.InnerLoopSett
         batch_size=fitting("settings.batch_size", settings.batch_size),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
+        adapt_last_layers=fitting("settings.adapt_last_layers", settings.adapt_last_layers),
+        plateau_epochs=fitting("settings.plateau_epochs", settings.plateau_epochs),
     )
     message.schedule = SCHEDULE_VALUES[settings.schedule]  # type: ignore[assignment]
     message.loss_mask = LOSS_MASK_VALUES[settings.loss_mask]  # type: ignore[assignment]
@@ -77,6 +79,8 @@ def inner_loop_settings_from_wire(message: pb.InnerLoopSettings, field: str = "s
             loss_mask=checks.enum("loss_mask", message.loss_mask, LOSS_MASKS),
             weight_decay=checks.at_least_zero("weight_decay", message.weight_decay),
             max_grad_norm=checks.at_least_zero("max_grad_norm", message.max_grad_norm),
+            adapt_last_layers=checks.count("adapt_last_layers", message.adapt_last_layers),
+            plateau_epochs=checks.count("plateau_epochs", message.plateau_epochs),
         )
     )
 
