@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.inbox_config import InboxConfig
-from orchestrator.judging import JudgeSettings
+from orchestrator.judge_config import JudgeSettings
 from tutelage.rpc.config import ChannelSettings, ServerSettings
 from tutelage.settings import Settings
 

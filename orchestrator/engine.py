@@ -24,6 +24,7 @@ from orchestrator.store import Store
 from orchestrator.student_rows import StudentRows
 from orchestrator.students import Students
 from orchestrator.summarising import summarise
+from orchestrator.verdict_rows import VerdictRows
 from tutelage.client import TeacherClient
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.errors import (
@@ -61,7 +62,7 @@ class Engine:
         self.teacher = TeacherClient(self.settings.teacher)
         self.dispatcher = Dispatcher(self.students, self.settings)
         self._checking = RunChecking(self.settings, self.teacher, self.students, self.rows)
-        self.judges = Judges(self.settings.judges)
+        self.judges = Judges(self.settings.judges, VerdictRows(self.store.engine))
         await self.judges.start()
         self._driving = Driving(self.store, self.dispatcher, self.teacher, self.settings, self._count_runs, self.judges)
         metrics.initialise(self.settings.students)

@@ -227,3 +227,13 @@ student_history = Table(
     Column("version", Text, nullable=False),
     Column("replaced_at", BigInteger, nullable=False),
 )
+
+judge_verdicts = Table(
+    "judge_verdicts",
+    metadata,
+    # Hash of the endpoint, the model and the prompt.
+    Column("asked", String(64), primary_key=True),
+    Column("judge", Text, nullable=False),
+    Column("verdict", Float, nullable=False),
+    Column("at", BigInteger, nullable=False),
+)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.judging import Judges, JudgeSettings, prompt_of
+from orchestrator.judge_config import JudgeSettings
+from orchestrator.judging import Judges, prompt_of
 from orchestrator.run_config import RunConfig
 from tutelage.domain.errors import InvalidInput, TutelageError, Unavailable
 from tutelage.domain.evaluation import Answer, EvaluationReport, InnerLoopSettings, QuizResult, TrainingCost
@@ -190,6 +191,15 @@ def test_a_run_is_rewarded_by_its_judge_and_unscored_where_it_fails(world: Any, 
                 assert len(endpoint.prompts) == 2
             endpoint.verdict = lambda _: (500, "")
             async with world.engine(judges={"gpt": judge}) as engine:
+                # What was judged before the restart is known.
+                await world.start(engine, "again", config)
+                assert (await world.done(engine, "again")).state is RunState.DONE
+                given = await world.rewards(engine, "again")
+                assert list(given.values()).count(0.0) == list((await world.rewards(engine, "fine")).values()).count(
+                    0.0
+                )
+                assert len(endpoint.prompts) == 2
+            async with world.engine(judges={"gpt": judge | {"model": "another"}}) as engine:
                 await world.start(engine, "broken", config)
                 summary = await world.done(engine, "broken")
                 assert summary.state is RunState.DONE
