@@ -1,4 +1,9 @@
-"""The database: opened by URL, migrated at start, every writing transaction a writer from its start on SQLite."""
+"""The database: opened by URL, migrated at start, every writing transaction a writer from its start on SQLite.
+
+On PostgreSQL a silent peer is given up on either side: a transaction of an orchestrator that was stopped, or whose
+machine is gone, is ended by the server, so that its locks keep no other from taking over; and a server that does not
+answer any more is a lost connection within half a minute.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +14,23 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event
+from sqlalchemy import Connection, event, make_url
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from orchestrator.config import OrchestratorSettings
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+SILENT_S = 10.0
+"""Seconds after which PostgreSQL ends a transaction whose client sends nothing; below the lease of a run."""
+PATIENCE = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 25_000,
+}
+"""libpq's own names; seconds, and milliseconds for the last. What the URL says stands."""
 
 
 def now_us() -> int:
@@ -43,10 +59,10 @@ def database_url(settings: OrchestratorSettings) -> str:
     return url
 
 
-def open_engine(url: str) -> AsyncEngine:
+def open_engine(url: str, silent_s: float = SILENT_S) -> AsyncEngine:
     """An engine for SQLite (WAL, BEGIN IMMEDIATE) or PostgreSQL."""
     if not url.startswith("sqlite"):
-        return create_async_engine(url, pool_pre_ping=True)
+        return _postgres(url, silent_s)
     engine = create_async_engine(url, connect_args={"timeout": 60})
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -62,6 +78,26 @@ def open_engine(url: str) -> AsyncEngine:
     def _begun(connection: Connection) -> None:
         only_reads = connection.get_execution_options().get("only_reads", False)
         connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _postgres(url: str, silent_s: float) -> AsyncEngine:
+    given = make_url(url).query
+    engine = create_async_engine(
+        url,
+        pool_pre_ping=True,
+        connect_args={name: value for name, value in PATIENCE.items() if name not in given},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _connected(connection: Any, _record: Any) -> None:
+        # Not as a start-up option, which poolers in between refuse and which would replace the URL's own.
+        connection.autocommit = True
+        cursor = connection.cursor()
+        cursor.execute(f"SET idle_in_transaction_session_timeout = {int(silent_s * 1000)}")
+        cursor.close()
+        connection.autocommit = False
 
     return engine
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.database import migrate, open_engine
+from orchestrator.database import SILENT_S, migrate, open_engine
 from orchestrator.evaluation_rows import EvaluationRows
 from orchestrator.learning_rows import LearningRows
 from orchestrator.lease_rows import LeaseRows
@@ -13,9 +13,9 @@ class Store(RunRows, LeaseRows, LearningRows, EvaluationRows):
     """All reads and writes of runs; every method is one transaction."""
 
     @classmethod
-    async def open(cls, url: str) -> Store:
-        """Opens and migrates the database."""
-        engine = open_engine(url)
+    async def open(cls, url: str, silent_s: float = SILENT_S) -> Store:
+        """Opens and migrates the database; `silent_s` as in `open_engine`."""
+        engine = open_engine(url, silent_s)
         await migrate(engine)
         return cls(engine)
 
