@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal, cast
 
 import yaml
@@ -11,6 +13,7 @@ from orchestrator.evaluation_keys import round_seed
 from orchestrator.machine import Evaluate
 from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate, StoredEvaluation
+from orchestrator.report.answers import MOST, to_show, with_answers, without_answers, without_quizzes
 from orchestrator.report.data import (
     CandidateRecord,
     CommitRecord,
@@ -22,10 +25,14 @@ from orchestrator.report.data import (
 from orchestrator.report.phases import phase_times
 from orchestrator.store import Store
 from tutelage import __version__
-from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.run import RunSummary
+from tutelage.domain.evaluation import EvaluationReport, InnerLoopSettings
+from tutelage.domain.run import RunEvent, RunSummary
 from tutelage.domain.self_edit import Rejection, SelfEdit, TextDocument, TrainingDocument
 from tutelage.domain.task import DocumentTask
+
+LATEST_EVENTS = 2000
+"""Events that a report holds in any case."""
+EVENTS_AT_ONCE = 2000
 
 
 def document_text(document: TrainingDocument) -> str:
@@ -35,10 +42,26 @@ def document_text(document: TrainingDocument) -> str:
     return "\n".join(f"{message.role.value}: {message.content}" for message in document.messages)
 
 
-async def build_report(store: Store, run: Run, summary: RunSummary) -> RunReport:
-    """Everything the store knows of a run; of a running one, what there is so far."""
+async def build_report(store: Store, run: Run, summary: RunSummary, answers_up_to: int = MOST) -> RunReport:
+    """What the store knows of a run; of a running one, what there is so far.
+
+    Everything, but for a run of more evaluations than `answers_up_to`: of those, see `report.answers`.
+    """
+    everything = await store.count_evaluations(run.run_id) <= answers_up_to
+    report = await _report(store, run, summary, everything)
+    if everything:
+        return report
+    whole = {}
+    for shown in to_show(report):
+        (row,) = await store.evaluations(run.run_id, evaluation_id=shown.evaluation_id, student=shown.student)
+        if isinstance(row.outcome, EvaluationReport):
+            whole[row.student, row.evaluation_id] = row.outcome
+    return with_answers(report, whole)
+
+
+async def _report(store: Store, run: Run, summary: RunSummary, everything: bool) -> RunReport:
     candidates = await store.candidates(run.run_id)
-    evaluations = await store.evaluations(run.run_id)
+    evaluations = await store.evaluations(run.run_id, kept=_whole if everything else _Lean())
     machine = await rebuild(run, store)
     rewards = {
         (group.round, group.task): machine.task_rewards(group.round, group.task)
@@ -59,7 +82,11 @@ async def build_report(store: Store, run: Run, summary: RunSummary) -> RunReport
                 (c.id for c in candidates if (c.round, c.task_id, c.edit) == (row.round, row.task_id, row.edit)), ""
             )
             given.setdefault(owner, []).append(_evaluation(run, row, owner))
-    events = await store.events(run.run_id)
+    events, left_out = await _events(store, run.run_id, everything)
+    commits = tuple(
+        CommitRecord(**{name: value for name, value in row.items() if name != "run_id"})
+        for row in await store.commits(run.run_id)
+    )
     return RunReport(
         header=_header(run, summary),
         candidates=tuple(
@@ -67,13 +94,64 @@ async def build_report(store: Store, run: Run, summary: RunSummary) -> RunReport
             for item in candidates
         ),
         updates=tuple(RoundUpdate(item.round, item.result) for item in await store.updates(run.run_id)),
-        commits=tuple(
-            CommitRecord(**{name: value for name, value in row.items() if name != "run_id"})
-            for row in await store.commits(run.run_id)
-        ),
+        commits=commits if everything else tuple(without_quizzes(commit) for commit in commits),
         phases=phase_times(events),
         events=tuple(events),
+        all_answers=everything,
+        events_left_out=left_out,
     )
+
+
+def _whole(row: StoredEvaluation) -> StoredEvaluation:
+    return row
+
+
+class _Lean:
+    """Drops the answers of evaluations, and keeps what they have in common once."""
+
+    def __init__(self) -> None:
+        self._settings: dict[InnerLoopSettings, InnerLoopSettings] = {}
+        self._texts: dict[str, str] = {}
+
+    def __call__(self, row: StoredEvaluation) -> StoredEvaluation:
+        outcome = row.outcome
+        if isinstance(outcome, EvaluationReport):
+            used = outcome.effective_settings
+            outcome = replace(without_answers(outcome), effective_settings=self._settings.setdefault(used, used))
+        return replace(
+            row,
+            outcome=outcome,
+            student=self._once(row.student),
+            task_id=self._once(row.task_id),
+            edit=self._once(row.edit),
+            adapter_version=self._once(row.adapter_version),
+            reason=self._once(row.reason),
+            replica=self._once(row.replica),
+        )
+
+    def _once(self, text: str) -> str:
+        return self._texts.setdefault(text, text)
+
+
+async def _events(store: Store, run_id: str, everything: bool) -> tuple[list[RunEvent], int]:
+    """A run's events in order, and how many are left out."""
+    if everything:
+        return await store.events(run_id), 0
+    kept: dict[int, RunEvent] = {}
+    latest: deque[RunEvent] = deque(maxlen=LATEST_EVENTS)
+    ended: dict[object, RunEvent] = {}
+    after = count = 0
+    while piece := await store.events(run_id, after, limit=EVENTS_AT_ONCE):
+        after, count = piece[-1].sequence, count + len(piece)
+        latest.extend(piece)
+        for event in piece:
+            if event.kind == "evaluation_done":
+                # A round's last one tells when it was evaluated.
+                ended[event.detail.get("round"), event.detail.get("phase")] = event
+            elif event.kind != "evaluation_started":
+                kept[event.sequence] = event
+    kept |= {event.sequence: event for event in (*latest, *ended.values())}
+    return [kept[sequence] for sequence in sorted(kept)], count - len(kept)
 
 
 def _header(run: Run, summary: RunSummary) -> ReportHeader:

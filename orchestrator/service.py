@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import grpc
@@ -18,7 +18,7 @@ from orchestrator.report.comparison_json import render_comparison_json
 from orchestrator.report.csv_table import render_csv
 from orchestrator.report.data import RunReport
 from orchestrator.report.html import render_html
-from orchestrator.report.json_report import render_json
+from orchestrator.report.json_report import json_parts
 from orchestrator.report.metrics import metrics_lines
 from orchestrator.report_builder import build_report
 from tutelage.domain.errors import FieldViolation, InvalidInput
@@ -50,12 +50,13 @@ MOST_QUESTIONS = 24
 CHUNK = 256 * 1024
 """Bytes of a report in one message."""
 
-RENDERERS = {
-    ReportFormat.HTML: render_html,
-    ReportFormat.JSON: render_json,
-    ReportFormat.CSV: render_csv,
-    ReportFormat.METRICS: lambda report: "".join(f"{line}\n" for line in metrics_lines(report)),
+RENDERERS: dict[ReportFormat, Callable[[RunReport], Iterable[str]]] = {
+    ReportFormat.HTML: lambda report: (render_html(report),),
+    ReportFormat.JSON: json_parts,
+    ReportFormat.CSV: lambda report: (render_csv(report),),
+    ReportFormat.METRICS: lambda report: (f"{line}\n" for line in metrics_lines(report)),
 }
+"""A report as text, a part at a time."""
 
 COMPARISONS = {ReportFormat.HTML: render_comparison_html, ReportFormat.JSON: render_comparison_json}
 
@@ -85,6 +86,16 @@ async def _received(
     if header is None:
         raise InvalidInput.of("part", "nothing", "one header, then tasks")
     return header.run_id, header.config_yaml, tasks, quiz, wrong
+
+
+def _piece(parts: Iterator[str]) -> bytes:
+    """The next parts together, about a message's worth; empty at the end."""
+    made = bytearray()
+    for part in parts:
+        made += part.encode()
+        if len(made) >= CHUNK:
+            break
+    return bytes(made)
 
 
 class OrchestratorService(OrchestratorServiceServicer):
@@ -159,9 +170,10 @@ class OrchestratorService(OrchestratorServiceServicer):
         render = RENDERERS[report_format_from_wire(request.format, "format")]
         report = await self._report(request.run_id)
         # Plots of a long run take a while: not on the loop that drives runs.
-        content = (await asyncio.to_thread(render, report)).encode()
-        for start in range(0, len(content), CHUNK):
-            yield pb.GetReportResponse(chunk=content[start : start + CHUNK])
+        parts = await asyncio.to_thread(lambda: iter(render(report)))
+        while piece := await asyncio.to_thread(_piece, parts):
+            for start in range(0, len(piece), CHUNK):
+                yield pb.GetReportResponse(chunk=piece[start : start + CHUNK])
 
     async def CompareRuns(self, request: pb.CompareRunsRequest, context: Any) -> AsyncIterator[pb.CompareRunsResponse]:
         wanted = report_format_from_wire(request.format, "format")

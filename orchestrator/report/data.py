@@ -109,3 +109,7 @@ class RunReport:
     commits: tuple[CommitRecord, ...] = ()
     phases: tuple[PhaseTime, ...] = ()
     events: tuple[RunEvent, ...] = ()
+    all_answers: bool = True
+    """False: of a run of very many evaluations only some answers to the best and worst edits are held."""
+    events_left_out: int = 0
+    """Starts and ends of single evaluations that a very long run's report does not hold."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from orchestrator.report.answers import first_reports
 from orchestrator.report.costs import costs, totals
 from orchestrator.report.data import CandidateRecord, EvaluationRecord, RunReport
 from orchestrator.report.failures import problems
@@ -31,6 +32,8 @@ _LINES = 6
 _HALF = 520.0
 _GROUPS = 200
 """Groups whose candidates are shown; a browser has to lay them all out."""
+_EVALUATIONS = 24
+"""Evaluations that are listed under one candidate."""
 _DOCUMENTS = 80
 """Documents in the plot of gains."""
 
@@ -60,6 +63,7 @@ def render_html(report: RunReport) -> str:
         summary=report.header.summary,
         rounds=rounds,
         groups=made[:_GROUPS],
+        most_evaluations=_EVALUATIONS,
         groups_left_out=max(0, len(made) - _GROUPS),
         documents_left_out=max(0, len({group.task_id for group in made}) - _DOCUMENTS),
         scores=scores,
@@ -80,7 +84,7 @@ def render_html(report: RunReport) -> str:
         settings=_settings(report),
         seconds=_seconds(report),
         reward_scale=max([abs(item.reward) for item in report.candidates if item.reward is not None] or [1.0]) or 1.0,
-        first_reports=_first_reports,
+        first_reports=first_reports,
     )
 
 
@@ -158,20 +162,11 @@ def _questions(report: RunReport) -> dict[str, Question]:
     return {question.id: question for item in report.header.tasks for question in item.quiz.questions}
 
 
-def _first_reports(candidate: CandidateRecord) -> list[EvaluationRecord]:
-    """The first evaluation with a report of each student."""
-    first: dict[str, EvaluationRecord] = {}
-    for evaluation in candidate.evaluations:
-        if evaluation.report is not None:
-            first.setdefault(evaluation.student, evaluation)
-    return list(first.values())
-
-
 def _answer_tables(
     candidate: CandidateRecord, questions: dict[str, Question]
 ) -> list[tuple[EvaluationRecord, list[AnsweredQuestion]]]:
     tables = []
-    for evaluation in _first_reports(candidate):
+    for evaluation in first_reports(candidate):
         if evaluation.report is None:
             continue
         earlier = {answer.question_id: answer for answer in evaluation.report.before.answers}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from datetime import datetime
 from enum import Enum
 
@@ -65,11 +66,29 @@ def statistics(report: RunReport) -> dict[str, object]:
     }
 
 
+def json_parts(report: RunReport) -> Iterator[str]:
+    """JSON a part at a time: `format` to tell later forms apart, the fields of `RunReport`, the statistics.
+
+    Each item of a list is one line.
+    """
+    answers = "all" if report.all_answers else "of the best and the worst edits"
+    yield f'{{"format": "tutelage-run-report-1", "answers": {_text(answers)},\n"report": {{'
+    for number, item in enumerate(dataclasses.fields(report)):
+        value = getattr(report, item.name)
+        yield f"{',' if number else ''}\n{_text(item.name)}: "
+        if not isinstance(value, tuple):
+            yield _text(plain(value))
+            continue
+        for index, each in enumerate(value):
+            yield f"{',' if index else '['}\n{_text(plain(each))}"
+        yield "\n]" if value else "[]"
+    yield f'\n}},\n"statistics": {_text(plain(statistics(report)))}\n}}\n'
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
 def render_json(report: RunReport) -> str:
-    """Indented JSON: the fields of `RunReport`, the statistics, and `format` to tell later forms apart."""
-    document = {
-        "format": "tutelage-run-report-1",
-        "report": plain(report),
-        "statistics": plain(statistics(report)),
-    }
-    return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """The whole of `json_parts`."""
+    return "".join(json_parts(report))

@@ -161,7 +161,7 @@ def _pair(task_id: str, item: EvaluationRecord, quiz: QuizKind) -> list[Pair]:
         return []
     if quiz == "quiz":
         return [Pair(task_id, item.report.before, item.report.after)]
-    if not item.report.retention_after.answers:
+    if not item.report.retention_after.scores:
         return []
     return [Pair(task_id, item.report.retention_before, item.report.retention_after)]
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,11 +30,16 @@ def chromium() -> str:
     return found
 
 
+def profile(page: Path) -> str:
+    """A fresh one: the browser before may not have let go of its own yet, and the next would wait for it."""
+    return tempfile.mkdtemp(prefix="profile", dir=page.parent)
+
+
 def opened(chromium: str, page: Path, *options: str) -> tuple[str, list[str]]:
     """The document as the browser built it, and the lines of its console."""
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        f"--user-data-dir={page.parent / 'profile'}", "--window-size=1200,1600", "--virtual-time-budget=2000",
+        f"--user-data-dir={profile(page)}", "--window-size=1200,1600", "--virtual-time-budget=2000",
         "--enable-logging=stderr", "--log-level=0", *options, "--dump-dom", page.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=True)
@@ -45,7 +51,7 @@ def screenshot(chromium: str, page: Path, *options: str) -> bytes:
     picture = page.with_suffix(".png")
     command = [
         chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        f"--user-data-dir={page.parent / 'profile'}", "--hide-scrollbars", "--window-size=600,400", *options,
+        f"--user-data-dir={profile(page)}", "--hide-scrollbars", "--window-size=600,400", *options,
         f"--screenshot={picture}", page.as_uri(),
     ]  # fmt: skip
     subprocess.run(command, capture_output=True, timeout=180, check=True)
