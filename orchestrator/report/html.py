@@ -32,6 +32,8 @@ _LINES = 6
 _HALF = 520.0
 _GROUPS = 200
 """Groups whose candidates are shown; a browser has to lay them all out."""
+_TABLES = 24
+"""Students whose scores stand in a table of their own, all together counted as one."""
 _EVALUATIONS = 24
 """Evaluations that are listed under one candidate."""
 _DOCUMENTS = 80
@@ -66,7 +68,8 @@ def render_html(report: RunReport) -> str:
         most_evaluations=_EVALUATIONS,
         groups_left_out=max(0, len(made) - _GROUPS),
         documents_left_out=max(0, len({group.task_id for group in made}) - _DOCUMENTS),
-        scores=scores,
+        scores=scores[:_TABLES],
+        tables_left_out=max(0, len(scores) - _TABLES),
         unit=unit,
         reward_plot=_reward_plot(rounds),
         curves=_curves(scores, "quiz"),

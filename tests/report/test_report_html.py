@@ -155,3 +155,14 @@ def test_a_very_long_run_says_what_the_page_leaves_out(run_report: RunReport) ->
     assert "88 more groups are in the JSON and CSV forms" in page
     assert "16 between them are left out" in page
     assert page.count('class="cand') <= 200 * 4
+
+
+def test_very_many_students_are_told_together_and_some_by_themselves(run_report: RunReport) -> None:
+    one = next(candidate for candidate in run_report.candidates if candidate.reward is not None)
+    seen = next(evaluation for evaluation in one.evaluations if evaluation.report is not None)
+    each = tuple(dataclasses.replace(seen, student=f"s{number:02d}") for number in range(40))
+    page = render_html(dataclasses.replace(run_report, candidates=(dataclasses.replace(one, evaluations=each),)))
+    # The first table is that of all together; students of the commits are two more.
+    assert "The tables of 19 more students are in the JSON form" in page
+    assert "16 more are in the JSON and CSV forms" in page
+    assert page.count("Answers of student") == 6
