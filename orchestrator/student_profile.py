@@ -49,9 +49,14 @@ def mistakes_in(evaluations: Iterable[StoredEvaluation], quiz: Quiz, before_roun
         key=lambda item: (item.round, item.evaluation_id),
     )
     outcomes = [item.outcome for item in reports if isinstance(item.outcome, EvaluationReport)]
+    return wrong_before(outcomes[0], quiz) if outcomes else []
+
+
+def wrong_before(report: EvaluationReport, quiz: Quiz) -> list[Mistake]:
+    """What was answered, and wrongly, before the training that the report is of."""
     questions = {question.id: question for question in quiz.questions}
     wrong = []
-    for answer in outcomes[0].before.answers if outcomes else ():
+    for answer in report.before.answers:
         question = questions.get(answer.question_id)
         if question is None or not answer.text.strip():
             continue

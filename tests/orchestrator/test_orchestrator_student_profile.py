@@ -1,0 +1,57 @@
+"""What a prompt tells of a student: in a few words, on one line each, and never a gold answer."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.records import StoredEvaluation
+from orchestrator.student_profile import LONGEST, Mistake, described, mistakes_in, told, wrong_before
+from tutelage.domain.evaluation import Answer, EvaluationReport, InnerLoopSettings, QuizResult, TrainingCost
+from tutelage.domain.task import Question, Quiz
+
+QUIZ = Quiz(
+    (Question("1", "Who founded Velm?", "Ada Thorne"), Question("2", "When?", "1402"), Question("3", "Why?", ""))
+)
+
+
+def report(*answers: str) -> EvaluationReport:
+    before = QuizResult.of(tuple(Answer(str(place), text, {}) for place, text in enumerate(answers, 1)))
+    empty = QuizResult()
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    return EvaluationReport("e", before, empty, empty, empty, InnerLoopSettings(), TrainingCost(), 0.0, at)
+
+
+def stored(round_: int, outcome: EvaluationReport | None, phase: str = "round") -> StoredEvaluation:
+    return StoredEvaluation(f"e{round_}", "ada", phase, round_, "t", "edit", 0, "", "report", outcome=outcome)
+
+
+def test_a_student_is_named_with_its_family_and_size() -> None:
+    student: Any = SimpleNamespace(base_model="smollm2-135m-instruct", parameters=134_515_008)
+    assert described("ada", student) == "ada (a smollm2-135m-instruct model of 135 million parameters)"
+    student.parameters = 1_500
+    assert described("ada", student) == "ada (a smollm2-135m-instruct model)"
+
+
+def test_mistakes_are_what_was_said_and_wrong() -> None:
+    assert wrong_before(report("It was Ada Thorne.", "In 1399", "  "), QUIZ) == [Mistake("When?", "In 1399")]
+    assert wrong_before(report("", ""), QUIZ) == []
+
+
+def test_only_rounds_that_were_complete_count() -> None:
+    evaluations = [stored(2, report("Bo")), stored(1, None), stored(1, report("Cy"), phase="commit")]
+    assert mistakes_in(evaluations, QUIZ, 2) == []
+    assert mistakes_in(evaluations, QUIZ, 3) == [Mistake("Who founded Velm?", "Bo")]
+
+
+@given(st.text(max_size=400), st.text(max_size=400))
+def test_whatever_was_said_is_one_line_that_opens_nothing(question: str, answer: str) -> None:
+    line = told([Mistake(question, answer)])
+    assert "\n" not in line
+    assert not set("<>|{}[]\\`") & set(line)
+    assert len(line) <= 2 * (LONGEST + 3) + len('- Asked "" it said ""')
+    assert line.count('"') == 4
