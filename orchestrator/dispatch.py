@@ -16,96 +16,26 @@ Every job ends exactly once: by `ended` with a final outcome, by GiveUp, or by `
 
 from __future__ import annotations
 
-import heapq
 import itertools
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from enum import StrEnum
 
+from orchestrator.alarms import Alarms
 from orchestrator.backoff import RetryBudget, backoff_s
+from orchestrator.dispatch_decisions import (
+    Again,
+    Decision,
+    Fault,
+    GiveUp,
+    Job,
+    Limits,
+    Probe,
+    Rules,
+    Start,
+    Stop,
+)
+from orchestrator.fair_queue import FairQueue
 from orchestrator.replica import Replica, Standing
-
-Job = Hashable
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How failures are answered."""
-
-    initial_s: float = 1.0
-    factor: float = 2.0
-    maximum_s: float = 30.0
-    set_aside_after: int = 3
-    """Failures in a row."""
-    budget: float = 20.0
-    """Failures that a student's jobs may have at once before retries slow down; see RetryBudget."""
-    report_s: float = 30.0
-    """Seconds between two questions how many slots are free."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How long and how often one job is tried."""
-
-    attempts: int
-    attempt_s: float
-    total_s: float
-    """Seconds from its first start; before that, seconds for which its student has no replica at all."""
-
-
-class Fault(StrEnum):
-    LOST = "unavailable"
-    """The replica or the way to it is gone, or it took too long."""
-    FULL = "exhausted"
-    FAILED = "internal"
-    """The replica answered with a fault of its own."""
-    REFUSED = "refused"
-    """This replica cannot do this job; another one may."""
-
-
-# Decisions.
-@dataclass(frozen=True)
-class Start:
-    job: Job
-    address: str
-    attempt: int
-    """Names the attempt in what is told of it."""
-    timeout_s: float
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Ends an attempt under way: nobody waits for it."""
-
-    attempt: int
-
-
-@dataclass(frozen=True)
-class Again:
-    """The job's attempt failed and will be made again after a pause."""
-
-    job: Job
-    attempts: int
-    wait_s: float
-    reason: str
-
-
-@dataclass(frozen=True)
-class GiveUp:
-    job: Job
-    attempts: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Ask a replica what it is and how many slots are free."""
-
-    student: str
-    address: str
-
-
-Decision = Start | Stop | Again | GiveUp | Probe
 
 
 @dataclass
@@ -129,8 +59,7 @@ class _Student:
     lost_at: float
     """Since when no replica is trusted; meaningless while one is."""
     replicas: dict[str, Replica] = field(default_factory=dict)
-    queues: dict[str, list[tuple[tuple[int, ...], int, Job]]] = field(default_factory=dict)
-    running: dict[str, int] = field(default_factory=dict)
+    queue: FairQueue = field(default_factory=FairQueue)
     jobs: dict[Job, None] = field(default_factory=dict)
 
     @property
@@ -146,8 +75,7 @@ class Dispatch:
         self.students: dict[str, _Student] = {}
         self._jobs: dict[Job, _Waiting] = {}
         self._attempts: dict[int, tuple[Job, Replica, str]] = {}
-        self._timers: list[tuple[float, int, str, Hashable]] = []
-        self._prune_at = 1000
+        self._alarms = Alarms(lambda kind, about: kind in ("probe", "fill") or about in self._jobs)
         self._numbers = itertools.count(1)
 
     # Replicas.
@@ -282,14 +210,13 @@ class Dispatch:
 
     def wake_at(self) -> float | None:
         """When `tick` is next needed."""
-        return self._timers[0][0] if self._timers else None
+        return self._alarms.next_at()
 
     def tick(self, now: float) -> list[Decision]:
         """Time has passed."""
         out: list[Decision] = []
         due: dict[str, None] = {}
-        while self._timers and self._timers[0][0] <= now:
-            _, _, kind, about = heapq.heappop(self._timers)
+        for kind, about in self._alarms.due(now):
             if kind == "probe":
                 assert isinstance(about, tuple)
                 replica = self._replica(*about)
@@ -333,13 +260,7 @@ class Dispatch:
         return known.replicas.get(address) if known else None
 
     def _at(self, when: float, kind: str, about: Hashable | Replica) -> None:
-        key = (about.student, about.address) if isinstance(about, Replica) else about
-        heapq.heappush(self._timers, (when, next(self._numbers), kind, key))
-        if len(self._timers) > self._prune_at:
-            # Deadlines of jobs that ended long ago.
-            self._timers = [each for each in self._timers if each[2] in ("probe", "fill") or each[3] in self._jobs]
-            heapq.heapify(self._timers)
-            self._prune_at = 2 * len(self._timers) + 1000
+        self._alarms.add(when, kind, (about.student, about.address) if isinstance(about, Replica) else about)
 
     def _probe(self, replica: Replica) -> list[Decision]:
         replica.asked()
@@ -372,8 +293,7 @@ class Dispatch:
         return waiting
 
     def _queue(self, job: Job, waiting: _Waiting) -> None:
-        queue = self.students[waiting.student].queues.setdefault(waiting.owner, [])
-        heapq.heappush(queue, (waiting.rank, next(self._numbers), job))
+        self.students[waiting.student].queue.add(job, waiting.owner, waiting.rank)
 
     def _free(self, attempt: int) -> tuple[Job, Replica]:
         job, replica, owner = self._attempts.pop(attempt)
@@ -381,9 +301,7 @@ class Dispatch:
         student = self.students[replica.student]
         if replica.standing is Standing.LEAVING and not replica.running:
             student.replicas.pop(replica.address, None)
-        student.running[owner] -= 1
-        if not student.running[owner]:
-            del student.running[owner]
+        student.queue.ended(owner)
         return job, replica
 
     def _give_up(self, job: Job, reason: str) -> GiveUp:
@@ -421,15 +339,11 @@ class Dispatch:
         student = self.students[name]
         out: list[Decision] = []
         passed_over: list[tuple[Job, _Waiting]] = []
-        while student.queues:
+        while student.queue:
             room = [replica for replica in student.replicas.values() if replica.free(now) > 0]
             if not room:
                 break
-            owner = min(student.queues, key=lambda each: (student.running.get(each, 0), student.queues[each][0][:2]))
-            queue = student.queues[owner]
-            _, _, job = heapq.heappop(queue)
-            if not queue:
-                del student.queues[owner]
+            job = student.queue.take()
             waiting = self._jobs.get(job)
             if waiting is None or waiting.running is not None:
                 continue
@@ -452,6 +366,5 @@ class Dispatch:
         attempt = waiting.running = next(self._numbers)
         replica.started()
         self._attempts[attempt] = (job, replica, waiting.owner)
-        student = self.students[waiting.student]
-        student.running[waiting.owner] = student.running.get(waiting.owner, 0) + 1
+        self.students[waiting.student].queue.started(waiting.owner)
         return Start(job, replica.address, attempt, max(0.001, min(waiting.limits.attempt_s, left)))

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from orchestrator import metrics
 from orchestrator.config import OrchestratorSettings
-from orchestrator.dispatch import Again, Decision, Dispatch, Fault, GiveUp, Limits, Probe, Rules, Start, Stop
+from orchestrator.dispatch import Dispatch
+from orchestrator.dispatch_decisions import Again, Decision, Fault, GiveUp, Limits, Probe, Rules, Start, Stop
 from orchestrator.students import Students
 from tutelage.client import StudentClient
 from tutelage.domain.errors import (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from orchestrator import metrics
 from orchestrator.database import now_us
-from orchestrator.dispatch import Again, Limits
+from orchestrator.dispatch_decisions import Again, Limits
 from orchestrator.dispatcher import Dispatcher, Work
 from orchestrator.evaluation_rows import Begun, Ended, TriedAgain, state_of
 from orchestrator.judging import Judges

@@ -58,6 +58,8 @@ def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[An
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait({task})
+            # Whoever asked is gone: a fault of the transaction is nobody's news any more.
+            _ = task.cancelled() or task.exception()
             raise
         except DBAPIError as error:
             if isinstance(error, IntegrityError):

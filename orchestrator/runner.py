@@ -40,28 +40,25 @@ from orchestrator.machine import (
     UpdatePolicy,
     WriteGroup,
 )
-from orchestrator.meter import Meter
 from orchestrator.rebuilding import rebuild
-from orchestrator.records import Run, StoredCandidate
+from orchestrator.records import Run
 from orchestrator.store import Store
 from orchestrator.store_fault import StoreFault
 from orchestrator.student_rows import StudentRows
 from orchestrator.tally import RunningTally
 from orchestrator.teaching import Teaching
+from orchestrator.utilisation import TEACHER, Utilisation, student
+from orchestrator.written_edits import WrittenEdits
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.errors import TutelageError
 from tutelage.domain.run import RunState
-from tutelage.domain.self_edit import SelfEdit
 from tutelage.rpc.logging import bind
 
 logger = logging.getLogger(__name__)
 
 CANCEL_S = 5.0
 """Seconds a student has to say that it stops an evaluation nobody waits for."""
-METER_S = 10.0
-"""Seconds between two writes of how busy everyone was."""
-TEACHER = "teacher"
 
 STORE_FAULTS = (StoreFault, SQLAlchemyError, LeaseLost, OSError)
 """The database is away or refuses; what is stored stands, and the run can be driven on from there."""
@@ -103,10 +100,10 @@ class Runner:
         self._closing: dict[Group, asyncio.TimerHandle] = {}
         self._waited: set[Group] = set()
         self._open = 0
-        self._meter = Meter()
+        self._used = Utilisation(self._store, run.run_id)
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers = asyncio.Semaphore(settings.writers)
-        self._edits: dict[tuple[int, str, str], tuple[SelfEdit, list[str]]] = {}
+        self._edits = WrittenEdits(run)
         self._attempts: dict[tuple[str, str], int] = {}
         self._pausing = False
         self.restored = False
@@ -124,7 +121,7 @@ class Runner:
         stop_listening = self._dispatcher.listen(self._room_changed)
         try:
             await self._restore()
-            self._aside(self._write_meter())
+            self._aside(self._used.write_regularly())
             self._begin(self.machine.outstanding())
             while self.machine.state is RunState.RUNNING and (self._open or not self._pausing):
                 self._hand_out()
@@ -169,13 +166,13 @@ class Runner:
 
     async def _restore(self) -> None:
         run_id = self.run.run_id
-        self._remember(await self._store.candidates(run_id))
+        self._edits.remember(await self._store.candidates(run_id))
         self.machine = await rebuild(self.run, self._store)
         self._attempts = await self._store.attempts(run_id)
         seconds = [each for _, _, each in await self._store.ended(run_id)]
         self.tally = RunningTally(await self._store.reward_states(run_id), seconds)
         self.restored = True
-        self._meter.room(TEACHER, 1, self._loop.time())
+        self._used.room(TEACHER, 1)
         for name in self.run.plan.students:
             self._room_changed(name)
 
@@ -197,7 +194,7 @@ class Runner:
         metrics.PENDING.dec(sum(len(waiting) for waiting in self._waiting.values()) + len(self._asked))
         self._asked.clear()
         await self._ledger.close()
-        await self._keep_meter()
+        await self._used.write()
 
     # Decisions.
 
@@ -260,19 +257,11 @@ class Runner:
                 self._evaluating[work] = self._spawn(self._evaluate(work))
         self._room.clear()
 
-    def _room_changed(self, student: str) -> None:
-        if student in self._waiting:
-            self._meter.room(f"student/{student}", self._dispatcher.slots(student), self._loop.time())
-            self._room.add(student)
+    def _room_changed(self, name: str) -> None:
+        if name in self._waiting:
+            self._used.room(student(name), self._dispatcher.slots(name))
+            self._room.add(name)
             self._facts.put_nowait(None)
-
-    def _remember(self, written: Sequence[StoredCandidate]) -> None:
-        for stored in written:
-            if stored.edit is not None and isinstance(stored.candidate.result, SelfEdit):
-                at = (stored.round, stored.task_id, stored.edit)
-                known = self._edits.setdefault(at, (stored.candidate.result, []))
-                if stored.id not in known[1]:
-                    known[1].append(stored.id)
 
     # What is done for a decision.
 
@@ -280,13 +269,10 @@ class Runner:
         async with self._writers:
             if self._pausing:
                 raise _Paused
-            self._meter.start(TEACHER, self._loop.time())
-            try:
+            with self._used.busy(TEACHER):
                 # The newest policy, which may be newer than when this was decided.
                 written = await self._teaching.write(group, self.machine.policy_version)
-            finally:
-                self._meter.stop(TEACHER, self._loop.time())
-        self._remember(written)
+        self._edits.remember(written)
         plan = self.run.plan
         for stored in written:
             if stored.edit is None:
@@ -294,14 +280,13 @@ class Runner:
         return GroupWritten(group, tuple(stored.edit for stored in written))
 
     async def _evaluate(self, work: Evaluate) -> Fact:
-        edit, candidate_ids = self._edits[work.round, work.task, work.edit]
-        candidate_ids = self._own(work, candidate_ids)
+        edit, candidate_ids = self._edits.of(work, self.machine.group_of(work))
         key, evaluation_id = self._keys.of(work, edit)
-        actor = f"student/{work.student}"
+        actor = student(work.student)
         watching = Watching(
             asked=self._under_way,
-            started=lambda _: self._meter.start(actor, self._loop.time()),
-            stopped=lambda _: self._meter.stop(actor, self._loop.time()),
+            started=lambda _: self._used.start(actor),
+            stopped=lambda _: self._used.stop(actor),
             failed=self._attempt_failed,
         )
         try:
@@ -326,20 +311,9 @@ class Runner:
             raise TutelageError(f"evaluation {stored.evaluation_id[:12]} of task {work.task!r} failed: {stored.reason}")
         return Evaluated(work, stored.reward)
 
-    def _own(self, work: Evaluate, candidate_ids: Sequence[str]) -> list[str]:
-        """Of candidates with one text, those that were written for this student."""
-        if not self.machine.group_of(work).audience:
-            return list(candidate_ids)
-        first = self.run.config.students.index(work.student) * self.run.plan.candidates
-        mine = range(first, first + self.run.plan.candidates)
-        return [each for each in candidate_ids if int(each.rpartition("/")[2]) in mine]
-
     async def _update(self, decision: UpdatePolicy) -> Fact:
-        self._meter.start(TEACHER, self._loop.time())
-        try:
+        with self._used.busy(TEACHER):
             stored = await self._teaching.update(decision, self.machine)
-        finally:
-            self._meter.stop(TEACHER, self._loop.time())
         return PolicyUpdated(decision.round, stored.version)
 
     async def _commit(self, decision: Commit) -> Fact:
@@ -350,7 +324,7 @@ class Runner:
         return CommitDecided(decision.student, decision.task)
 
     async def _finish(self) -> Fact:
-        await self._keep_meter()
+        await self._used.write()
         await self._store.end_run(self.run.run_id, RunState.DONE, "")
         return RunEnded(RunState.DONE)
 
@@ -390,26 +364,12 @@ class Runner:
 
     async def _give_up(self, work: Evaluate, reason: str) -> Fact:
         """Ends an evaluation that no student was asked for yet."""
-        edit, candidate_ids = self._edits[work.round, work.task, work.edit]
+        edit, candidate_ids = self._edits.of(work, self.machine.group_of(work))
         key, evaluation_id = self._keys.of(work, edit)
-        candidate_ids = self._own(work, candidate_ids)
         stored = await self._evaluator.give_up(work, evaluation_id, key.adapter_version, candidate_ids, reason)
         del self._asked[work]
         self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
         return Evaluated(work, stored.reward)
-
-    # How busy everyone is.
-
-    async def _write_meter(self) -> None:
-        while True:
-            await asyncio.sleep(METER_S)
-            await self._keep_meter()
-
-    async def _keep_meter(self) -> None:
-        try:
-            await self._store.add_utilisation(self.run.run_id, self._meter.take(self._loop.time()))
-        except STORE_FAULTS as error:
-            logger.warning("utilisation was not written: %s", error)
 
 
 def run_hash(config_yaml: str, tasks: object, retention_quiz: object) -> str:

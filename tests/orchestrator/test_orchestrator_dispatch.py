@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestrator.backoff import RetryBudget, backoff_s
-from orchestrator.dispatch import Again, Decision, Dispatch, Fault, GiveUp, Limits, Probe, Rules, Start, Stop
+from orchestrator.dispatch import Dispatch
+from orchestrator.dispatch_decisions import Again, Decision, Fault, GiveUp, Limits, Probe, Rules, Start, Stop
 from orchestrator.replica import Standing
 
 RULES = Rules(initial_s=1, factor=2, maximum_s=8, set_aside_after=2, budget=4, report_s=10)
