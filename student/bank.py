@@ -13,10 +13,13 @@ values of an adapter.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -25,6 +28,10 @@ from student.lora import LoraWeights
 from tutelage.domain.errors import InvalidInput
 from tutelage.models.loading import LoadedModel
 from tutelage.models.quantised import frozen_weight
+
+Result = TypeVar("Result")
+MOST_WORKERS = 4
+"""Passes at once; the interpreter runs between the products of one at a time."""
 
 
 @dataclass(frozen=True)
@@ -107,13 +114,12 @@ class Stretch:
 
 @dataclass
 class Routing:
-    """What the projections of one model look up in each pass; set by `Bank.routed`."""
+    """What the projections look up in one pass."""
 
     stretches: tuple[Stretch, ...] = ()
     """They cover all tokens, in their order."""
     anchor: torch.Tensor | None = None
     """Requires a gradient, so that autograd reaches adapters it does not know of."""
-    sizes: list[int] = field(default_factory=list)
     _last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
 
     def parts(self, x_NI: torch.Tensor) -> list[torch.Tensor]:
@@ -125,8 +131,10 @@ class Routing:
         self._last = (x_NI, parts)
         return parts
 
-    def forget(self) -> None:
-        self.stretches, self.anchor, self.sizes, self._last = (), None, [], None
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Tokens of each stretch."""
+        return [stretch.stop - stretch.start for stretch in self.stretches]
 
 
 def _same(x: torch.Tensor, y: torch.Tensor) -> bool:
@@ -197,10 +205,10 @@ class _Adapted(torch.autograd.Function):
 class BankLinear(nn.Module):
     """A projection of the base and, on top of it, the adapters of each stretch."""
 
-    def __init__(self, base: nn.Module, name: str, routing: Routing) -> None:
+    def __init__(self, base: nn.Module, name: str, current: _Current) -> None:
         super().__init__()
         self.base = base
-        self._name, self._routing = name, routing
+        self._name, self._current = name, current
 
     @property
     def weight(self) -> Any:
@@ -208,7 +216,7 @@ class BankLinear(nn.Module):
         return self.base.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        routing = self._routing
+        routing = self._current.routing
         if not any(self._name in a.factors for stretch in routing.stretches for a in stretch.adapters):
             plain: torch.Tensor = self.base(x)
             return plain
@@ -255,14 +263,28 @@ def targeted(
     return [p for p in projections if any(named(p, target) for target in target_modules)]
 
 
+class _Current(threading.local):
+    """The routing of the pass that a thread is in."""
+
+    def __init__(self) -> None:
+        self.routing = Routing()
+
+
 @dataclass(eq=False)
 class Bank:
-    """A loaded base with its projections open for adapters; one thread uses it at a time."""
+    """A loaded base with its projections open for adapters.
+
+    One thread uses it at a time; `side_by_side` spreads what is independent over the cores.
+    """
 
     loaded: LoadedModel
     projections: list[Projection] = field(init=False)
     device: torch.device = field(init=False)
-    _routing: Routing = field(init=False, default_factory=Routing)
+    workers: int = field(init=False)
+    """Passes that run at once, each on its share of the threads."""
+    _threads: int = field(init=False)
+    _current: _Current = field(init=False, default_factory=_Current)
+    _pool: ThreadPoolExecutor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.loaded.device)
@@ -275,15 +297,45 @@ class Bank:
         for projection in self.projections:
             parent, _, child = projection.name.rpartition(".")
             module = self.loaded.model.get_submodule(parent)
-            setattr(module, child, BankLinear(getattr(module, child), projection.name, self._routing))
+            setattr(module, child, BankLinear(getattr(module, child), projection.name, self._current))
+        self._threads = torch.get_num_threads()
+        shareable = self.device.type == "cpu" and _shareable(self.loaded.model)
+        self.workers = min(self._threads, MOST_WORKERS) if shareable else 1
+        if self.workers > 1:
+            share = self._threads // self.workers
+            self._pool = ThreadPoolExecutor(
+                self.workers, thread_name_prefix="pass", initializer=lambda: torch.set_num_threads(share)
+            )
 
     @contextmanager
     def routed(self, stretches: Sequence[Stretch], *, training: bool = False) -> Iterator[None]:
-        """Within the block the model's tokens, flattened, go through these adapters."""
-        self._routing.stretches = tuple(stretches)
-        self._routing.sizes = [stretch.stop - stretch.start for stretch in stretches]
-        self._routing.anchor = torch.zeros((), device=self.device, requires_grad=True) if training else None
+        """Within the block this thread's tokens, flattened, go through these adapters."""
+        anchor = torch.zeros((), device=self.device, requires_grad=True) if training else None
+        self._current.routing = Routing(tuple(stretches), anchor)
         try:
             yield
         finally:
-            self._routing.forget()
+            self._current.routing = Routing()
+
+    def side_by_side(self, works: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Does all works, on the cores at once where there are several; raises the first error after all have ended."""
+        if len(works) == 1 or self._pool is None:
+            # A thread that first computes after a worker did would take over the worker's share.
+            if torch.get_num_threads() != self._threads:
+                torch.set_num_threads(self._threads)
+            return [work() for work in works]
+        futures = [self._pool.submit(work) for work in works]
+        wait(futures)
+        return [future.result() for future in futures]
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._pool = None
+
+
+def _shareable(model: nn.Module) -> bool:
+    """Whether passes may run at once: some rotary embeddings change with the length of what they see."""
+    scaling = getattr(model.config, "rope_parameters", None) or getattr(model.config, "rope_scaling", None) or {}
+    return not any(kind in str(scaling) for kind in ("dynamic", "longrope"))

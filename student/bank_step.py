@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -87,11 +88,43 @@ def passes_of(slots: Sequence[Slot], max_tokens: int) -> list[list[Part]]:
     return passes
 
 
-def step(bank: Bank, slots: Sequence[Slot], limits: Limits) -> Iterator[tuple[Slot, Rejection | None]]:
-    """Takes one step in every slot, as it is iterated; with a rejection for each slot that diverged.
+Ends = list[tuple[Slot, Rejection | None]]
 
-    Raises StepFailed; the slots that came before it have taken their step.
+
+def step(bank: Bank, slots: Sequence[Slot], limits: Limits) -> Iterator[tuple[Slot, Rejection | None]]:
+    """Takes one step in every slot; with a rejection for each slot that diverged.
+
+    Shares of the slots step on the cores at once. Raises StepFailed once those that took their step are told.
     """
+    shares = _shares(bank, slots, limits)
+    each = Limits(max(1, limits.tokens // len(shares)), max(1, limits.kept_tokens // len(shares)))
+    failure: StepFailed | None = None
+    for ends, failed in bank.side_by_side([partial(_step_in_turn, bank, share, each) for share in shares]):
+        yield from ends
+        failure = failed or failure
+    if failure is not None:
+        raise failure
+
+
+def _shares(bank: Bank, slots: Sequence[Slot], limits: Limits) -> list[list[Slot]]:
+    """The slots, spread evenly by their tokens over the bank's workers.
+
+    All in one share where layers of the one model are exchanged for the step.
+    """
+    longest = max(len(row.ids) for slot in slots for row in slot.batch)
+    alone = any(slot.first_layer for slot in slots) or longest * bank.workers > limits.kept_tokens
+    shares: list[list[Slot]] = [[] for _ in range(1 if alone else min(bank.workers, len(slots)))]
+    for slot in sorted(slots, key=lambda slot: _tokens([slot]), reverse=True):
+        min(shares, key=_tokens).append(slot)
+    return shares
+
+
+def _tokens(slots: Sequence[Slot]) -> int:
+    return sum(len(row.ids) for slot in slots for row in slot.batch)
+
+
+def _step_in_turn(bank: Bank, slots: Sequence[Slot], limits: Limits) -> tuple[Ends, StepFailed | None]:
+    ends: Ends = []
     losses: dict[Slot, float] = {}
     for parts in passes_of(slots, limits.tokens):
         try:
@@ -99,11 +132,14 @@ def step(bank: Bank, slots: Sequence[Slot], limits: Limits) -> Iterator[tuple[Sl
         except Exception as error:
             for part in parts:
                 part.slot.forget_gradient()
-            raise StepFailed([part.slot for part in parts], error) from error
+            failure = StepFailed([part.slot for part in parts], error)
+            failure.__cause__ = error
+            return ends, failure
         for part, share in zip(parts, shares, strict=True):
             losses[part.slot] = losses.get(part.slot, 0.0) + share
             if part.last:
-                yield part.slot, part.slot.learn(losses[part.slot])
+                ends.append((part.slot, part.slot.learn(losses[part.slot])))
+    return ends, None
 
 
 def backward(bank: Bank, parts: Sequence[Part], limits: Limits) -> list[float]:

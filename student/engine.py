@@ -106,6 +106,7 @@ class StudentEngine:
     def close(self) -> None:
         """Stops what is under way, as retryable failures."""
         self._scheduler.close()
+        self._bank.close()
         self._store.close()
 
     def healthy(self) -> bool:

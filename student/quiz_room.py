@@ -9,8 +9,10 @@ Shape suffixes: B rows, T tokens, N tokens of all rows, M labelled tokens, V voc
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ from tutelage.models.chat import NO_LOSS, prompt_ids, stop_ids
 
 COMPACT_BELOW = 0.75
 """Share of rows still writing below which the others' places are given up."""
+LEAST_ROWS = 8
+"""Rows below which a batch is not divided between cores."""
 LOGLIK_TOKENS = 2048
 """Tokens of one pass for likelihoods; bounds its memory."""
 
@@ -57,10 +61,10 @@ def take_quizzes(
         for j, question in enumerate(sitting.questions)
     ]
     rows.sort(key=lambda row: (row.sitting, len(row.prompt), row.question))
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        for row, text in zip(batch, generate(bank, batch, max_new_tokens, stop), strict=True):
-            texts[row.sitting][row.question] = text
+    batches = _evenly(rows, batch_size, bank.workers)
+    written = bank.side_by_side([partial(generate, bank, batch, max_new_tokens, stop) for batch in batches])
+    for row, text in zip(rows, itertools.chain(*written), strict=True):
+        texts[row.sitting][row.question] = text
     gold = [
         (i, j, sitting.adapters, gold_row(bank.loaded, question))
         for i, sitting in enumerate(sittings)
@@ -68,13 +72,28 @@ def take_quizzes(
         for j, question in enumerate(sitting.questions)
         if question.answer
     ]
-    for part in _of_tokens(gold, LOGLIK_TOKENS):
-        if stop():
-            raise Cancelled
-        values = mean_logliks(bank, [(adapters, row) for _, _, adapters, row in part])
-        for (i, j, _, _), value in zip(part, values, strict=True):
-            logliks[i][j] = value
+    tokens = sum(len(row.ids) for _, _, _, row in gold)
+    # Passes at once share the memory of one.
+    parts = _of_tokens(gold, min(LOGLIK_TOKENS // bank.workers, 1 + tokens // bank.workers))
+    values = bank.side_by_side([partial(_logliks_unless, stop, bank, part) for part in parts])
+    for (i, j, _, _), value in zip(gold, itertools.chain(*values), strict=True):
+        logliks[i][j] = value
     return [graded(*each) for each in zip(sittings, texts, logliks, strict=True)]
+
+
+def _evenly(rows: Sequence[_Row], most: int, workers: int) -> list[Sequence[_Row]]:
+    """Batches of at most `most` rows and of about one size, as many as keep all workers busy."""
+    rounds = math.ceil(len(rows) / (most * workers))
+    count = min(rounds * workers, math.ceil(len(rows) / LEAST_ROWS))
+    count = max(count, math.ceil(len(rows) / most))
+    size = math.ceil(len(rows) / max(1, count))
+    return [rows[start : start + size] for start in range(0, len(rows), max(1, size))]
+
+
+def _logliks_unless(stop: Callable[[], bool], bank: Bank, part: Sequence[_Gold]) -> list[float]:
+    if stop():
+        raise Cancelled
+    return mean_logliks(bank, [(adapters, row) for _, _, adapters, row in part])
 
 
 _Gold = tuple[int, int, tuple[BankAdapter, ...], Row]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+import student.bank_step as bank_step
 from benchmarks.peft_loop import fresh_weights, peft_adapted, train_alone
 from student.adapters import AdapterStore
 from student.bank import Bank, BankAdapter, Stretch
@@ -336,3 +338,49 @@ def test_a_plateau_is_reached_only_after_epochs_without_a_lower_mean(losses, pat
         for at in range(30):
             falling.add(0.9**at)
         assert not falling.reached
+
+
+def test_passes_on_several_cores_learn_what_passes_in_turn_learn(pair):
+    """And each slot's step is taken once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        loaded = load_model(pair[0].loaded.name, quantisation="nf4", device="cpu", compute_dtype="float32", threads=2)
+        enable_packing(loaded.model)
+        shared = Bank(loaded)
+    finally:
+        torch.set_num_threads(threads)
+    assert shared.workers == 2
+    seen: set[str] = set()
+    layer = loaded.model.get_decoder().layers[0]
+    layer.register_forward_pre_hook(lambda *_: seen.add(threading.current_thread().name))
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=2)
+    rows = [[row(8 + 5 * j + i, 7 * i + j) for j in range(3)] for i in range(5)]
+    slots, apart = ([Slot(bank, each, loop, i) for i, each in enumerate(rows)] for bank in (shared, pair[0]))
+    assert set(run(shared, slots).values()) == {None}
+    run(pair[0], apart)
+    assert len(seen) == 2
+    for mine, theirs in zip(slots, apart, strict=True):
+        assert mine.trained().steps == theirs.trained().steps == 6
+        assert difference(theirs.adapter.weights(), mine.adapter.weights()) < RELATIVE
+    shared.close()
+
+
+def test_a_pass_that_fails_on_one_core_leaves_the_others_steps(pair):
+    shared = pair[0]
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3)
+    good, bad = Slot(shared, [row(20, 1)], loop, 1), Slot(shared, [row(9, 2)], loop, 2)
+    real = bank_step.backward
+
+    def broken(bank, parts, limits):
+        if any(part.slot is bad for part in parts):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(bank, parts, limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank_step, "backward", broken)
+        patch.setattr(shared, "workers", 2)
+        with pytest.raises(StepFailed) as failed:
+            list(step(shared, [bad, good], WHOLE))
+    assert failed.value.slots == [bad]
+    assert (good.trained().steps, bad.trained().steps) == (1, 0)
