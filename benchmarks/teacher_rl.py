@@ -28,10 +28,11 @@ from pathlib import Path
 # This file's folder would make `orchestrator` mean the benchmark of that name.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.classroom import Classroom, Setup, documents
+from benchmarks.classroom import Classroom, Setup, documents, passage_only
 from orchestrator.report.bootstrap import Interval, paired_interval
+from orchestrator.student_profile import MOST_MISTAKES, Mistake, told, wrong_before
 from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateResult, UpdateSettings
+from tutelage.domain.policy import Candidate, CandidateGroup, ScoredCandidate, UpdateResult, UpdateSettings
 from tutelage.domain.reward import RewardSettings, reward_of
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit
@@ -42,6 +43,9 @@ METRICS = ("reward", "contains", "loglik")
 """The run's reward; the gains over the untouched student that it is made of."""
 DIRECTED = "+directives"
 """Behind a format's name: its notes begin with directives."""
+PROFILED = "+student"
+"""Behind it all: the prompt tells of the student, and of what it got wrong about other documents. Beside the same
+format without it, this is the ablation of what such a profile is worth."""
 SETTINGS = {
     "rest_em": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=3, batch_size=8),
     "grpo": UpdateSettings(rank=32, alpha=64, learning_rate=1e-4, epochs=2, batch_size=16),
@@ -89,8 +93,9 @@ class Course:
     def __init__(self, room: Classroom, args: argparse.Namespace) -> None:
         self.room, self.args = room, args
         for name in args.formats:
-            known = room.formats[name.removesuffix(DIRECTED)]
-            room.formats[name] = replace(known, name=name, directives=name.endswith(DIRECTED))
+            directed = name.removesuffix(PROFILED)
+            known = room.formats[directed.removesuffix(DIRECTED)]
+            room.formats[name] = replace(known, name=name, directives=directed.endswith(DIRECTED))
         self.recipes = [
             *(Recipe(algorithm, args.formats[0]) for algorithm in args.algorithms),
             *(Recipe("rest_em", name) for name in args.formats[1:]),
@@ -100,12 +105,28 @@ class Course:
         self.held_out = documents("heldout", args.documents, args.model)
         self.untrained = room.policies.initial.version
 
+    def write(self, item: TaskWithQuiz, format_name: str, count: int, policy: str, purpose: str) -> list[Candidate]:
+        """Candidates; where the format tells of the student, what it got wrong is of other documents than this one."""
+        if not format_name.endswith(PROFILED):
+            return self.room.write(item, format_name, count, policy, purpose)
+        others = [known for known in self.learning[: MOST_MISTAKES + 1] if known.task.id != item.task.id]
+        wrong = [mistake for known in others[:MOST_MISTAKES] for mistake in self._mistakes(known)[:1]]
+        plain, own = self.room.formats[format_name], f"{format_name} of {item.task.id}"
+        who = f"Write for a {self.args.model} model. Wrong so far:\n{told(wrong)}"
+        self.room.formats[own] = replace(plain, prompt=f"{who}\n\n{plain.prompt}")
+        return self.room.write(item, own, count, policy, purpose)
+
+    def _mistakes(self, item: TaskWithQuiz) -> list[Mistake]:
+        outcome = self.room.evaluate(item, passage_only(item))[1]
+        assert isinstance(outcome, EvaluationReport)
+        return wrong_before(outcome, item.quiz)
+
     def collect(self, format_name: str, items: Sequence[TaskWithQuiz]) -> tuple[list[CandidateGroup], float]:
         """The scored groups of a format, and the thousands of tokens that the student trained on."""
 
         def group_of(item: TaskWithQuiz) -> tuple[CandidateGroup, int]:
             members, tokens = [], 0
-            for candidate in self.room.write(item, format_name, self.args.candidates, self.untrained, "collect"):
+            for candidate in self.write(item, format_name, self.args.candidates, self.untrained, "collect"):
                 reward: float | None = REWARD.rejected_reward
                 if isinstance(candidate.result, SelfEdit):
                     outcome = self.room.evaluate(item, candidate.result)[1]
@@ -149,7 +170,7 @@ class Course:
     def _scores(self, items: Sequence[TaskWithQuiz], format_name: str, policy: str, purpose: str, seeds: int) -> Scores:
         def gains(item: TaskWithQuiz) -> tuple[dict[str, float], int]:
             total, rejected = dict.fromkeys(METRICS, 0.0), seeds
-            for candidate in self.room.write(item, format_name, seeds, policy, purpose):
+            for candidate in self.write(item, format_name, seeds, policy, purpose):
                 if not isinstance(candidate.result, SelfEdit):
                     continue
                 outcome = self.room.evaluate(item, candidate.result, repeat=candidate.index)[1]
@@ -279,8 +300,8 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--documents", type=int, default=56, help="held-out documents")
     parser.add_argument("--seeds", type=int, default=3, help="self-edits of each teacher a held-out document")
-    parser.add_argument("--learn-documents", type=int, default=24)
-    parser.add_argument("--choose-documents", type=int, default=16)
+    parser.add_argument("--learn-documents", type=int, default=20)
+    parser.add_argument("--choose-documents", type=int, default=12)
     parser.add_argument("--choose-seeds", type=int, default=1)
     parser.add_argument("--candidates", type=int, default=4, help="a learning document")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
@@ -297,7 +318,7 @@ def main() -> None:
     if args.quick:
         args.model, args.documents, args.seeds, args.processes = "tiny", 2, 2, 1
         args.learn_documents, args.choose_documents, args.candidates = 2, 2, 3
-        args.algorithms, args.formats = ["rest_em", "grpo"], ["none", "rewrite"]
+        args.algorithms, args.formats = ["rest_em", "grpo"], ["none", "rewrite+student"]
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as temporary:
         folder = args.folder or Path(temporary)
