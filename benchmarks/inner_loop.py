@@ -3,7 +3,8 @@
 All in one run, alternating, on the same base: (a) the student's bank with K slots; (b) a bare PEFT loop, one edit at a
 time, unpadded, baseline cached; (c) HF Trainer, one edit at a time, unpadded, baseline answered for each edit and
 one question at a time; (d) the published procedure: every sequence padded to 2,048 with loss on the pads, from the time
-of some steps. The floor is 4 x parameters x tokens over the matmul rate measured in the same run.
+of some steps. The floor is 4 x parameters x tokens over the matmul rate measured in the same run, beside the tokens a
+second that the bank's steps reach with the most slots.
 
     python benchmarks/inner_loop.py            # SmolLM2-135M, NF4: an hour on two cores
     python benchmarks/inner_loop.py --quick    # a tiny random model
@@ -43,8 +44,9 @@ from student.evaluation import Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.inner_loop import Row
 from student.packing import enable_packing
+from student.quiz_room import take_quizzes
 from student.room import Guest, Room
-from tutelage.domain.evaluation import Bounds, EvaluationKey, EvaluationReport, InnerLoopSettings
+from tutelage.domain.evaluation import Bounds, EvaluationKey, EvaluationReport, InnerLoopSettings, QuizResult
 from tutelage.domain.self_edit import LossMask, SelfEdit, question_answer
 from tutelage.domain.task import Question, Quiz
 from tutelage.models.chat import NO_LOSS, document_ids, prompt_ids
@@ -91,15 +93,33 @@ class Timed:
 
     per_hour: list[float] = field(default_factory=list)
     tokens_per_s: list[float] = field(default_factory=list)
+    """Of the training alone."""
+    peak_mib: float = 0.0
 
-    def add(self, evaluations: int, tokens: float, seconds: float) -> None:
+    def add(self, evaluations: int, tokens: float, seconds: float, training: float) -> None:
         self.per_hour.append(3600 * evaluations / seconds)
-        self.tokens_per_s.append(tokens / seconds)
+        self.tokens_per_s.append(tokens / training)
+        self.peak_mib = max(self.peak_mib, peak_mib())
 
     def line(self, name: str) -> str:
         low, high = min(self.per_hour), max(self.per_hour)
-        rate = statistics.mean(self.tokens_per_s)
-        return f"| {name} | {statistics.mean(self.per_hour):.1f} | {low:.1f} to {high:.1f} | {rate:.0f} |"
+        rate, mean = statistics.mean(self.tokens_per_s), statistics.mean(self.per_hour)
+        return f"| {name} | {mean:.1f} | {low:.1f} to {high:.1f} | {rate:.0f} | {self.peak_mib:.0f} |"
+
+
+def begin_peak() -> None:
+    """The peak of the memory is counted anew from now on, where the system can do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """Most resident memory since `begin_peak`."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def seconds_of(work: Callable[[], Any]) -> float:
@@ -108,29 +128,41 @@ def seconds_of(work: Callable[[], Any]) -> float:
     return time.monotonic() - begun
 
 
-def by_bank(loaded: LoadedModel, bank: Bank, load: Workload, slots: int, edits: int, max_new_tokens: int) -> None:
-    """All edits through a room of `slots`, baselines cached."""
+def by_bank(
+    loaded: LoadedModel, bank: Bank, load: Workload, slots: int, edits: int, max_new_tokens: int
+) -> tuple[float, float]:
+    """All edits through a room of `slots`, baselines known; seconds of it all, and of its steps."""
+    training = 0.0
     with tempfile.TemporaryDirectory() as folder:
         store = EvaluationStore(Path(folder), hold_s=0, max_held_bytes=2**40)
         quiz = QuizSettings(max_new_tokens, 64)
         room = Room(bank, store, quiz, Capacity(bank, 2**34, slots, Limits(2048)))
-        waiting = list(range(edits))
+        waiting = []
+        for i in range(edits):
+            key = EvaluationKey(
+                loaded.name, loaded.revision, loaded.quantisation, "", load.edits[i], load.quizzes[i], Quiz(),
+                ("contains",), load.loop, "benchmark", i,
+            )  # fmt: skip
+            waiting.append(Evaluation(loaded, key, None, bounds=Bounds(), quiz=quiz, store=store))
+        asked = {key: sitting for evaluation in waiting for key, sitting in evaluation.missing_baselines().items()}
+        known = take_quizzes(bank, list(asked.values()), max_new_tokens=max_new_tokens, batch_size=64)
+        for key, answers in zip(asked, known, strict=True):
+            assert not isinstance(answers, ArithmeticError)
+            store.keep_baseline(key, QuizResult.of(answers))
         ended = 0
+        begun = time.monotonic()
         while ended < edits:
             while waiting and room.free:
-                i = waiting.pop(0)
-                key = EvaluationKey(
-                    loaded.name, loaded.revision, loaded.quantisation, "", load.edits[i], load.quizzes[i], Quiz(),
-                    ("contains", "loglik"), load.loop, "benchmark", i,
-                )  # fmt: skip
-                evaluation = Evaluation(loaded, key, None, bounds=Bounds(), quiz=quiz, store=store)
-                assert evaluation.rejection is None, evaluation.rejection
-                room.admit(Guest(evaluation, lambda: False, lambda progress: None))
-            for _, outcome in room.advance():
+                room.admit(Guest(waiting.pop(0), lambda: False, lambda progress: None))
+            departures = room.advance()
+            training += room.last_step_seconds or 0.0
+            for _, outcome in departures:
                 assert not isinstance(outcome, Exception), outcome
-                assert isinstance(outcome.outcome, EvaluationReport)
+                assert isinstance(outcome.outcome, EvaluationReport), outcome.outcome
                 ended += 1
+        seconds = time.monotonic() - begun
         store.close()
+    return seconds, training
 
 
 def _answer(loaded: LoadedModel, model: Any, quiz: Quiz, max_new_tokens: int, *, one_by_one: bool) -> None:
@@ -148,13 +180,14 @@ def _answer(loaded: LoadedModel, model: Any, quiz: Quiz, max_new_tokens: int, *,
             )
 
 
-def by_peft(loaded: LoadedModel, load: Workload, edit: int, max_new_tokens: int) -> None:
+def by_peft(loaded: LoadedModel, load: Workload, edit: int, max_new_tokens: int) -> float:
     with peft_adapted(loaded, fresh=load.loop, seed=edit) as model:
-        train_alone(model, load.rows(loaded, edit), load.loop, edit)
+        training = seconds_of(lambda: train_alone(model, load.rows(loaded, edit), load.loop, edit))
         _answer(loaded, model, load.quizzes[edit], max_new_tokens, one_by_one=False)
+    return training
 
 
-def by_trainer(loaded: LoadedModel, load: Workload, edit: int, max_new_tokens: int) -> None:
+def by_trainer(loaded: LoadedModel, load: Workload, edit: int, max_new_tokens: int) -> float:
     _answer(loaded, loaded.model, load.quizzes[edit], max_new_tokens, one_by_one=True)
     rows = [{"input_ids": list(row.ids), "labels": list(row.labels)} for row in load.rows(loaded, edit)]
     lora = LoraConfig(r=load.loop.rank, lora_alpha=int(load.loop.alpha), target_modules="all-linear", lora_dropout=0.0)
@@ -167,12 +200,13 @@ def by_trainer(loaded: LoadedModel, load: Workload, edit: int, max_new_tokens: i
         )  # fmt: skip
         # It prints its own summary, where a table is to stand.
         with contextlib.redirect_stdout(sys.stderr):
-            Trainer(model, arguments, train_dataset=rows, data_collator=_collate).train()
+            training = seconds_of(Trainer(model, arguments, train_dataset=rows, data_collator=_collate).train)
     model.eval()
     _answer(loaded, model, load.quizzes[edit], max_new_tokens, one_by_one=True)
     model.unload()
     if hasattr(loaded.model, "peft_config"):
         del loaded.model.peft_config
+    return training
 
 
 def _collate(rows: Sequence[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -240,11 +274,15 @@ def measure(args: argparse.Namespace, model: str, length: int) -> None:
         rate = max(rate, matmul_rate(torch.bfloat16 if ours.compute_dtype == "bfloat16" else torch.float32))
         for k in args.slots:
             edits = args.edits if k > 1 else alone
-            seconds = seconds_of(lambda k=k, edits=edits: by_bank(ours, bank, load, k, edits, args.max_new_tokens))
-            timed[f"(a) bank, {k} slots"].add(edits, sum(tokens[:edits]), seconds)
-        for i in range(alone):
-            peft.add(1, tokens[i], seconds_of(lambda i=i: by_peft(theirs, load, i, args.max_new_tokens)))
-            trainer.add(1, tokens[i], seconds_of(lambda i=i: by_trainer(theirs, load, i, args.max_new_tokens)))
+            begin_peak()
+            seconds, training = by_bank(ours, bank, load, k, edits, args.max_new_tokens)
+            timed[f"(a) bank, {k} slots"].add(edits, sum(tokens[:edits]), seconds, training)
+        for way, times in ((by_peft, peft), (by_trainer, trainer)):
+            for i in range(alone):
+                begin_peak()
+                begun = time.monotonic()
+                training = way(theirs, load, i, args.max_new_tokens)
+                times.add(1, tokens[i], time.monotonic() - begun, training)
         steps.append(published_step_seconds(theirs, load, length, 5 if alternation == 0 and not args.quick else 1))
         print(f"alternation {alternation + 1} of {args.alternations}", file=sys.stderr, flush=True)
     rows = len(load.edits[0].documents)
@@ -254,11 +292,11 @@ def measure(args: argparse.Namespace, model: str, length: int) -> None:
     print(f"{model}, {ours.quantisation}, {ours.compute_dtype}, {platform.machine()}, {args.threads} threads")
     size = statistics.mean(tokens)
     print(f"seed {args.seed}, {args.edits} edits of {rows} rows, {args.epochs} epochs, {size:.0f} tokens each\n")
-    print("| way | evaluations an hour | spread | tokens a second |\n|---|---|---|---|")
+    print("| way | evaluations an hour | spread | tokens a second, training | peak MiB |\n|---|---|---|---|---|")
     for name, times in {**timed, "(b) PEFT alone": peft, "(c) HF Trainer alone": trainer}.items():
         print(times.line(name))
-    print(f"| (d) published, training alone | {published:.2f} | from {len(steps)} timings of steps | |")
-    print(f"| floor: 4 x {ours.parameters} at {rate / 1e9:.0f} GFLOP/s | | | {floor:.0f} |\n")
+    print(f"| (d) published, training alone | {published:.2f} | from {len(steps)} timings of steps | | |")
+    print(f"| floor: 4 x {ours.parameters} at {rate / 1e9:.0f} GFLOP/s | | | {floor:.0f} | |\n")
     mean = statistics.mean(timed[best].per_hour)
     most = f"(a) bank, {max(args.slots)} slots"
     figures = {
@@ -267,7 +305,7 @@ def measure(args: argparse.Namespace, model: str, length: int) -> None:
         "vs_published": mean / published,
         "vs_floor": floor / statistics.mean(timed[most].tokens_per_s),
         "best_k": args.slots[list(timed).index(best)],
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": timed[best].peak_mib,
         "seed": args.seed,
     }
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}))
