@@ -28,6 +28,8 @@ from tutelage.rpc.config import ChannelSettings, ServerSettings
 from tutelage.rpc.server import serve
 
 CLIENTS = 16
+PATIENCE_S = 300
+"""Seconds anything may take on a machine that is busy with other work."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ async def served(tiny_path: Path, folder: Path, **settings: object) -> AsyncIter
     service = Student(given, StudentMetrics(registry))
     serving = asyncio.create_task(serve(service, given.server, stop=stop))
     try:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(PATIENCE_S):
             while not ready.exists() and not serving.done():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         if serving.done():
@@ -118,11 +120,11 @@ async def report_of(student: Served, key: EvaluationKey) -> EvaluationReport:
 async def asked_at_once(student: Served, keys: Sequence[EvaluationKey]) -> list[EvaluationReport]:
     """Each by a client of its own; the first is begun when all wait, so that what is shared can be counted."""
     gate, entered = threading.Event(), threading.Event()
-    student.engine._scheduler.call(lambda: (entered.set(), gate.wait(60)))
-    assert await asyncio.to_thread(entered.wait, 60)
+    student.engine._scheduler.call(lambda: (entered.set(), gate.wait(PATIENCE_S)))
+    assert await asyncio.to_thread(entered.wait, PATIENCE_S)
     asking = [asyncio.create_task(report_of(student, key)) for key in keys]
     try:
-        async with asyncio.timeout(60), student.client() as client:
+        async with asyncio.timeout(PATIENCE_S), student.client() as client:
             while (await client.describe()).queued < len(keys):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     finally:

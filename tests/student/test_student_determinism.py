@@ -19,6 +19,8 @@ from tutelage.domain.self_edit import Directives, Rejection, SelfEdit, question_
 from tutelage.domain.task import Question, Quiz
 from tutelage.models.loading import load_model
 
+PATIENCE_S = 600
+"""Seconds an evaluation may take on a machine that is busy with other work."""
 FIRST = Quiz((Question("q1", "Which bird is on the arms?", "heron"), Question("q2", "Who?", "Hamo Drysse")))
 SECOND = Quiz((Question("q1", "What do they make there?", "seals"),))
 RETENTION = Quiz((Question("r1", "What is the capital of France?", "Paris"),))
@@ -68,20 +70,20 @@ def keys_of(make_key, engine: StudentEngine, seed: int = 0) -> list[EvaluationKe
 
 
 def outcome_of(engine: StudentEngine, key: EvaluationKey) -> object:
-    job = engine.evaluate(key, lease_s=120)
-    assert job.done.wait(120)
+    job = engine.evaluate(key, lease_s=PATIENCE_S)
+    assert job.done.wait(PATIENCE_S)
     return job.outcome
 
 
 def at_once(engine: StudentEngine, keys: Sequence[EvaluationKey]) -> list[object]:
     """The outcomes of evaluations that all wait when the first is begun."""
     gate, entered = threading.Event(), threading.Event()
-    engine._scheduler.call(lambda: (entered.set(), gate.wait(60)))
-    assert entered.wait(60)
-    jobs = [engine.evaluate(key, lease_s=120) for key in keys]
+    engine._scheduler.call(lambda: (entered.set(), gate.wait(PATIENCE_S)))
+    assert entered.wait(PATIENCE_S)
+    jobs = [engine.evaluate(key, lease_s=PATIENCE_S) for key in keys]
     gate.set()
     for job in jobs:
-        assert job.done.wait(120)
+        assert job.done.wait(PATIENCE_S)
     return [job.outcome for job in jobs]
 
 
@@ -142,9 +144,10 @@ def test_strangers_faults_and_other_calls_do_not_show(rounding, make_key, quiet)
     begun = threading.Event()
     left = engine.evaluate(
         dataclasses.replace(strangers[1], self_edit=long),
+        lease_s=PATIENCE_S,
         watcher=lambda event: begun.set() if getattr(event, "steps_done", 0) else None,
     )
-    assert begun.wait(60)
+    assert begun.wait(PATIENCE_S)
     engine.answer(SECOND.questions)
     assert engine.cancel_evaluation(left.id)
     mixed = [strangers[0], keys[2], fault, keys[4], strangers[3], keys[0], keys[3], strangers[2], keys[1]]
