@@ -10,10 +10,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import psycopg
 import pytest
 
 HERE = Path(__file__).resolve().parent
+END_SESSIONS = (
+    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+    "AND backend_type = 'client backend'"
+)
 
 
 def _loaded(name: str, path: Path) -> ModuleType:
@@ -39,13 +45,15 @@ postgres = orchestrator_conftest.postgres
 class ProxiedStack(stack_conftest.Stack):  # type: ignore[name-defined,misc]
     """The orchestrator reaches teacher and students through proxies."""
 
-    def __init__(self, folder: Path, model: Path, database_url: str = "") -> None:
+    def __init__(self, folder: Path, model: Path, database_url: str = "", deterministic: bool = True) -> None:
         super().__init__(folder, model)
-        self.database_url = database_url
+        self.database_url, self.deterministic = database_url, deterministic
         self.proxies: dict[str, Any] = {}
 
     def _config(self, name: str) -> dict[str, Any]:
         config: dict[str, Any] = super()._config(name)
+        if name in stack_conftest.STUDENTS:
+            config["deterministic"] = self.deterministic
         if name == "orchestrator":
             for each in ("teacher", *stack_conftest.STUDENTS):
                 if each not in self.proxies:
@@ -81,6 +89,8 @@ class Breaker:
         faults += [self._cut, self._slow]
         if self._stack.database_url:
             faults.append(self._end_sessions)
+        if self._socket() is not None:
+            faults.append(self._hide_database)
         done = self._random.choice(faults)()
         self.broken.append(done)
         print(f"  fault {len(self.broken)}: {done}", flush=True)
@@ -109,25 +119,36 @@ class Breaker:
         return f"traffic to {name} delayed"
 
     def _end_sessions(self) -> str:
-        import psycopg
-
         with psycopg.connect(self._stack.database_url, autocommit=True) as connection:
-            ended = connection.execute(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-                "AND backend_type = 'client backend'"
-            ).fetchone()
+            ended = connection.execute(END_SESSIONS).fetchone()
         return f"{ended[0] if ended else 0} database connections ended"
 
+    def _socket(self) -> Path | None:
+        """Where the database is reached, if that is a socket of this machine."""
+        folder = parse_qs(urlsplit(self._stack.database_url).query).get("host", [""])[0]
+        socket = Path(folder) / ".s.PGSQL.5432"
+        return socket if folder and socket.exists() else None
 
-@pytest.fixture
-def make_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[..., ProxiedStack]]:
+    def _hide_database(self) -> str:
+        socket, away_s = self._socket(), self._random.choice([2.0, 2.0, 60.0])
+        assert socket is not None
+        with psycopg.connect(self._stack.database_url, autocommit=True) as connection:
+            socket.rename(socket.with_suffix(".hidden"))
+            connection.execute(END_SESSIONS)
+        try:
+            time.sleep(away_s)
+        finally:
+            socket.with_suffix(".hidden").rename(socket)
+        return f"the database away for {away_s:g} s"
+
+
+def _stacks(folder: Path, model: Path) -> Iterator[Callable[..., ProxiedStack]]:
     """Starts stacks, each in a folder of its own, and stops them all."""
     stacks: list[ProxiedStack] = []
 
-    def make(name: str, database_url: str = "") -> ProxiedStack:
-        folder = tmp_path / name
-        folder.mkdir()
-        stack = ProxiedStack(folder, tiny_model, database_url)
+    def make(name: str, database_url: str = "", *, deterministic: bool = True) -> ProxiedStack:
+        (folder / name).mkdir()
+        stack = ProxiedStack(folder / name, model, database_url, deterministic)
         stacks.append(stack)
         stack.start_all()
         return stack
@@ -135,6 +156,18 @@ def make_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[..., Proxi
     yield make
     for stack in stacks:
         stack.stop()
+
+
+@pytest.fixture
+def make_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[..., ProxiedStack]]:
+    yield from _stacks(tmp_path, tiny_model)
+
+
+@pytest.fixture(scope="module")
+def make_module_stack(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+) -> Iterator[Callable[..., ProxiedStack]]:
+    yield from _stacks(tmp_path_factory.mktemp("module"), tiny_model)
 
 
 @pytest.fixture

@@ -1,4 +1,8 @@
-"""Killed in the middle and started again, a run ends with the rewards of an undisturbed one: none lost or invented."""
+"""Killed in the middle and started again, a run ends with the rewards of an undisturbed one: none lost or invented.
+
+The two are on stacks of their own: the same run twice on one machine gives the same rewards, policies and versions of
+the students, bit for bit, since policies and versions are named by the hash of what is stored.
+"""
 
 from __future__ import annotations
 
@@ -98,6 +102,12 @@ def rewards(tree: dict[str, Any]) -> dict[tuple[str, str, int], float | None]:
     return dict(found)
 
 
+def policies(tree: dict[str, Any]) -> list[tuple[str, str]]:
+    """What the teacher learned from in each round, and the version that it made."""
+    made = [update["result"]["policy"] for update in tree["updates"]]
+    return [(policy["data_hash"], policy["version"]) for policy in made]
+
+
 def ended(summary: RunSummary) -> bool:
     return summary.state is not RunState.RUNNING
 
@@ -117,7 +127,8 @@ def test_run_killed_everywhere_ends_with_the_rewards_of_an_undisturbed_run(
     # Noise may hold no word at all and be rejected; what was parsed is scored by every student.
     assert len(expected) == len(parsed) * STUDENTS >= 10
     assert all(value is not None for value in expected.values())
-    expected_commits = [(c["student"], c["task_id"], c["version"]) for c in report(quiet)["commits"]]
+    expected_commits = [(c["student"], c["task_id"], c["version"]) for c in tree["commits"]]
+    assert len({version for _, version in policies(tree)}) == ROUNDS
     quiet.stop()
 
     stack = make_stack("disturbed")
@@ -138,6 +149,7 @@ def test_run_killed_everywhere_ends_with_the_rewards_of_an_undisturbed_run(
     assert summary.state is RunState.DONE, summary
     disturbed = report(stack)
     assert rewards(disturbed) == expected
+    assert policies(disturbed) == policies(tree)
     assert [(c["student"], c["task_id"], c["version"]) for c in disturbed["commits"]] == expected_commits
 
 
