@@ -130,16 +130,25 @@ def _step_in_turn(bank: Bank, slots: Sequence[Slot], limits: Limits) -> tuple[En
         try:
             shares = backward(bank, parts, limits)
         except Exception as error:
-            for part in parts:
-                part.slot.forget_gradient()
-            failure = StepFailed([part.slot for part in parts], error)
-            failure.__cause__ = error
-            return ends, failure
-        for part, share in zip(parts, shares, strict=True):
+            return ends, _given_up([part.slot for part in parts], parts, error)
+        for i, (part, share) in enumerate(zip(parts, shares, strict=True)):
             losses[part.slot] = losses.get(part.slot, 0.0) + share
-            if part.last:
+            if not part.last:
+                continue
+            try:
                 ends.append((part.slot, part.slot.learn(losses[part.slot])))
+            except Exception as error:
+                # Its neighbours take their step anew.
+                return ends, _given_up([part.slot], parts[i:], error)
     return ends, None
+
+
+def _given_up(slots: list[Slot], parts: Sequence[Part], error: Exception) -> StepFailed:
+    for part in parts:
+        part.slot.forget_gradient()
+    failure = StepFailed(slots, error)
+    failure.__cause__ = error
+    return failure
 
 
 def backward(bank: Bank, parts: Sequence[Part], limits: Limits) -> list[float]:

@@ -384,3 +384,23 @@ def test_a_pass_that_fails_on_one_core_leaves_the_others_steps(pair):
             list(step(shared, [bad, good], WHOLE))
     assert failed.value.slots == [bad]
     assert (good.trained().steps, bad.trained().steps) == (1, 0)
+
+
+def test_a_slot_that_cannot_learn_fails_alone(pair, monkeypatch):
+    """Such as one whose optimiser finds no memory: who comes after it takes the same step again."""
+    bank, reference = pair
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3)
+    rows = [row(20, 1), row(9, 2)]
+    first, broken, last = (Slot(bank, rows, loop, seed) for seed in (1, 2, 3))
+
+    def no_memory(loss: float) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(broken, "learn", no_memory)
+    with pytest.raises(StepFailed) as failed:
+        list(step(bank, [first, broken, last], WHOLE))
+    assert failed.value.slots == [broken]
+    run(bank, [first, last])
+    for seed, slot in ((1, first), (3, last)):
+        assert slot.trained().steps == 6
+        assert difference(alone(reference, rows, loop, seed)[1], slot.adapter.weights()) < RELATIVE
