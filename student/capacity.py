@@ -40,7 +40,8 @@ def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True) -> int:
     Without `kept` each layer keeps its input only, and one layer at a time all of it.
     """
     element = 4 if bank.loaded.compute_dtype == "float32" else 2
-    config = bank.loaded.model.config
+    # Where a model has more than text in it, its layers are described one level down.
+    config = bank.loaded.model.config.get_text_config()
     layers = config.num_hidden_layers
     # Each projection's input and output, and about as much again in norms, rotations and products between them.
     widths = 2 * sum(p.in_features + p.out_features for p in bank.projections)
