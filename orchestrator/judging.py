@@ -104,21 +104,28 @@ class Judges:
             return 1.0
         prompt = prompt_of(answer.text, question)
         known = self._verdicts.get((name, prompt))
-        if known is None:
-            # Asked for by several at once, a verdict is got once; who asked first may go, the others wait on.
-            known = asyncio.ensure_future(self._verdict(name, prompt))
-            self._verdicts[name, prompt] = known
-            known.add_done_callback(lambda done: self._forget_failed(name, prompt, done))
-            while len(self._verdicts) > REMEMBERED:
-                self._verdicts.popitem(last=False)
-        else:
+        if known is not None:
             metrics.JUDGED.labels("remembered").inc()
             self._verdicts.move_to_end((name, prompt))
-        return await asyncio.shield(known)
+            try:
+                return await asyncio.shield(known)
+            except TutelageError:
+                # Another report's question failed, and may have been sent long before this one: ask anew, once.
+                known = self._verdicts.get((name, prompt))
+        return await asyncio.shield(known or self._asked(name, prompt))
+
+    def _asked(self, name: str, prompt: str) -> asyncio.Future[float]:
+        # Asked for by several at once, a verdict is got once; who asked first may go, the others wait on.
+        asked = asyncio.ensure_future(self._verdict(name, prompt))
+        self._verdicts[name, prompt] = asked
+        asked.add_done_callback(lambda done: self._forget_failed(name, prompt, done))
+        while len(self._verdicts) > REMEMBERED:
+            self._verdicts.popitem(last=False)
+        return asked
 
     def _forget_failed(self, name: str, prompt: str, done: asyncio.Future[float]) -> None:
-        if done.cancelled() or done.exception() is not None:
-            self._verdicts.pop((name, prompt), None)
+        if (done.cancelled() or done.exception() is not None) and self._verdicts.get((name, prompt)) is done:
+            del self._verdicts[name, prompt]
 
     async def _verdict(self, name: str, prompt: str) -> float:
         if self._kept is None:

@@ -154,6 +154,35 @@ def test_a_failed_verdict_is_not_remembered(endpoint: Endpoint) -> None:
     assert found.after.scores["gpt"] == 1.0
 
 
+def test_who_waits_on_the_question_of_a_report_that_failed_asks_it_anew(endpoint: Endpoint) -> None:
+    under_way, joined = threading.Barrier(4), threading.Event()
+
+    def failing(prompt: str) -> tuple[int, str]:
+        # "Who?" fails, and its report with it; "When?" is still under way when the report is judged again.
+        under_way.wait(20)
+        if "When?" in prompt:
+            joined.wait(20)
+        return 503, ""
+
+    async def body() -> EvaluationReport:
+        judges = Judges({"gpt": settings(endpoint, attempts=1)})
+        await judges.start()
+        asked = report(result("x", "y"), result("Ada Thorne", "1402 AD"))
+        endpoint.verdict = failing
+        with pytest.raises(Unavailable, match="503"):
+            await judges.judged(asked, QUIZ, ["gpt"])
+        endpoint.verdict = lambda _: (200, "yes")
+        again = asyncio.ensure_future(judges.judged(asked, QUIZ, ["gpt"]))
+        await asyncio.sleep(0.05)
+        joined.set()
+        found = await again
+        await judges.close()
+        return found
+
+    found = asyncio.run(asyncio.wait_for(body(), 30))
+    assert found.before.scores["gpt"] == found.after.scores["gpt"] == 1.0
+
+
 def test_a_judge_that_is_silent_meets_its_deadline(endpoint: Endpoint) -> None:
     endpoint.stalls = True
     with pytest.raises(Unavailable, match=r"did not grade the report within 0\.2 s"):
