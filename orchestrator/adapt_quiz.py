@@ -57,21 +57,25 @@ def questions_of(task: Task, edits: Iterable[SelfEdit], most: int) -> tuple[Ques
         return ()
     title = _stems(content.title)
     parts = _SENTENCE.split(content.text)
-    sentences = [_Sentence(f" {normalise(part)} ", _stems(part)) for part in parts]
+    sentences = [_Sentence(part.strip(), f" {normalise(part)} ", _stems(part)) for part in parts]
     asked: set[str] = set()
     answered: set[str] = set()
     found: list[Question] = []
     for question, answer in (pair for edit in edits for pair in _pairs(edit)):
         plain, gold = normalise(question), normalise(answer)
         fits = 1 <= len(gold.split()) <= LONGEST_ANSWER and len(plain.split()) >= SHORTEST_QUESTION
-        if not fits or f" {gold} " in f" {plain} " or not _supported(question, gold, title, sentences):
+        if not fits or f" {gold} " in f" {plain} ":
+            continue
+        support = _support(question, gold, title, sentences)
+        if not support:
             continue
         # Two questions with one answer are mostly one question in two wordings.
         if plain in asked or gold in answered:
             continue
         asked.add(plain)
         answered.add(gold)
-        found.append(Question(f"made-{len(found) + 1}", question.strip(), answer.strip(" \t\n.\"'"), content.title))
+        told = answer.strip(" \t\n.\"'")
+        found.append(Question(f"made-{len(found) + 1}", question.strip(), told, content.title, support=support))
         if len(found) == most:
             break
     return tuple(found)
@@ -79,17 +83,20 @@ def questions_of(task: Task, edits: Iterable[SelfEdit], most: int) -> tuple[Ques
 
 @dataclass(frozen=True)
 class _Sentence:
+    text: str
     plain: str
     """In normal form, between spaces."""
     stems: frozenset[str]
 
 
-def _supported(question: str, gold: str, title: frozenset[str], sentences: Sequence[_Sentence]) -> bool:
-    """Whether a sentence with the answer has at least half of what the question is about, the title's words aside."""
+def _support(question: str, gold: str, title: frozenset[str], sentences: Sequence[_Sentence]) -> str:
+    """The sentence with the answer that has most of what the question is about, the title's words aside.
+
+    Empty where none has half of it. Of equals the first.
+    """
     asked = _stems(question) - title - _stems(gold)
-    return bool(asked) and any(
-        f" {gold} " in each.plain and 2 * len(asked & each.stems) >= len(asked) for each in sentences
-    )
+    having = [each for each in sentences if f" {gold} " in each.plain and 2 * len(asked & each.stems) >= len(asked)]
+    return max(having, key=lambda each: len(asked & each.stems)).text if asked and having else ""
 
 
 def _stems(text: str) -> frozenset[str]:

@@ -13,7 +13,7 @@ from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Quest
 
 _DOCUMENT_KEYS = ("id", "title", "text", "questions")
 _FEW_SHOT_KEYS = ("id", "instruction", "demonstrations", "questions")
-_QUESTION_KEYS = ("id", "question", "answer", "aliases", "topic")
+_QUESTION_KEYS = ("id", "question", "answer", "aliases", "topic", "support")
 
 
 def read_tasks(path: str | Path, limit: int | None = None, *, unasked: bool = False) -> list[TaskWithQuiz]:
@@ -41,7 +41,10 @@ def read_tasks(path: str | Path, limit: int | None = None, *, unasked: bool = Fa
 
 
 def read_quiz(path: str | Path) -> Quiz:
-    """A quiz from JSONL lines with `question` and `answer` (optional: `aliases`, `id`, `topic`), or InvalidInput."""
+    """A quiz from JSONL lines with `question` and `answer` (optional: `aliases`, `id`, `topic`, `support`).
+
+    Raises InvalidInput as `read_tasks` does.
+    """
     nodes = list(_lines(_read(path), path))
     if not nodes:
         raise InvalidInput.of(str(path), "no questions", "at least one question")
@@ -183,6 +186,7 @@ def _questions(nodes: Sequence[_Node], *, prefix: str, topic: str) -> tuple[Ques
             answer=node.at("answer").text(),
             topic=node.at("topic").text(default=topic),
             aliases=() if aliases.value is None else tuple(item.text() for item in aliases.items(empty=True)),
+            support=node.at("support").text(default=""),
         )
         if question.id in taken:
             raise node.at("id").refuse(question.id, "an id that no other question of the quiz has")

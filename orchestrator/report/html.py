@@ -44,6 +44,8 @@ _DOCUMENTS = 80
 class AnsweredQuestion:
     question: str
     gold: str
+    support: str
+    """The sentence that supports the gold answer; empty where not known."""
     before: str
     after: str
     right_before: bool | None
@@ -161,12 +163,13 @@ def _time_plot(report: RunReport) -> Markup:
     return stacked_bars(rows, names, x_label="time (seconds)", title="Time by phase")
 
 
-def _questions(report: RunReport) -> dict[str, Question]:
-    return {question.id: question for item in report.header.tasks for question in item.quiz.questions}
+def _questions(report: RunReport) -> dict[tuple[str, str], Question]:
+    """By task and id: ids are unique within their quiz only."""
+    return {(item.task.id, question.id): question for item in report.header.tasks for question in item.quiz.questions}
 
 
 def _answer_tables(
-    candidate: CandidateRecord, questions: dict[str, Question]
+    candidate: CandidateRecord, questions: dict[tuple[str, str], Question]
 ) -> list[tuple[EvaluationRecord, list[AnsweredQuestion]]]:
     tables = []
     for evaluation in first_reports(candidate):
@@ -175,11 +178,13 @@ def _answer_tables(
         earlier = {answer.question_id: answer for answer in evaluation.report.before.answers}
         rows = []
         for answer in evaluation.report.after.answers:
-            question, before = questions.get(answer.question_id), earlier.get(answer.question_id)
+            question = questions.get((candidate.task_id, answer.question_id))
+            before = earlier.get(answer.question_id)
             rows.append(
                 AnsweredQuestion(
                     question=question.text if question else answer.question_id,
                     gold=question.answer if question else "",
+                    support=question.support if question else "",
                     before=before.text if before else "",
                     after=answer.text,
                     right_before=_right(before),

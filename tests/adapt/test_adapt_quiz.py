@@ -49,6 +49,9 @@ def test_only_questions_that_the_text_answers_are_kept() -> None:
         ("When was it hung?", ""),
     ]
     assert _made(*good, *bad) == [good[0], ("Who hung the lamp?", "the salt traders of Skarn")]
+    edit = SelfEdit(tuple(question_answer(*pair) for pair in good))
+    first, second = TEXT.split(". ")
+    assert [each.support for each in questions_of(TASK, [edit], 5)] == [f"{first}.", second]
     assert len(_made(*good, most=1)) == 1
     assert questions_of(Task("p", FewShotTask("Add.", (Demonstration("1", "2"),))), [], 5) == ()
 
@@ -129,6 +132,11 @@ def test_questions_are_made_by_the_first_policy_and_written_to_be_looked_through
     assert "lamp: 3 of 6 questions made" in told.stderr
     tasks = {item.task.id: item for item in read_tasks(output)}
     assert [each.answer for each in tasks["lamp"].quiz.questions] == ["whale wax", "salt traders", "1347"]
+    assert [each.support for each in tasks["lamp"].quiz.questions] == [
+        "The Orrin lamp burns whale wax and is painted green.",
+        "It was hung in 1347 by the salt traders of Skarn.",
+        "It was hung in 1347 by the salt traders of Skarn.",
+    ]
     assert [each.answer for each in tasks["asked"].quiz.questions] == ["a lamp"]
     assert asking.seen == [("lamp", "policy-0"), ("other", "policy-0")]
 

@@ -43,7 +43,7 @@ def _violation(path: Path) -> tuple[str, str]:
 
 
 def test_documents_and_few_shot_lines_are_read(tmp_path: Path) -> None:
-    question = {"question": "And?", "answer": "yes", "aliases": ["aye"], "id": "own"}
+    question = {"question": "And?", "answer": "yes", "aliases": ["aye"], "id": "own", "support": "It holds it."}
     document = GOOD | {"questions": [*GOOD["questions"], question]}  # type: ignore[misc]
     first, second = read_tasks(_write(tmp_path, document, "", FEW_SHOT))
     assert first.task.content == DocumentTask("Kettle", "It holds 1.4 litres.")
@@ -51,6 +51,7 @@ def test_documents_and_few_shot_lines_are_read(tmp_path: Path) -> None:
         Question("d1-q1", "How much?", "1.4", "Kettle"),
         Question("own", "And?", "yes", "Kettle", ("aye",)),
     )
+    assert [each.support for each in first.quiz.questions] == ["", "It holds it."]
     assert isinstance(second.task.content, FewShotTask)
     assert second.task.content.demonstrations[0].output == "2 3"
     assert second.quiz.questions[0].topic == ""
@@ -82,6 +83,7 @@ def test_the_limit_takes_the_first_and_reads_no_further(tmp_path: Path) -> None:
         (GOOD | {"questions": []}, "questions", "a list with at least one entry"),
         (GOOD | {"questions": [{"question": "?"}]}, "questions[0].answer", "a text that is not blank"),
         (GOOD | {"questions": [{"question": "?", "answer": "a", "aliases": "b"}]}, "questions[0].aliases", "a list"),
+        (GOOD | {"questions": [{"question": "?", "answer": "a", "support": 1}]}, "questions[0].support", "a text that"),
         (GOOD | {"quiz": []}, "quiz", "one of the fields id, title, text, questions"),
         (GOOD | {"text": "\ud800"}, "text", "valid Unicode (no lone surrogates)"),
         (GOOD | {"id": "d0"}, "id", "an id that is not taken"),

@@ -73,3 +73,12 @@ def test_seeds_are_in_range_and_follow_their_parts(one: list[object], other: lis
     seed = derived_seed(*one)
     assert 0 <= seed < 2**31
     assert (seed == derived_seed(*other)) == (one == other)
+
+
+def test_the_supporting_sentence_is_no_part_of_what_is_asked() -> None:
+    supported = Question("q", "who?", "me", support="It was me.")
+    assert supported == Question("q", "who?", "me")
+    assert key(quiz=Quiz((supported,))).id == key().id
+    # What is stored under ids of keys without a supporting sentence keeps them.
+    without = '{"aliases":[],"answer":"me","id":"q","text":"who?","topic":"","type":"Question"}'
+    assert canonical_json(supported) == without

@@ -10,8 +10,11 @@ import pytest
 
 from orchestrator.report.data import CandidateRecord, ReportHeader, RunReport
 from orchestrator.report.html import render_html
+from orchestrator.report.json_report import render_json
 from orchestrator.report.pages import duration, score, signed
-from tutelage.domain.run import RunState
+from tutelage.domain.evaluation import QuizResult
+from tutelage.domain.run import RunState, TaskWithQuiz
+from tutelage.domain.task import Quiz
 
 HOSTILE = '</pre></style><script>alert(1)</script><img src=x onerror=alert(2)>" onload="alert(3)'
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -111,6 +114,55 @@ def test_what_a_run_wrote_is_never_markup(run_report: RunReport) -> None:
     page = render_html(dataclasses.replace(run_report, candidates=candidates, commits=commits, header=header))
     _check_inert(page)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_questions_of_one_id_in_two_documents_are_shown_as_their_own(run_report: RunReport) -> None:
+    """Made questions are numbered anew in each document."""
+
+    def renamed(item: TaskWithQuiz) -> TaskWithQuiz:
+        questions = tuple(
+            dataclasses.replace(each, id=each.id.removeprefix(f"{item.task.id}-"), support=f"<of {item.task.id}>")
+            for each in item.quiz.questions
+        )
+        return dataclasses.replace(item, quiz=Quiz(questions))
+
+    def answered(candidate: CandidateRecord) -> CandidateRecord:
+        def own(result: QuizResult) -> QuizResult:
+            return QuizResult.of(
+                tuple(
+                    dataclasses.replace(each, question_id=each.question_id.removeprefix(f"{candidate.task_id}-"))
+                    for each in result.answers
+                )
+            )
+
+        return dataclasses.replace(
+            candidate,
+            evaluations=tuple(
+                each
+                if each.report is None
+                else dataclasses.replace(
+                    each,
+                    report=dataclasses.replace(
+                        each.report, before=own(each.report.before), after=own(each.report.after)
+                    ),
+                )
+                for each in candidate.evaluations
+            ),
+        )
+
+    header = dataclasses.replace(run_report.header, tasks=tuple(renamed(item) for item in run_report.header.tasks))
+    report = dataclasses.replace(
+        run_report, header=header, candidates=tuple(answered(each) for each in run_report.candidates)
+    )
+    page = render_html(report)
+    _check_inert(page)
+    titles = {item.task.id: item.task.content.title for item in run_report.header.tasks}  # type: ignore[union-attr]
+    shown = [set(re.findall(r"“&lt;of ([\w-]+)&gt;”", article)) for article in page.split("<article")[1:]]
+    assert len(set().union(*shown)) > 1
+    for article, told in zip(page.split("<article")[1:], shown, strict=True):
+        (task,) = told
+        assert titles[task] in article
+    assert '"support": "<of ' in render_json(report)
 
 
 def test_a_run_without_any_result_still_renders(run_report: RunReport) -> None:

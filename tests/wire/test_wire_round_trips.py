@@ -103,7 +103,7 @@ DIRECTIVES = st.builds(
     st.none() | st.sampled_from(LossMask),
 )
 SELF_EDITS = st.builds(SelfEdit, tuples(st.builds(TextDocument, TEXT) | CHATS), DIRECTIVES)
-QUESTIONS = st.builds(Question, TEXT, TEXT, TEXT, FREE, tuples(TEXT))
+QUESTIONS = st.builds(Question, TEXT, TEXT, TEXT, FREE, tuples(TEXT), FREE)
 QUIZZES = st.lists(QUESTIONS, max_size=3, unique_by=lambda q: q.id).map(lambda items: Quiz(tuple(items)))
 FULL_QUIZZES = QUIZZES.filter(lambda quiz: bool(quiz.questions))
 SETTINGS = st.builds(
@@ -217,7 +217,10 @@ def test_update_request(request: UpdateRequest) -> None:
 @given(st.builds(TaskWithQuiz, TASKS, FULL_QUIZZES))
 def test_task_with_quiz(item: TaskWithQuiz) -> None:
     wire = task_with_quiz_to_wire(item).SerializeToString()
-    assert task_with_quiz_from_wire(orchestrator_service_pb2.TaskWithQuiz.FromString(wire)) == item
+    back = task_with_quiz_from_wire(orchestrator_service_pb2.TaskWithQuiz.FromString(wire))
+    assert back == item
+    # Equality passes over it.
+    assert [each.support for each in back.quiz.questions] == [each.support for each in item.quiz.questions]
 
 
 @PROPERTY

@@ -61,6 +61,7 @@ def document_line(item: TaskWithQuiz) -> str:
         {"id": each.id, "question": each.text, "answer": each.answer}
         | ({"topic": each.topic} if each.topic != content.title else {})
         | ({"aliases": list(each.aliases)} if each.aliases else {})
+        | ({"support": each.support} if each.support else {})
         for each in item.quiz.questions
     ]
     line = {"id": item.task.id, "title": content.title, "text": content.text, "questions": questions}

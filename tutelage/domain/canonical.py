@@ -11,7 +11,8 @@ from enum import Enum
 def _plain(value: object) -> object:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         name = type(value).__name__
-        fields = {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        # What equality passes over is no part of the value's id either.
+        fields = {item.name: _plain(getattr(value, item.name)) for item in dataclasses.fields(value) if item.compare}
         # The type's name tells members of a union apart that share their fields.
         return {"type": name, **fields}
     if isinstance(value, Enum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,9 @@ class Question:
     answer: str
     topic: str = ""
     aliases: tuple[str, ...] = ()
+    support: str = field(default="", compare=False)
+    """The sentence of the text that supports the answer, for people; empty where not known. No part of what is asked:
+    questions that differ in nothing else are equal, and have equal ids."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tutelage/v1/task.proto\x12\x0btutelage.v1\"w\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x19.tutelage.v1.DocumentTaskH\x00\x12,\n\x08\x66\x65w_shot\x18\x03 \x01(\x0b\x32\x18.tutelage.v1.FewShotTaskH\x00\x42\x06\n\x04task\"+\n\x0c\x44ocumentTask\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"V\n\x0b\x46\x65wShotTask\x12\x13\n\x0binstruction\x18\x01 \x01(\t\x12\x32\n\x0e\x64\x65monstrations\x18\x02 \x03(\x0b\x32\x1a.tutelage.v1.Demonstration\".\n\rDemonstration\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\"T\n\x08Question\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\t\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\"0\n\x04Quiz\x12(\n\tquestions\x18\x01 \x03(\x0b\x32\x15.tutelage.v1.Questionb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16tutelage/v1/task.proto\x12\x0btutelage.v1\"w\n\x04Task\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x08\x64ocument\x18\x02 \x01(\x0b\x32\x19.tutelage.v1.DocumentTaskH\x00\x12,\n\x08\x66\x65w_shot\x18\x03 \x01(\x0b\x32\x18.tutelage.v1.FewShotTaskH\x00\x42\x06\n\x04task\"+\n\x0c\x44ocumentTask\x12\r\n\x05title\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"V\n\x0b\x46\x65wShotTask\x12\x13\n\x0binstruction\x18\x01 \x01(\t\x12\x32\n\x0e\x64\x65monstrations\x18\x02 \x03(\x0b\x32\x1a.tutelage.v1.Demonstration\".\n\rDemonstration\x12\r\n\x05input\x18\x01 \x01(\t\x12\x0e\n\x06output\x18\x02 \x01(\t\"e\n\x08Question\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\t\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\x12\x0f\n\x07support\x18\x06 \x01(\t\"0\n\x04Quiz\x12(\n\tquestions\x18\x01 \x03(\x0b\x32\x15.tutelage.v1.Questionb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,7 +40,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DEMONSTRATION']._serialized_start=293
   _globals['_DEMONSTRATION']._serialized_end=339
   _globals['_QUESTION']._serialized_start=341
-  _globals['_QUESTION']._serialized_end=425
-  _globals['_QUIZ']._serialized_start=427
-  _globals['_QUIZ']._serialized_end=475
+  _globals['_QUESTION']._serialized_end=442
+  _globals['_QUIZ']._serialized_start=444
+  _globals['_QUIZ']._serialized_end=492
 # @@protoc_insertion_point(module_scope)

@@ -128,6 +128,7 @@ class Question(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     ALIASES_FIELD_NUMBER: _builtins.int
+    SUPPORT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Unique within its quiz."""
     topic: _builtins.str
@@ -135,6 +136,10 @@ class Question(_message.Message):
     text: _builtins.str
     answer: _builtins.str
     """The gold answer; never empty."""
+    support: _builtins.str
+    """The sentence of the text that supports the answer, for people; empty where not known. Never shown to whom is asked,
+    and no part of an evaluation's id.
+    """
     @_builtins.property
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other answers that count as right."""
@@ -147,10 +152,11 @@ class Question(_message.Message):
         text: _builtins.str = ...,
         answer: _builtins.str = ...,
         aliases: _abc.Iterable[_builtins.str] | None = ...,
+        support: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "answer", b"answer", "id", b"id", "text", b"text", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "answer", b"answer", "id", b"id", "support", b"support", "text", b"text", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

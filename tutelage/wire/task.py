@@ -46,7 +46,12 @@ def task_from_wire(message: pb.Task, field: str = "task") -> Task:
 def question_to_wire(question: Question) -> pb.Question:
     """The question as a message."""
     return pb.Question(
-        id=question.id, topic=question.topic, text=question.text, answer=question.answer, aliases=question.aliases
+        id=question.id,
+        topic=question.topic,
+        text=question.text,
+        answer=question.answer,
+        aliases=question.aliases,
+        support=question.support,
     )
 
 
@@ -62,6 +67,7 @@ def question_from_wire(message: pb.Question, field: str = "question", *, answer_
             answer=message.answer,
             topic=message.topic,
             aliases=checks.texts("aliases", message.aliases),
+            support=message.support,
         )
     )
 
