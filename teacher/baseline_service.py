@@ -115,6 +115,16 @@ class BaselineService(pb_grpc.TeacherServiceServicer):
                 yield pb.WriteSelfEditsResponse(candidate=candidate_to_wire(candidate))
         metrics.WRITE_SECONDS.observe(time.monotonic() - started)
 
+    async def AnswerPrompts(
+        self, request: pb.AnswerPromptsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.AnswerPromptsResponse]:
+        """Answers as they end; FAILED_PRECONDITION from what reads no prompts."""
+        self._known(request.policy_version)
+        if not 1 <= request.max_new_tokens <= self._settings.max_new_tokens:
+            raise InvalidInput.of("max_new_tokens", request.max_new_tokens, f"1 to {self._settings.max_new_tokens}")
+        async for index, text in self._baseline.answer(request.prompts, request.max_new_tokens):
+            yield pb.AnswerPromptsResponse(index=index, text=text)
+
     async def UpdatePolicy(
         self, request_iterator: AsyncIterator[pb.UpdatePolicyRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.UpdatePolicyResponse]:

@@ -9,20 +9,23 @@ import asyncio
 import json
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from teacher import metrics
 from teacher.formats import check_format, render_prompt
 from teacher.parsing import Parsed, given_documents, parse_completion
+from teacher.readable import readable
 from tutelage.chat_endpoint import ChatEndpoint, ChatEndpointSettings, Reply
 from tutelage.domain.canonical import content_hash, derived_seed
-from tutelage.domain.errors import Exhausted, InvalidInput, NotFound, Unavailable
+from tutelage.domain.errors import Exhausted, InvalidInput, NotFound, PreconditionFailed, Unavailable
 from tutelage.domain.policy import Candidate, Format, Sampling
 from tutelage.domain.self_edit import Rejection, RejectionReason, SelfEdit
 from tutelage.domain.task import DocumentTask, Task
+
+T = TypeVar("T")
 
 REMEMBERED = 1024
 """Replies of an endpoint that are kept for calls that are made again."""
@@ -52,6 +55,11 @@ class Baseline(ABC):
         self, task: Task, format: Format, candidates: int, sampling: Sampling, seed: int
     ) -> AsyncIterator[Candidate]:
         """Candidates in the order in which they end."""
+
+    async def answer(self, prompts: Sequence[str], max_new_tokens: int) -> AsyncIterator[tuple[int, str]]:
+        """Place and text of each prompt's answer; PreconditionFailed from a baseline that reads no prompts."""
+        raise PreconditionFailed(f"this teacher ({self.name}) answers no prompts")
+        yield
 
     def _candidate(
         self, index: int, seed: int, format: Format, text: str, parsed: Parsed, tokens: int = 0
@@ -136,46 +144,66 @@ class EndpointTeacher(Baseline):
     ) -> AsyncIterator[Candidate]:
         """One request a candidate. Unavailable and others as `ChatEndpoint.complete`: a fault is no candidate."""
         check_format(format)
-        endpoint = self._endpoint
-        assert endpoint is not None, "used outside of its context"
         prompt = render_prompt(format, task)
 
         async def one(index: int) -> Candidate:
             own = derived_seed(seed, index)
-            key = (prompt, sampling, own)
-            reply = self._replies.get(key)
-            if reply is None:
-                reply = await endpoint.complete(
-                    prompt,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    max_tokens=sampling.max_new_tokens,
-                    seed=own,
-                )
-                metrics.TOKENS.labels("prompt").inc(reply.prompt_tokens)
-                # A call that fails at one candidate is made again: the others are not paid for twice.
-                self._replies[key] = reply
-                if len(self._replies) > REMEMBERED:
-                    self._replies.popitem(last=False)
+            reply = await self._reply(prompt, sampling, own)
             # The beginning of a reply that small writers are given is left out: a chat model begins its own.
             parsed = parse_completion(reply.text, format, task, ended=reply.ended)
             return self._candidate(index, own, format, reply.text, parsed, reply.completion_tokens)
 
-        tasks = [asyncio.ensure_future(one(index)) for index in range(candidates)]
-        try:
-            fault: Exception | None = None
-            for done in asyncio.as_completed(tasks):
-                try:
-                    yield await done
-                except (Unavailable, Exhausted) as error:
-                    # The others go on: what they write need not be asked for again.
-                    fault = error
-            if fault is not None:
-                raise fault
-        finally:
-            for item in tasks:
-                item.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        async for candidate in _as_they_end([one(index) for index in range(candidates)]):
+            yield candidate
+
+    async def answer(self, prompts: Sequence[str], max_new_tokens: int) -> AsyncIterator[tuple[int, str]]:
+        """One request a prompt, at temperature 0; faults as in `write`."""
+        sampling = Sampling(temperature=0, top_p=1, max_new_tokens=max_new_tokens)
+
+        async def one(place: int, prompt: str) -> tuple[int, str]:
+            return place, (await self._reply(readable(prompt)[0], sampling, 0)).text.strip()
+
+        async for answered in _as_they_end([one(*each) for each in enumerate(prompts)]):
+            yield answered
+
+    async def _reply(self, prompt: str, sampling: Sampling, seed: int) -> Reply:
+        endpoint = self._endpoint
+        assert endpoint is not None, "used outside of its context"
+        key = (prompt, sampling, seed)
+        reply = self._replies.get(key)
+        if reply is None:
+            reply = await endpoint.complete(
+                prompt,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                seed=seed,
+            )
+            metrics.TOKENS.labels("prompt").inc(reply.prompt_tokens)
+            # A call that fails at one reply is made again: the others are not paid for twice.
+            self._replies[key] = reply
+            if len(self._replies) > REMEMBERED:
+                self._replies.popitem(last=False)
+        return reply
+
+
+async def _as_they_end(calls: Sequence[Coroutine[Any, Any, T]]) -> AsyncIterator[T]:
+    """Results as they come; a call that is refused for now is raised when the others have ended."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        fault: Exception | None = None
+        for done in asyncio.as_completed(tasks):
+            try:
+                yield await done
+            except (Unavailable, Exhausted) as error:
+                # The others go on: what they write need not be asked for again.
+                fault = error
+        if fault is not None:
+            raise fault
+    finally:
+        for item in tasks:
+            item.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _read_replay(path: Path) -> dict[str, list[str]]:

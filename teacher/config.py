@@ -46,6 +46,8 @@ class TeacherSettings(Settings):
     """Most candidates of one call."""
     max_new_tokens: int = Field(default=2048, ge=1)
     """Most tokens of one candidate."""
+    answer_batch_tokens: int = Field(default=4096, ge=1)
+    """Most tokens, answers and pads included, of one batch when made questions are answered; bounds its memory."""
     max_rank: int = Field(default=256, ge=1)
     """Largest LoRA rank of an update."""
     gradient_checkpointing: bool = False

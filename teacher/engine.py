@@ -10,18 +10,20 @@ import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
 
 from teacher import metrics
+from teacher.answering import greedy_answers
 from teacher.config import TeacherSettings
 from teacher.constrained import Constraint, first_line_grammar
 from teacher.formats import check_format, render_prompt, reply_start
 from teacher.parsing import chosen_names, parse_completion
 from teacher.policies import PolicyStore
+from teacher.readable import readable
 from teacher.sampling import Sampled, sample_completions
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.errors import FieldViolation, InvalidInput
@@ -78,6 +80,32 @@ class Writer:
             ):
                 yield self._candidate(sampled, prompt, task, format, policy_version, seeds[sampled.row], sampling)
         metrics.WRITE_SECONDS.observe(time.monotonic() - started)
+
+    def answer(
+        self,
+        prompts: Sequence[str],
+        policy_version: str,
+        max_new_tokens: int,
+        *,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[tuple[int, str]]:
+        """Place and text of each prompt's answer, in the order in which they end; greedy, many in a batch.
+
+        InvalidInput for any policy but the first, which no update changes, and for a prompt longer than the context.
+        """
+        tokenizer, limits = self.loaded.tokenizer, self._settings
+        asked = [prompt_ids(tokenizer, readable(prompt)[0]) for prompt in prompts]
+        self._check_answers(asked, policy_version, max_new_tokens)
+        metrics.TOKENS.labels("prompt").inc(sum(map(len, asked)))
+        # A model without a chat template goes on with a question of its own in the next line.
+        one_line = not getattr(tokenizer, "chat_template", None)
+        with self._lock, self._serving(policy_version, None) as model:
+            for place, ids in greedy_answers(
+                model, asked, max_new_tokens, self._stop_ids, limits.answer_batch_tokens, cancelled=cancelled
+            ):
+                metrics.TOKENS.labels("completion").inc(len(ids))
+                text = tokenizer.decode(ids, skip_special_tokens=True).strip()
+                yield place, text.split("\n", 1)[0].strip() if one_line else text
 
     def prompt_of(self, task: Task, format: Format) -> list[int]:
         """What a completion is sampled from: ids of the instruction as a chat, and of the reply's given beginning."""
@@ -165,6 +193,23 @@ class Writer:
         if not 1 <= sampling.max_new_tokens <= limits.max_new_tokens:
             allowed = f"1 to {limits.max_new_tokens}"
             wrong.append(FieldViolation("sampling.max_new_tokens", str(sampling.max_new_tokens), allowed))
+        if wrong:
+            raise InvalidInput(wrong)
+
+    def _check_answers(self, asked: Sequence[Sequence[int]], policy_version: str, max_new_tokens: int) -> None:
+        most, context, first = self._settings.max_new_tokens, self.loaded.context_length, self._policies.initial.version
+        wrong = []
+        if policy_version != first:
+            wrong.append(FieldViolation("policy_version", policy_version, f"the first policy, {first}"))
+        if not 1 <= max_new_tokens <= most:
+            wrong.append(FieldViolation("max_new_tokens", str(max_new_tokens), f"1 to {most}"))
+        wrong += [
+            FieldViolation(
+                f"prompts[{place}]", f"{len(ids)} tokens", f"at most {context} with {max_new_tokens} new ones"
+            )
+            for place, ids in enumerate(asked)
+            if len(ids) + max_new_tokens > context
+        ]
         if wrong:
             raise InvalidInput(wrong)
 

@@ -120,6 +120,17 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             ):
                 yield pb.WriteSelfEditsResponse(candidate=candidate_to_wire(candidate))
 
+    async def AnswerPrompts(
+        self, request: pb.AnswerPromptsRequest, context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.AnswerPromptsResponse]:
+        """Answers of the first policy as they end."""
+        writer = self._loaded().writer
+        prompts, version, tokens = tuple(request.prompts), request.policy_version, request.max_new_tokens
+        async for index, text in iterate_in_thread(
+            lambda gone: writer.answer(prompts, version, tokens, cancelled=gone)
+        ):
+            yield pb.AnswerPromptsResponse(index=index, text=text)
+
     async def UpdatePolicy(
         self, request_iterator: AsyncIterator[pb.UpdatePolicyRequest], context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.UpdatePolicyResponse]:

@@ -337,6 +337,7 @@ def test_the_current_version_changes_by_compare_and_set(world: Any) -> None:
             with pytest.raises(NotFound):
                 await engine.set_current("zoe", "", "")
             back = await engine.set_current("a", a.current_adapter_version, a.previous_adapter_versions[0])
-            assert back.previous_adapter_versions[0] == a.current_adapter_version
+            assert back.previous_adapter_versions == a.previous_adapter_versions[1:]
+            assert back.left_adapter_versions == (a.current_adapter_version,)
 
     in_world(world, body)

@@ -16,7 +16,7 @@ from orchestrator.evaluation_rows import Begun, Ended, TriedAgain
 from orchestrator.machine import Evaluate
 from orchestrator.schema import metadata
 from orchestrator.store import Store
-from orchestrator.student_rows import StudentRows
+from orchestrator.student_rows import StudentRows, before_and_left
 from tutelage.domain.errors import Conflict
 from tutelage.domain.evaluation import Failure
 from tutelage.domain.reward import Reward
@@ -89,10 +89,28 @@ def test_one_of_many_wins_a_compare_and_set(world: Any, url: str) -> None:
             current = await rows.current("a")
             assert current.version == won[0].version
             assert current.previous == ("",)
-            await rows.compare_and_set("a", current.version, "")
-            assert (await rows.current("a")).previous == (current.version, "")
+            back = await rows.compare_and_set("a", current.version, "")
+            assert (back.previous, back.left) == ((), (current.version,))
 
     asyncio.run(body())
+
+
+@pytest.mark.parametrize(
+    ("line", "previous", "left"),
+    [
+        ([""], (), ()),
+        (["", "1", "2", "3"], ("2", "1", ""), ()),
+        (["", "1", "2", "3", "2"], ("1", ""), ("3",)),
+        (["", "1", "2", "3", "2", "1"], ("",), ("2", "3")),
+        (["", "1", "2", "3", "1"], ("",), ("3", "2")),
+        (["", "1", "2", "3", "1", "4"], ("1", ""), ("3", "2")),
+        (["", "1", "2", "1", "2"], ("1", ""), ()),
+    ],
+)
+def test_going_back_leaves_no_trace_among_the_versions_before(
+    line: list[str], previous: tuple[str, ...], left: tuple[str, ...]
+) -> None:
+    assert before_and_left(line) == (previous, left)
 
 
 def test_a_commit_moves_the_version_with_its_record_or_not_at_all(world: Any, url: str) -> None:

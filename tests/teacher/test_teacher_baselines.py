@@ -127,6 +127,12 @@ async def written(client: TeacherClient, count: int, task: Task = TASK) -> list[
     return sorted([item async for item in stream], key=lambda item: item.index)
 
 
+async def answered(client: TeacherClient, prompts: list[str]) -> dict[int, str]:
+    version = (await client.describe()).initial_policy_version
+    stream = client.answer_prompts(prompts, policy_version=version, max_new_tokens=16)
+    return {place: text async for place, text in stream}
+
+
 def texts(candidate: Candidate) -> list[str]:
     assert isinstance(candidate.result, SelfEdit)
     return [document.text for document in candidate.result.documents if isinstance(document, TextDocument)]
@@ -155,6 +161,8 @@ def test_passage_only_writes_the_passage_and_does_not_learn() -> None:
             await client.promote_policy(about.initial_policy_version, "x")
         with pytest.raises(PreconditionFailed):
             _ = [part async for part in client.export_policy(about.initial_policy_version)]
+        with pytest.raises(PreconditionFailed, match="answers no prompts"):
+            await answered(client, ["Who?"])
         with pytest.raises(InvalidInput, match="algorithm"):
             await client.check_update("ppo", UpdateSettings())
         with pytest.raises(InvalidInput, match="candidates"):
@@ -183,6 +191,37 @@ def test_replay_writes_what_the_file_holds(tmp_path: Path) -> None:
         path.write_text(content)
         with pytest.raises(InvalidInput, match=match):
             baseline_of(TeacherSettings(backend="replay", replay_file=path))
+
+
+def test_a_model_behind_an_endpoint_answers_prompts(endpoint: Endpoint) -> None:
+    def reply(body: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
+        text = f" to {body['messages'][0]['content']} at {body['temperature']:g} "
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}, {}
+
+    endpoint.reply = reply  # type: ignore[method-assign]
+
+    async def use(client: TeacherClient) -> None:
+        wanted = {0: "to Who? at 0", 1: "to < |im_end|>Why? at 0"}
+        assert await answered(client, ["Who?", "<|im_end|>Why?"]) == wanted
+        endpoint.answers = [(503, "busy", {})] * 2
+        with pytest.raises(Unavailable):
+            await answered(client, ["Who?", "Where?"])
+        assert (await answered(client, ["Who?", "Where?"]))[1] == "to Where? at 0"
+        # Nothing that was answered is asked again.
+        told = [each["messages"][0]["content"] for each in endpoint.asked]
+        assert (told.count("Who?"), told.count("Where?")) == (1, 3)
+        with pytest.raises(InvalidInput, match="max_new_tokens"):
+            _ = [
+                each
+                async for each in client.answer_prompts(["?"], policy_version=await first(client), max_new_tokens=0)
+            ]
+        with pytest.raises(NotFound, match="policy"):
+            _ = [each async for each in client.answer_prompts(["?"], policy_version="x", max_new_tokens=8)]
+
+    async def first(client: TeacherClient) -> str:
+        return (await client.describe()).initial_policy_version
+
+    served(TeacherSettings(backend="endpoint", endpoint=settings_of(endpoint, attempts=2)), use)
 
 
 def test_a_model_behind_an_endpoint(endpoint: Endpoint, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.description import TeacherDescription, UpdateProgress
@@ -73,6 +73,16 @@ def _write(
     )
 
 
+def _answer(prompts: Sequence[str], policy_version: str, max_new_tokens: int) -> pb.AnswerPromptsRequest:
+    return pb.AnswerPromptsRequest(
+        policy_version=policy_version, prompts=prompts, max_new_tokens=fitting("max_new_tokens", max_new_tokens)
+    )
+
+
+def _answered(message: pb.AnswerPromptsResponse) -> tuple[int, str]:
+    return message.index, message.text
+
+
 def _check(algorithm: str, settings: UpdateSettings, sampling: Sampling | None) -> pb.CheckUpdateRequest:
     return pb.CheckUpdateRequest(
         algorithm=algorithm,
@@ -123,6 +133,13 @@ class TeacherClient(AsyncConnection):
         """The candidates of one task as they are parsed."""
         request = _write(task, format, candidates, sampling, policy_version, seed, run_id)
         return self._stream(self._stub.WriteSelfEdits, request, _candidate, timeout_s)
+
+    def answer_prompts(
+        self, prompts: Sequence[str], *, policy_version: str, max_new_tokens: int, timeout_s: float = WORK_S
+    ) -> AsyncIterator[tuple[int, str]]:
+        """Place and text of the first policy's greedy answer to each prompt, as they end; all in one call's batches."""
+        request = _answer(prompts, policy_version, max_new_tokens)
+        return self._stream(self._stub.AnswerPrompts, request, _answered, timeout_s)
 
     def update_policy(
         self, request: UpdateRequest, *, timeout_s: float = LONG_S
@@ -194,6 +211,13 @@ class SyncTeacherClient(SyncConnection):
         """The candidates of one task as they are parsed."""
         request = _write(task, format, candidates, sampling, policy_version, seed, run_id)
         return self._stream(self._stub.WriteSelfEdits, request, _candidate, timeout_s)
+
+    def answer_prompts(
+        self, prompts: Sequence[str], *, policy_version: str, max_new_tokens: int, timeout_s: float = WORK_S
+    ) -> Iterator[tuple[int, str]]:
+        """Place and text of the first policy's greedy answer to each prompt, as they end; all in one call's batches."""
+        request = _answer(prompts, policy_version, max_new_tokens)
+        return self._stream(self._stub.AnswerPrompts, request, _answered, timeout_s)
 
     def update_policy(
         self, request: UpdateRequest, *, timeout_s: float = LONG_S

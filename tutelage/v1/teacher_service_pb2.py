@@ -28,17 +28,17 @@ from tutelage.v1 import policy_pb2 as tutelage_dot_v1_dot_policy__pb2
 from tutelage.v1 import task_pb2 as tutelage_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tutelage/v1/teacher_service.proto\x12\x0btutelage.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tutelage/v1/policy.proto\x1a\x16tutelage/v1/task.proto\"\x1f\n\x1dTeacherServiceDescribeRequest\"\xcc\x02\n\x1eTeacherServiceDescribeResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x15\n\rbase_revision\x18\x02 \x01(\t\x12\x14\n\x0cquantisation\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x1e\n\x16initial_policy_version\x18\x05 \x01(\t\x12\x1d\n\x15latest_policy_version\x18\x06 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x07 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x08 \x01(\x05\x12$\n\x07\x66ormats\x18\t \x03(\x0b\x32\x13.tutelage.v1.Format\x12\x12\n\nalgorithms\x18\n \x03(\t\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x1f\n\x17promoted_policy_version\x18\x0c \x01(\t\"\xd0\x01\n\x15WriteSelfEditsRequest\x12\x1f\n\x04task\x18\x01 \x01(\x0b\x32\x11.tutelage.v1.Task\x12#\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x13.tutelage.v1.Format\x12\x12\n\ncandidates\x18\x03 \x01(\x05\x12\'\n\x08sampling\x18\x04 \x01(\x0b\x32\x15.tutelage.v1.Sampling\x12\x16\n\x0epolicy_version\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x0e\n\x06run_id\x18\x07 \x01(\t\"C\n\x16WriteSelfEditsResponse\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.tutelage.v1.Candidate\"\x9b\x01\n\x12UpdatePolicyHeader\x12\x16\n\x0eparent_version\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12-\n\x08settings\x18\x03 \x01(\x0b\x32\x1b.tutelage.v1.UpdateSettings\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\x05\"\x81\x02\n\x0eUpdateSettings\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\r\n\x05\x61lpha\x18\x02 \x01(\x01\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\x05\x12\x12\n\nbatch_size\x18\x05 \x01(\x05\x12\x12\n\nmin_reward\x18\x06 \x01(\x01\x12\x1a\n\rmax_staleness\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12+\n\x05stale\x18\x08 \x01(\x0e\x32\x1c.tutelage.v1.StaleCandidates\x12(\n\x07options\x18\t \x01(\x0b\x32\x17.google.protobuf.StructB\x10\n\x0e_max_staleness\"~\n\x13UpdatePolicyRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.tutelage.v1.UpdatePolicyHeaderH\x00\x12,\n\x05group\x18\x02 \x01(\x0b\x32\x1b.tutelage.v1.CandidateGroupH\x00\x42\x06\n\x04part\"G\n\x0eUpdateProgress\x12\x12\n\nsteps_done\x18\x01 \x01(\x05\x12\x13\n\x0bsteps_total\x18\x02 \x01(\x05\x12\x0c\n\x04loss\x18\x03 \x01(\x01\"\x89\x02\n\x0cUpdateResult\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.tutelage.v1.Policy\x12\x11\n\tupdate_id\x18\x02 \x01(\t\x12\x0f\n\x07updated\x18\x03 \x01(\x08\x12\x17\n\x0fkept_candidates\x18\x04 \x01(\x05\x12\x15\n\rtrain_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x1b\n\x13unscored_candidates\x18\x07 \x01(\x05\x12\x18\n\x10stale_candidates\x18\x08 \x01(\x05\x12\x19\n\x11peak_memory_bytes\x18\t \x01(\x03\x12\x1d\n\x15peak_gpu_memory_bytes\x18\n \x01(\x03\"}\n\x14UpdatePolicyResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.tutelage.v1.UpdateProgressH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.tutelage.v1.UpdateResultH\x00\x42\x07\n\x05\x65vent\"\x7f\n\x12\x43heckUpdateRequest\x12\x11\n\talgorithm\x18\x01 \x01(\t\x12-\n\x08settings\x18\x02 \x01(\x0b\x32\x1b.tutelage.v1.UpdateSettings\x12\'\n\x08sampling\x18\x03 \x01(\x0b\x32\x15.tutelage.v1.Sampling\"\x15\n\x13\x43heckUpdateResponse\"\x15\n\x13ListPoliciesRequest\"h\n\x14ListPoliciesResponse\x12%\n\x08policies\x18\x01 \x03(\x0b\x32\x13.tutelage.v1.Policy\x12)\n\tpromotion\x18\x02 \x01(\x0b\x32\x16.tutelage.v1.Promotion\"(\n\x15\x44\x65scribePolicyRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\xa6\x01\n\x16\x44\x65scribePolicyResponse\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.tutelage.v1.Policy\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\r\n\x05\x61lpha\x18\x03 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x04 \x03(\t\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12\x11\n\tancestors\x18\x06 \x03(\t\x12\x10\n\x08promoted\x18\x07 \x01(\x08\"A\n\x14PromotePolicyRequest\x12\x18\n\x10\x65xpected_version\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"B\n\x15PromotePolicyResponse\x12)\n\tpromotion\x18\x01 \x01(\x0b\x32\x16.tutelage.v1.Promotion\"g\n\tPromotion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x19\n\x11previous_versions\x18\x02 \x03(\t\x12.\n\nchanged_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x13\x45xportPolicyRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x04\x66orm\x18\x02 \x01(\x0e\x32\x17.tutelage.v1.PolicyForm\"\\\n\x14\x45xportPolicyResponse\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x19.tutelage.v1.ExportedFileH\x00\x12\x11\n\x07\x63ontent\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"+\n\x0c\x45xportedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03*k\n\x0fStaleCandidates\x12 \n\x1cSTALE_CANDIDATES_UNSPECIFIED\x10\x00\x12\x19\n\x15STALE_CANDIDATES_DROP\x10\x01\x12\x1b\n\x17STALE_CANDIDATES_WEIGHT\x10\x02*W\n\nPolicyForm\x12\x1b\n\x17POLICY_FORM_UNSPECIFIED\x10\x00\x12\x14\n\x10POLICY_FORM_PEFT\x10\x01\x12\x16\n\x12POLICY_FORM_MERGED\x10\x02\x32\xdc\x05\n\x0eTeacherService\x12\x63\n\x08\x44\x65scribe\x12*.tutelage.v1.TeacherServiceDescribeRequest\x1a+.tutelage.v1.TeacherServiceDescribeResponse\x12[\n\x0eWriteSelfEdits\x12\".tutelage.v1.WriteSelfEditsRequest\x1a#.tutelage.v1.WriteSelfEditsResponse0\x01\x12W\n\x0cUpdatePolicy\x12 .tutelage.v1.UpdatePolicyRequest\x1a!.tutelage.v1.UpdatePolicyResponse(\x01\x30\x01\x12P\n\x0b\x43heckUpdate\x12\x1f.tutelage.v1.CheckUpdateRequest\x1a .tutelage.v1.CheckUpdateResponse\x12S\n\x0cListPolicies\x12 .tutelage.v1.ListPoliciesRequest\x1a!.tutelage.v1.ListPoliciesResponse\x12Y\n\x0e\x44\x65scribePolicy\x12\".tutelage.v1.DescribePolicyRequest\x1a#.tutelage.v1.DescribePolicyResponse\x12V\n\rPromotePolicy\x12!.tutelage.v1.PromotePolicyRequest\x1a\".tutelage.v1.PromotePolicyResponse\x12U\n\x0c\x45xportPolicy\x12 .tutelage.v1.ExportPolicyRequest\x1a!.tutelage.v1.ExportPolicyResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tutelage/v1/teacher_service.proto\x12\x0btutelage.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18tutelage/v1/policy.proto\x1a\x16tutelage/v1/task.proto\"\x1f\n\x1dTeacherServiceDescribeRequest\"\xcc\x02\n\x1eTeacherServiceDescribeResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x15\n\rbase_revision\x18\x02 \x01(\t\x12\x14\n\x0cquantisation\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x1e\n\x16initial_policy_version\x18\x05 \x01(\t\x12\x1d\n\x15latest_policy_version\x18\x06 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x07 \x01(\t\x12\x16\n\x0e\x63ontext_length\x18\x08 \x01(\x05\x12$\n\x07\x66ormats\x18\t \x03(\x0b\x32\x13.tutelage.v1.Format\x12\x12\n\nalgorithms\x18\n \x03(\t\x12\x0f\n\x07version\x18\x0b \x01(\t\x12\x1f\n\x17promoted_policy_version\x18\x0c \x01(\t\"\xd0\x01\n\x15WriteSelfEditsRequest\x12\x1f\n\x04task\x18\x01 \x01(\x0b\x32\x11.tutelage.v1.Task\x12#\n\x06\x66ormat\x18\x02 \x01(\x0b\x32\x13.tutelage.v1.Format\x12\x12\n\ncandidates\x18\x03 \x01(\x05\x12\'\n\x08sampling\x18\x04 \x01(\x0b\x32\x15.tutelage.v1.Sampling\x12\x16\n\x0epolicy_version\x18\x05 \x01(\t\x12\x0c\n\x04seed\x18\x06 \x01(\x03\x12\x0e\n\x06run_id\x18\x07 \x01(\t\"C\n\x16WriteSelfEditsResponse\x12)\n\tcandidate\x18\x01 \x01(\x0b\x32\x16.tutelage.v1.Candidate\"W\n\x14\x41nswerPromptsRequest\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12\x0f\n\x07prompts\x18\x02 \x03(\t\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x05\"4\n\x15\x41nswerPromptsResponse\x12\r\n\x05index\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x9b\x01\n\x12UpdatePolicyHeader\x12\x16\n\x0eparent_version\x18\x01 \x01(\t\x12\x11\n\talgorithm\x18\x02 \x01(\t\x12-\n\x08settings\x18\x03 \x01(\x0b\x32\x1b.tutelage.v1.UpdateSettings\x12\x0c\n\x04seed\x18\x04 \x01(\x03\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\x05\"\x81\x02\n\x0eUpdateSettings\x12\x0c\n\x04rank\x18\x01 \x01(\x05\x12\r\n\x05\x61lpha\x18\x02 \x01(\x01\x12\x15\n\rlearning_rate\x18\x03 \x01(\x01\x12\x0e\n\x06\x65pochs\x18\x04 \x01(\x05\x12\x12\n\nbatch_size\x18\x05 \x01(\x05\x12\x12\n\nmin_reward\x18\x06 \x01(\x01\x12\x1a\n\rmax_staleness\x18\x07 \x01(\x05H\x00\x88\x01\x01\x12+\n\x05stale\x18\x08 \x01(\x0e\x32\x1c.tutelage.v1.StaleCandidates\x12(\n\x07options\x18\t \x01(\x0b\x32\x17.google.protobuf.StructB\x10\n\x0e_max_staleness\"~\n\x13UpdatePolicyRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.tutelage.v1.UpdatePolicyHeaderH\x00\x12,\n\x05group\x18\x02 \x01(\x0b\x32\x1b.tutelage.v1.CandidateGroupH\x00\x42\x06\n\x04part\"G\n\x0eUpdateProgress\x12\x12\n\nsteps_done\x18\x01 \x01(\x05\x12\x13\n\x0bsteps_total\x18\x02 \x01(\x05\x12\x0c\n\x04loss\x18\x03 \x01(\x01\"\x89\x02\n\x0cUpdateResult\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.tutelage.v1.Policy\x12\x11\n\tupdate_id\x18\x02 \x01(\t\x12\x0f\n\x07updated\x18\x03 \x01(\x08\x12\x17\n\x0fkept_candidates\x18\x04 \x01(\x05\x12\x15\n\rtrain_seconds\x18\x05 \x01(\x01\x12\x0f\n\x07message\x18\x06 \x01(\t\x12\x1b\n\x13unscored_candidates\x18\x07 \x01(\x05\x12\x18\n\x10stale_candidates\x18\x08 \x01(\x05\x12\x19\n\x11peak_memory_bytes\x18\t \x01(\x03\x12\x1d\n\x15peak_gpu_memory_bytes\x18\n \x01(\x03\"}\n\x14UpdatePolicyResponse\x12/\n\x08progress\x18\x01 \x01(\x0b\x32\x1b.tutelage.v1.UpdateProgressH\x00\x12+\n\x06result\x18\x02 \x01(\x0b\x32\x19.tutelage.v1.UpdateResultH\x00\x42\x07\n\x05\x65vent\"\x7f\n\x12\x43heckUpdateRequest\x12\x11\n\talgorithm\x18\x01 \x01(\t\x12-\n\x08settings\x18\x02 \x01(\x0b\x32\x1b.tutelage.v1.UpdateSettings\x12\'\n\x08sampling\x18\x03 \x01(\x0b\x32\x15.tutelage.v1.Sampling\"\x15\n\x13\x43heckUpdateResponse\"\x15\n\x13ListPoliciesRequest\"h\n\x14ListPoliciesResponse\x12%\n\x08policies\x18\x01 \x03(\x0b\x32\x13.tutelage.v1.Policy\x12)\n\tpromotion\x18\x02 \x01(\x0b\x32\x16.tutelage.v1.Promotion\"(\n\x15\x44\x65scribePolicyRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\xa6\x01\n\x16\x44\x65scribePolicyResponse\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.tutelage.v1.Policy\x12\x0c\n\x04rank\x18\x02 \x01(\x05\x12\r\n\x05\x61lpha\x18\x03 \x01(\x01\x12\x16\n\x0etarget_modules\x18\x04 \x03(\t\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12\x11\n\tancestors\x18\x06 \x03(\t\x12\x10\n\x08promoted\x18\x07 \x01(\x08\"A\n\x14PromotePolicyRequest\x12\x18\n\x10\x65xpected_version\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\"B\n\x15PromotePolicyResponse\x12)\n\tpromotion\x18\x01 \x01(\x0b\x32\x16.tutelage.v1.Promotion\"g\n\tPromotion\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x19\n\x11previous_versions\x18\x02 \x03(\t\x12.\n\nchanged_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"M\n\x13\x45xportPolicyRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\x12%\n\x04\x66orm\x18\x02 \x01(\x0e\x32\x17.tutelage.v1.PolicyForm\"\\\n\x14\x45xportPolicyResponse\x12)\n\x04\x66ile\x18\x01 \x01(\x0b\x32\x19.tutelage.v1.ExportedFileH\x00\x12\x11\n\x07\x63ontent\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"+\n\x0c\x45xportedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x62ytes\x18\x02 \x01(\x03*k\n\x0fStaleCandidates\x12 \n\x1cSTALE_CANDIDATES_UNSPECIFIED\x10\x00\x12\x19\n\x15STALE_CANDIDATES_DROP\x10\x01\x12\x1b\n\x17STALE_CANDIDATES_WEIGHT\x10\x02*W\n\nPolicyForm\x12\x1b\n\x17POLICY_FORM_UNSPECIFIED\x10\x00\x12\x14\n\x10POLICY_FORM_PEFT\x10\x01\x12\x16\n\x12POLICY_FORM_MERGED\x10\x02\x32\xb6\x06\n\x0eTeacherService\x12\x63\n\x08\x44\x65scribe\x12*.tutelage.v1.TeacherServiceDescribeRequest\x1a+.tutelage.v1.TeacherServiceDescribeResponse\x12[\n\x0eWriteSelfEdits\x12\".tutelage.v1.WriteSelfEditsRequest\x1a#.tutelage.v1.WriteSelfEditsResponse0\x01\x12X\n\rAnswerPrompts\x12!.tutelage.v1.AnswerPromptsRequest\x1a\".tutelage.v1.AnswerPromptsResponse0\x01\x12W\n\x0cUpdatePolicy\x12 .tutelage.v1.UpdatePolicyRequest\x1a!.tutelage.v1.UpdatePolicyResponse(\x01\x30\x01\x12P\n\x0b\x43heckUpdate\x12\x1f.tutelage.v1.CheckUpdateRequest\x1a .tutelage.v1.CheckUpdateResponse\x12S\n\x0cListPolicies\x12 .tutelage.v1.ListPoliciesRequest\x1a!.tutelage.v1.ListPoliciesResponse\x12Y\n\x0e\x44\x65scribePolicy\x12\".tutelage.v1.DescribePolicyRequest\x1a#.tutelage.v1.DescribePolicyResponse\x12V\n\rPromotePolicy\x12!.tutelage.v1.PromotePolicyRequest\x1a\".tutelage.v1.PromotePolicyResponse\x12U\n\x0c\x45xportPolicy\x12 .tutelage.v1.ExportPolicyRequest\x1a!.tutelage.v1.ExportPolicyResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tutelage.v1.teacher_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STALECANDIDATES']._serialized_start=2775
-  _globals['_STALECANDIDATES']._serialized_end=2882
-  _globals['_POLICYFORM']._serialized_start=2884
-  _globals['_POLICYFORM']._serialized_end=2971
+  _globals['_STALECANDIDATES']._serialized_start=2918
+  _globals['_STALECANDIDATES']._serialized_end=3025
+  _globals['_POLICYFORM']._serialized_start=3027
+  _globals['_POLICYFORM']._serialized_end=3114
   _globals['_TEACHERSERVICEDESCRIBEREQUEST']._serialized_start=163
   _globals['_TEACHERSERVICEDESCRIBEREQUEST']._serialized_end=194
   _globals['_TEACHERSERVICEDESCRIBERESPONSE']._serialized_start=197
@@ -47,42 +47,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WRITESELFEDITSREQUEST']._serialized_end=740
   _globals['_WRITESELFEDITSRESPONSE']._serialized_start=742
   _globals['_WRITESELFEDITSRESPONSE']._serialized_end=809
-  _globals['_UPDATEPOLICYHEADER']._serialized_start=812
-  _globals['_UPDATEPOLICYHEADER']._serialized_end=967
-  _globals['_UPDATESETTINGS']._serialized_start=970
-  _globals['_UPDATESETTINGS']._serialized_end=1227
-  _globals['_UPDATEPOLICYREQUEST']._serialized_start=1229
-  _globals['_UPDATEPOLICYREQUEST']._serialized_end=1355
-  _globals['_UPDATEPROGRESS']._serialized_start=1357
-  _globals['_UPDATEPROGRESS']._serialized_end=1428
-  _globals['_UPDATERESULT']._serialized_start=1431
-  _globals['_UPDATERESULT']._serialized_end=1696
-  _globals['_UPDATEPOLICYRESPONSE']._serialized_start=1698
-  _globals['_UPDATEPOLICYRESPONSE']._serialized_end=1823
-  _globals['_CHECKUPDATEREQUEST']._serialized_start=1825
-  _globals['_CHECKUPDATEREQUEST']._serialized_end=1952
-  _globals['_CHECKUPDATERESPONSE']._serialized_start=1954
-  _globals['_CHECKUPDATERESPONSE']._serialized_end=1975
-  _globals['_LISTPOLICIESREQUEST']._serialized_start=1977
-  _globals['_LISTPOLICIESREQUEST']._serialized_end=1998
-  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2000
-  _globals['_LISTPOLICIESRESPONSE']._serialized_end=2104
-  _globals['_DESCRIBEPOLICYREQUEST']._serialized_start=2106
-  _globals['_DESCRIBEPOLICYREQUEST']._serialized_end=2146
-  _globals['_DESCRIBEPOLICYRESPONSE']._serialized_start=2149
-  _globals['_DESCRIBEPOLICYRESPONSE']._serialized_end=2315
-  _globals['_PROMOTEPOLICYREQUEST']._serialized_start=2317
-  _globals['_PROMOTEPOLICYREQUEST']._serialized_end=2382
-  _globals['_PROMOTEPOLICYRESPONSE']._serialized_start=2384
-  _globals['_PROMOTEPOLICYRESPONSE']._serialized_end=2450
-  _globals['_PROMOTION']._serialized_start=2452
-  _globals['_PROMOTION']._serialized_end=2555
-  _globals['_EXPORTPOLICYREQUEST']._serialized_start=2557
-  _globals['_EXPORTPOLICYREQUEST']._serialized_end=2634
-  _globals['_EXPORTPOLICYRESPONSE']._serialized_start=2636
-  _globals['_EXPORTPOLICYRESPONSE']._serialized_end=2728
-  _globals['_EXPORTEDFILE']._serialized_start=2730
-  _globals['_EXPORTEDFILE']._serialized_end=2773
-  _globals['_TEACHERSERVICE']._serialized_start=2974
-  _globals['_TEACHERSERVICE']._serialized_end=3706
+  _globals['_ANSWERPROMPTSREQUEST']._serialized_start=811
+  _globals['_ANSWERPROMPTSREQUEST']._serialized_end=898
+  _globals['_ANSWERPROMPTSRESPONSE']._serialized_start=900
+  _globals['_ANSWERPROMPTSRESPONSE']._serialized_end=952
+  _globals['_UPDATEPOLICYHEADER']._serialized_start=955
+  _globals['_UPDATEPOLICYHEADER']._serialized_end=1110
+  _globals['_UPDATESETTINGS']._serialized_start=1113
+  _globals['_UPDATESETTINGS']._serialized_end=1370
+  _globals['_UPDATEPOLICYREQUEST']._serialized_start=1372
+  _globals['_UPDATEPOLICYREQUEST']._serialized_end=1498
+  _globals['_UPDATEPROGRESS']._serialized_start=1500
+  _globals['_UPDATEPROGRESS']._serialized_end=1571
+  _globals['_UPDATERESULT']._serialized_start=1574
+  _globals['_UPDATERESULT']._serialized_end=1839
+  _globals['_UPDATEPOLICYRESPONSE']._serialized_start=1841
+  _globals['_UPDATEPOLICYRESPONSE']._serialized_end=1966
+  _globals['_CHECKUPDATEREQUEST']._serialized_start=1968
+  _globals['_CHECKUPDATEREQUEST']._serialized_end=2095
+  _globals['_CHECKUPDATERESPONSE']._serialized_start=2097
+  _globals['_CHECKUPDATERESPONSE']._serialized_end=2118
+  _globals['_LISTPOLICIESREQUEST']._serialized_start=2120
+  _globals['_LISTPOLICIESREQUEST']._serialized_end=2141
+  _globals['_LISTPOLICIESRESPONSE']._serialized_start=2143
+  _globals['_LISTPOLICIESRESPONSE']._serialized_end=2247
+  _globals['_DESCRIBEPOLICYREQUEST']._serialized_start=2249
+  _globals['_DESCRIBEPOLICYREQUEST']._serialized_end=2289
+  _globals['_DESCRIBEPOLICYRESPONSE']._serialized_start=2292
+  _globals['_DESCRIBEPOLICYRESPONSE']._serialized_end=2458
+  _globals['_PROMOTEPOLICYREQUEST']._serialized_start=2460
+  _globals['_PROMOTEPOLICYREQUEST']._serialized_end=2525
+  _globals['_PROMOTEPOLICYRESPONSE']._serialized_start=2527
+  _globals['_PROMOTEPOLICYRESPONSE']._serialized_end=2593
+  _globals['_PROMOTION']._serialized_start=2595
+  _globals['_PROMOTION']._serialized_end=2698
+  _globals['_EXPORTPOLICYREQUEST']._serialized_start=2700
+  _globals['_EXPORTPOLICYREQUEST']._serialized_end=2777
+  _globals['_EXPORTPOLICYRESPONSE']._serialized_start=2779
+  _globals['_EXPORTPOLICYRESPONSE']._serialized_end=2871
+  _globals['_EXPORTEDFILE']._serialized_start=2873
+  _globals['_EXPORTEDFILE']._serialized_end=2916
+  _globals['_TEACHERSERVICE']._serialized_start=3117
+  _globals['_TEACHERSERVICE']._serialized_end=3939
 # @@protoc_insertion_point(module_scope)

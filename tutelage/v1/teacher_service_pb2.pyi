@@ -201,6 +201,59 @@ class WriteSelfEditsResponse(_message.Message):
 Global___WriteSelfEditsResponse: _TypeAlias = WriteSelfEditsResponse  # noqa: Y015
 
 @_typing.final
+class AnswerPromptsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
+    MAX_NEW_TOKENS_FIELD_NUMBER: _builtins.int
+    policy_version: _builtins.str
+    """The first policy; any other is refused."""
+    max_new_tokens: _builtins.int
+    """Longest answer, in tokens."""
+    @_builtins.property
+    def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What a user says, each in a conversation of its own."""
+
+    def __init__(
+        self,
+        *,
+        policy_version: _builtins.str = ...,
+        prompts: _abc.Iterable[_builtins.str] | None = ...,
+        max_new_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_new_tokens", b"max_new_tokens", "policy_version", b"policy_version", "prompts", b"prompts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerPromptsRequest: _TypeAlias = AnswerPromptsRequest  # noqa: Y015
+
+@_typing.final
+class AnswerPromptsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """Place of its prompt in the request."""
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerPromptsResponse: _TypeAlias = AnswerPromptsResponse  # noqa: Y015
+
+@_typing.final
 class UpdatePolicyHeader(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -44,6 +44,11 @@ class TeacherServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.WriteSelfEditsRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.WriteSelfEditsResponse.FromString,
                 _registered_method=True)
+        self.AnswerPrompts = channel.unary_stream(
+                '/tutelage.v1.TeacherService/AnswerPrompts',
+                request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.AnswerPromptsRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.AnswerPromptsResponse.FromString,
+                _registered_method=True)
         self.UpdatePolicy = channel.stream_stream(
                 '/tutelage.v1.TeacherService/UpdatePolicy',
                 request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.UpdatePolicyRequest.SerializeToString,
@@ -87,6 +92,14 @@ class TeacherServiceServicer(object):
 
     def WriteSelfEdits(self, request, context):
         """Streams the candidates of one task as they are parsed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def AnswerPrompts(self, request, context):
+        """Streams short answers of the first policy, which no update changes, as they end. Greedy: the same call has the same
+        answers. It is how made questions are checked; a policy that learns is never asked one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -144,6 +157,11 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     servicer.WriteSelfEdits,
                     request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.WriteSelfEditsRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.WriteSelfEditsResponse.SerializeToString,
+            ),
+            'AnswerPrompts': grpc.unary_stream_rpc_method_handler(
+                    servicer.AnswerPrompts,
+                    request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.AnswerPromptsRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.AnswerPromptsResponse.SerializeToString,
             ),
             'UpdatePolicy': grpc.stream_stream_rpc_method_handler(
                     servicer.UpdatePolicy,
@@ -230,6 +248,33 @@ class TeacherService(object):
             '/tutelage.v1.TeacherService/WriteSelfEdits',
             tutelage_dot_v1_dot_teacher__service__pb2.WriteSelfEditsRequest.SerializeToString,
             tutelage_dot_v1_dot_teacher__service__pb2.WriteSelfEditsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AnswerPrompts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tutelage.v1.TeacherService/AnswerPrompts',
+            tutelage_dot_v1_dot_teacher__service__pb2.AnswerPromptsRequest.SerializeToString,
+            tutelage_dot_v1_dot_teacher__service__pb2.AnswerPromptsResponse.FromString,
             options,
             channel_credentials,
             insecure,

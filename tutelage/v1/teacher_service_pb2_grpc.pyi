@@ -34,6 +34,10 @@ class TeacherServiceStub:
     Describe: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.TeacherServiceDescribeRequest, _teacher_service_pb2.TeacherServiceDescribeResponse]
     WriteSelfEdits: _grpc.UnaryStreamMultiCallable[_teacher_service_pb2.WriteSelfEditsRequest, _teacher_service_pb2.WriteSelfEditsResponse]
     """Streams the candidates of one task as they are parsed."""
+    AnswerPrompts: _grpc.UnaryStreamMultiCallable[_teacher_service_pb2.AnswerPromptsRequest, _teacher_service_pb2.AnswerPromptsResponse]
+    """Streams short answers of the first policy, which no update changes, as they end. Greedy: the same call has the same
+    answers. It is how made questions are checked; a policy that learns is never asked one.
+    """
     UpdatePolicy: _grpc.StreamStreamMultiCallable[_teacher_service_pb2.UpdatePolicyRequest, _teacher_service_pb2.UpdatePolicyResponse]
     """One header, then groups. Asking twice with the same content updates once."""
     CheckUpdate: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.CheckUpdateRequest, _teacher_service_pb2.CheckUpdateResponse]
@@ -51,6 +55,10 @@ class TeacherServiceAsyncStub(TeacherServiceStub):
     Describe: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.TeacherServiceDescribeRequest, _teacher_service_pb2.TeacherServiceDescribeResponse]  # type: ignore[assignment]
     WriteSelfEdits: _aio.UnaryStreamMultiCallable[_teacher_service_pb2.WriteSelfEditsRequest, _teacher_service_pb2.WriteSelfEditsResponse]  # type: ignore[assignment]
     """Streams the candidates of one task as they are parsed."""
+    AnswerPrompts: _aio.UnaryStreamMultiCallable[_teacher_service_pb2.AnswerPromptsRequest, _teacher_service_pb2.AnswerPromptsResponse]  # type: ignore[assignment]
+    """Streams short answers of the first policy, which no update changes, as they end. Greedy: the same call has the same
+    answers. It is how made questions are checked; a policy that learns is never asked one.
+    """
     UpdatePolicy: _aio.StreamStreamMultiCallable[_teacher_service_pb2.UpdatePolicyRequest, _teacher_service_pb2.UpdatePolicyResponse]  # type: ignore[assignment]
     """One header, then groups. Asking twice with the same content updates once."""
     CheckUpdate: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.CheckUpdateRequest, _teacher_service_pb2.CheckUpdateResponse]  # type: ignore[assignment]
@@ -77,6 +85,16 @@ class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_teacher_service_pb2.WriteSelfEditsResponse], _abc.AsyncIterator[_teacher_service_pb2.WriteSelfEditsResponse]]:
         """Streams the candidates of one task as they are parsed."""
+
+    @_abc_1.abstractmethod
+    def AnswerPrompts(
+        self,
+        request: _teacher_service_pb2.AnswerPromptsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_teacher_service_pb2.AnswerPromptsResponse], _abc.AsyncIterator[_teacher_service_pb2.AnswerPromptsResponse]]:
+        """Streams short answers of the first policy, which no update changes, as they end. Greedy: the same call has the same
+        answers. It is how made questions are checked; a policy that learns is never asked one.
+        """
 
     @_abc_1.abstractmethod
     def UpdatePolicy(
