@@ -249,6 +249,7 @@ class Engine:
             current_adapter_version=current.version,
             changed_at=current.changed_at,
             previous_adapter_versions=current.previous,
+            left_adapter_versions=current.left,
             reachable=description is not None,
         )
 

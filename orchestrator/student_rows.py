@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -21,7 +21,30 @@ class CurrentVersion:
     """Empty means the untouched base model."""
     changed_at: datetime | None = None
     previous: tuple[str, ...] = ()
-    """Newest first."""
+    """What going back leads to, newest first."""
+    left: tuple[str, ...] = ()
+    """What was gone back from, last left first."""
+
+
+def before_and_left(line: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """From the versions in the order in which they became current: those before the last one, and those gone back from.
+
+    Making a version current that was before the current one is going back: both it and what came after it stop being
+    "before", so that going back again goes further back.
+    """
+    before: list[str] = []
+    left: list[str] = []
+    now = line[0]
+    for version in line[1:]:
+        if version in before:
+            at = before.index(version)
+            left = [now, *reversed(before[at + 1 :]), *left]
+            del before[at:]
+        else:
+            before.append(now)
+        left = [each for each in left if each != version]
+        now = version
+    return tuple(reversed(before)), tuple(left)
 
 
 async def set_version(connection: AsyncConnection, student: str, expected: str, version: str) -> None:
@@ -56,13 +79,14 @@ class StudentRows:
         history = s.student_history.c
         async with self._reading.connect() as connection:
             row = (await connection.execute(select(s.students).where(s.students.c.name == student))).mappings().first()
-            previous = await connection.scalars(
-                select(history.version).where(history.name == student).order_by(history.position.desc())
+            replaced = await connection.scalars(
+                select(history.version).where(history.name == student).order_by(history.position)
             )
         if row is None:
             return CurrentVersion("")
         changed_at = None if row["changed_at"] is None else to_datetime(row["changed_at"])
-        return CurrentVersion(row["version"], changed_at, tuple(previous))
+        previous, left = before_and_left([*replaced, row["version"]])
+        return CurrentVersion(row["version"], changed_at, previous, left)
 
     @uninterrupted
     async def versions(self, names: Iterable[str]) -> dict[str, str]:

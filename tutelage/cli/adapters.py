@@ -39,7 +39,8 @@ def full_version(student: LogicalStudent, version: str) -> str:
     """The version that a unique beginning names; InvalidInput lists the versions there are."""
     if version == BASE:
         return ""
-    known = [item for item in (student.current_adapter_version, *student.previous_adapter_versions) if item]
+    before, left = student.previous_adapter_versions, student.left_adapter_versions
+    known = [item for item in (student.current_adapter_version, *before, *left) if item]
     matches = sorted({item for item in known if item.startswith(version)})
     if len(matches) == 1:
         return matches[0]

@@ -104,8 +104,10 @@ class LogicalStudent:
     """Empty means the untouched base model."""
     changed_at: datetime | None
     previous_adapter_versions: tuple[str, ...] = ()
-    """The versions that were current before, newest first."""
+    """The versions that were current before, newest first: what going back leads to."""
     reachable: bool = False
+    left_adapter_versions: tuple[str, ...] = ()
+    """The versions that were gone back from, last left first."""
 
 
 class ReportFormat(StrEnum):

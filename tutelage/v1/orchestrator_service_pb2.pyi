@@ -872,6 +872,7 @@ class LogicalStudent(_message.Message):
     CHANGED_AT_FIELD_NUMBER: _builtins.int
     PREVIOUS_ADAPTER_VERSIONS_FIELD_NUMBER: _builtins.int
     REACHABLE_FIELD_NUMBER: _builtins.int
+    LEFT_ADAPTER_VERSIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     base_model: _builtins.str
@@ -883,7 +884,11 @@ class LogicalStudent(_message.Message):
     def changed_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def previous_adapter_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The versions that were current before, newest first."""
+        """The versions that were current before, newest first: what going back leads to."""
+
+    @_builtins.property
+    def left_adapter_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The versions that were gone back from, last left first."""
 
     def __init__(
         self,
@@ -895,10 +900,11 @@ class LogicalStudent(_message.Message):
         changed_at: _timestamp_pb2.Timestamp | None = ...,
         previous_adapter_versions: _abc.Iterable[_builtins.str] | None = ...,
         reachable: _builtins.bool = ...,
+        left_adapter_versions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "base_model", b"base_model", "changed_at", b"changed_at", "current_adapter_version", b"current_adapter_version", "name", b"name", "previous_adapter_versions", b"previous_adapter_versions", "reachable", b"reachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "base_model", b"base_model", "changed_at", b"changed_at", "current_adapter_version", b"current_adapter_version", "left_adapter_versions", b"left_adapter_versions", "name", b"name", "previous_adapter_versions", b"previous_adapter_versions", "reachable", b"reachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -200,6 +200,7 @@ def logical_student_to_wire(student: LogicalStudent) -> pb.LogicalStudent:
         changed_at=None if student.changed_at is None else timestamp(student.changed_at),
         previous_adapter_versions=student.previous_adapter_versions,
         reachable=student.reachable,
+        left_adapter_versions=student.left_adapter_versions,
     )
 
 
@@ -215,6 +216,7 @@ def logical_student_from_wire(message: pb.LogicalStudent, field: str = "student"
             changed_at=checks.optional_time(message, "changed_at"),
             previous_adapter_versions=tuple(message.previous_adapter_versions),
             reachable=message.reachable,
+            left_adapter_versions=tuple(message.left_adapter_versions),
         )
     )
 
