@@ -14,7 +14,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event, make_url
+from sqlalchemy import Connection, event, func, make_url, select
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from orchestrator.config import OrchestratorSettings
@@ -31,6 +31,8 @@ PATIENCE = {
     "tcp_user_timeout": 25_000,
 }
 """libpq's own names; seconds, and milliseconds for the last. What the URL says stands."""
+UPGRADE_LOCK = int.from_bytes(b"tutelage")
+"""PostgreSQL's advisory lock of whoever upgrades the schema."""
 
 
 def now_us() -> int:
@@ -108,6 +110,9 @@ def reading(engine: AsyncEngine) -> AsyncEngine:
 
 
 def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        # Orchestrators that start at once upgrade one after the other; on SQLite a transaction is the one writer anyway.
+        connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
     config.attributes["connection"] = connection

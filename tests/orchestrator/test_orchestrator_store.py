@@ -6,10 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from orchestrator.database import database_url, migrate
 from orchestrator.evaluation_rows import Begun, Ended, TriedAgain
@@ -166,3 +169,30 @@ def test_migrations_make_the_tables_that_the_code_uses(world: Any, url: str) -> 
 
     world.teacher.port = world.a.port = world.b.port = 1
     assert asyncio.run(body()) == []
+
+
+def test_orchestrators_that_first_start_at_once_make_the_tables_once(
+    world: Any, request: pytest.FixtureRequest
+) -> None:
+    async def body(url: str) -> None:
+        stores = await asyncio.gather(*(Store.open(url) for _ in range(4)))
+        assert [await store.run_ids() for store in stores] == [[]] * 4
+        await asyncio.gather(*(store.close() for store in stores))
+
+    asyncio.run(body(database_url(world.settings())))
+    world.url = request.getfixturevalue("postgres")
+    server = make_url(database_url(world.settings()))
+    name = f"first_{uuid4().hex}"
+
+    async def on_a_new_database() -> None:
+        engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as connection:
+            await connection.execute(text(f"CREATE DATABASE {name}"))
+        try:
+            await body(server.set(database=name).render_as_string(hide_password=False))
+        finally:
+            async with engine.connect() as connection:
+                await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+            await engine.dispose()
+
+    asyncio.run(on_a_new_database())
