@@ -111,7 +111,7 @@ def reading(engine: AsyncEngine) -> AsyncEngine:
 
 def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
-        # Orchestrators that start at once upgrade one after the other; on SQLite a transaction is the one writer anyway.
+        # Orchestrators that start at once upgrade one after the other, as SQLite's transactions do by themselves.
         connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
