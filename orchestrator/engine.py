@@ -250,6 +250,7 @@ class Engine:
             changed_at=current.changed_at,
             previous_adapter_versions=current.previous,
             left_adapter_versions=current.left,
+            replicas=self.students.replicas(name),
             reachable=description is not None,
         )
 

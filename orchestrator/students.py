@@ -11,6 +11,7 @@ from orchestrator.config import StudentChannel
 from tutelage.client import StudentClient
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.errors import NotFound, TutelageError, Unavailable
+from tutelage.domain.run import StudentReplica
 
 
 class Students:
@@ -47,6 +48,12 @@ class Students:
         settings = self._known(name)
         fixed = [each for each in (settings.address, *settings.addresses) if each]
         return ", ".join(fixed) or ", ".join(self._endpoints[name]) or str(settings.addresses_file)
+
+    def replicas(self, name: str) -> tuple[StudentReplica, ...]:
+        """Where the student's replicas were when they were last looked up, and the names their certificates carry."""
+        server_name = self._known(name).server_name
+        found = self._endpoints[name].values()
+        return tuple(StudentReplica(each.address, server_name or each.server_name) for each in found)
 
     def replica(self, name: str, address: str) -> StudentClient:
         """The client of one replica."""

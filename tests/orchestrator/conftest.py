@@ -160,6 +160,12 @@ class FakeStudent(student_grpc.StudentServiceServicer):
         quiz = we.quiz_result_to_wire(self.reports[key.id].after)
         return student_pb.CommitResponse(adapter=wd.adapter_to_wire(adapter), quiz=quiz)
 
+    async def Answer(self, request: Any, context: Any) -> Any:
+        if request.adapter_version and request.adapter_version not in self.adapters:
+            raise NotFound("adapter", request.adapter_version)
+        answers = [Answer(question.id, self.said, {}) for question in request.questions]
+        return student_pb.AnswerResponse(answers=[we.answer_to_wire(each) for each in answers])
+
     async def ListAdapters(self, request: Any, context: Any) -> Any:
         return student_pb.ListAdaptersResponse(adapters=[wd.adapter_to_wire(each) for each in self.adapters.values()])
 

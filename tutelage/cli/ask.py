@@ -9,20 +9,36 @@ import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, AsJson, Orchestrator, orchestrator_client, student_client
 from tutelage.cli.listing import print_json
+from tutelage.domain.errors import Exhausted, NotFound, Unavailable
 
 if TYPE_CHECKING:
     from tutelage.domain.run import LogicalStudent
 
 
 async def answer_of(student: LogicalStudent, question: str, topic: str, version: str) -> str:
-    """A student's answer to one question with the version named."""
+    """A student's answer to one question with the version named, by the first of its replicas that can give it.
+
+    NotFound when every replica says that it does not keep the version; Unavailable or Exhausted when one that may keep
+    it could not be asked.
+    """
+    from tutelage.domain.run import StudentReplica
     from tutelage.domain.task import Question
 
-    async with student_client(student.address) as client:
-        # A gold answer is part of a question in the contract; what is asked here is not graded.
-        asked = Question(id="asked", text=question, answer="", topic=topic)
-        answers = await client.answer([asked], adapter_version=version)
-    return answers[0].text
+    # A gold answer is part of a question in the contract; what is asked here is not graded.
+    asked = Question(id="asked", text=question, answer="", topic=topic)
+    missing: NotFound | None = None
+    fault: Unavailable | Exhausted | None = None
+    for replica in student.replicas or (StudentReplica(student.address),):
+        try:
+            async with student_client(replica.address, replica.server_name) as client:
+                answers = await client.answer([asked], adapter_version=version)
+            return answers[0].text
+        except NotFound as error:
+            # Each replica keeps the versions that it made.
+            missing = error
+        except (Unavailable, Exhausted) as error:
+            fault = fault or error
+    raise fault or missing or NotFound("student", student.name, "it has no replica")
 
 
 def ask(

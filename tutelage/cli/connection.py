@@ -26,8 +26,11 @@ DEFAULT_ORCHESTRATOR = "127.0.0.1:7070"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def channel_settings(address: str) -> ChannelSettings:
-    """The channel to an address, with TLS and token as the environment says."""
+def channel_settings(address: str, server_name: str = "") -> ChannelSettings:
+    """The channel to an address, with TLS and token as the environment says.
+
+    `server_name` is the name that the server's certificate carries, where it is not the address's host.
+    """
     from tutelage.rpc.config import ChannelSettings
 
     def file(name: str) -> Path | None:
@@ -36,6 +39,7 @@ def channel_settings(address: str) -> ChannelSettings:
 
     return ChannelSettings(
         address=address,
+        server_name=server_name,
         ca=file("TUTELAGE_CA"),
         certificate=file("TUTELAGE_CERTIFICATE"),
         key=file("TUTELAGE_KEY"),
@@ -50,8 +54,8 @@ def orchestrator_client(address: str) -> OrchestratorClient:
     return OrchestratorClient(channel_settings(address))
 
 
-def student_client(address: str) -> StudentClient:
-    """The asynchronous client of the student at an address."""
+def student_client(address: str, server_name: str = "") -> StudentClient:
+    """The asynchronous client of the student at an address, whose certificate may carry another name."""
     from tutelage.client import StudentClient
 
-    return StudentClient(channel_settings(address))
+    return StudentClient(channel_settings(address, server_name))

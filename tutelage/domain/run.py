@@ -96,9 +96,18 @@ class RunEvent:
 
 
 @dataclass(frozen=True)
+class StudentReplica:
+    address: str
+    """host:port."""
+    server_name: str = ""
+    """Name that its certificate carries; empty means the address's host."""
+
+
+@dataclass(frozen=True)
 class LogicalStudent:
     name: str
     address: str
+    """Where it is, for people: several addresses, a name or a file for one with replicas."""
     base_model: str
     current_adapter_version: str
     """Empty means the untouched base model."""
@@ -108,6 +117,8 @@ class LogicalStudent:
     reachable: bool = False
     left_adapter_versions: tuple[str, ...] = ()
     """The versions that were gone back from, last left first."""
+    replicas: tuple[StudentReplica, ...] = ()
+    """Its replicas as they were last looked up; none where that was not possible yet."""
 
 
 class ReportFormat(StrEnum):

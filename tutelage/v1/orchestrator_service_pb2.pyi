@@ -862,6 +862,30 @@ class CompareRunsResponse(_message.Message):
 Global___CompareRunsResponse: _TypeAlias = CompareRunsResponse  # noqa: Y015
 
 @_typing.final
+class StudentReplica(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SERVER_NAME_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    """host:port."""
+    server_name: _builtins.str
+    """Name that its certificate carries; empty means the address's host."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        server_name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "server_name", b"server_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StudentReplica: _TypeAlias = StudentReplica  # noqa: Y015
+
+@_typing.final
 class LogicalStudent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -873,8 +897,10 @@ class LogicalStudent(_message.Message):
     PREVIOUS_ADAPTER_VERSIONS_FIELD_NUMBER: _builtins.int
     REACHABLE_FIELD_NUMBER: _builtins.int
     LEFT_ADAPTER_VERSIONS_FIELD_NUMBER: _builtins.int
+    REPLICAS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
+    """Where it is, for people: several addresses, a name or a file for one with replicas."""
     base_model: _builtins.str
     current_adapter_version: _builtins.str
     """Empty means the untouched base model."""
@@ -890,6 +916,10 @@ class LogicalStudent(_message.Message):
     def left_adapter_versions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The versions that were gone back from, last left first."""
 
+    @_builtins.property
+    def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___StudentReplica]:
+        """Its replicas as they were last looked up; none where that was not possible yet. Each keeps versions of its own."""
+
     def __init__(
         self,
         *,
@@ -901,10 +931,11 @@ class LogicalStudent(_message.Message):
         previous_adapter_versions: _abc.Iterable[_builtins.str] | None = ...,
         reachable: _builtins.bool = ...,
         left_adapter_versions: _abc.Iterable[_builtins.str] | None = ...,
+        replicas: _abc.Iterable[Global___StudentReplica] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "base_model", b"base_model", "changed_at", b"changed_at", "current_adapter_version", b"current_adapter_version", "left_adapter_versions", b"left_adapter_versions", "name", b"name", "previous_adapter_versions", b"previous_adapter_versions", "reachable", b"reachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "base_model", b"base_model", "changed_at", b"changed_at", "current_adapter_version", b"current_adapter_version", "left_adapter_versions", b"left_adapter_versions", "name", b"name", "previous_adapter_versions", b"previous_adapter_versions", "reachable", b"reachable", "replicas", b"replicas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

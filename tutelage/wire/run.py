@@ -14,6 +14,7 @@ from tutelage.domain.run import (
     RunPlan,
     RunState,
     RunSummary,
+    StudentReplica,
     StudentResult,
     TaskWithQuiz,
 )
@@ -201,7 +202,13 @@ def logical_student_to_wire(student: LogicalStudent) -> pb.LogicalStudent:
         previous_adapter_versions=student.previous_adapter_versions,
         reachable=student.reachable,
         left_adapter_versions=student.left_adapter_versions,
+        replicas=[pb.StudentReplica(address=each.address, server_name=each.server_name) for each in student.replicas],
     )
+
+
+def _replica_from_wire(message: pb.StudentReplica, field: str) -> StudentReplica:
+    checks = Checks(field)
+    return checks.passed(StudentReplica(checks.text("address", message.address), message.server_name))
 
 
 def logical_student_from_wire(message: pb.LogicalStudent, field: str = "student") -> LogicalStudent:
@@ -217,6 +224,7 @@ def logical_student_from_wire(message: pb.LogicalStudent, field: str = "student"
             previous_adapter_versions=tuple(message.previous_adapter_versions),
             reachable=message.reachable,
             left_adapter_versions=tuple(message.left_adapter_versions),
+            replicas=checks.each(_replica_from_wire, message.replicas, "replicas"),
         )
     )
 
