@@ -1,5 +1,8 @@
 """Making one task's best edit permanent in one student: gate, keep the weights, move the student's version.
 
+A fault never decides: a student that is away is waited for as long as for an evaluation, weights that are lost are
+trained again, and what cannot be had after all is recorded as a fault, so that it may be decided another time.
+
 Safe to stop anywhere: committing an evaluation twice gives the same version, and the version moves in the same
 transaction as the decision is recorded, only from the version that the edit was trained over.
 """
@@ -19,9 +22,20 @@ from orchestrator.records import StoredCandidate, StoredEvaluation
 from orchestrator.retrying import patiently
 from orchestrator.student_rows import StudentRows
 from tutelage.domain.canonical import derived_seed
-from tutelage.domain.errors import Conflict, NotFound, PreconditionFailed, TutelageError, Unavailable
-from tutelage.domain.evaluation import EvaluationReport, QuizResult
+from tutelage.domain.errors import (
+    Conflict,
+    DataLoss,
+    Exhausted,
+    NotFound,
+    PreconditionFailed,
+    TutelageError,
+    Unavailable,
+)
+from tutelage.domain.evaluation import EvaluationReport, Failure, QuizResult
 from tutelage.domain.self_edit import SelfEdit
+
+LOST = (PreconditionFailed, NotFound, DataLoss)
+"""Who says this has not the weights, or not whole."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,8 @@ class Committer:
                 again = await self._evaluate_over(step, chosen, candidates, current, attempt)
                 report = again.outcome
                 if not isinstance(report, EvaluationReport):
-                    return await self._record(step, chosen, f"evaluated again: {again.state}, {again.reason}")
+                    why_not = f"evaluated again: {again.state}, {again.reason}"
+                    return await self._record(step, chosen, why_not, fault=isinstance(report, Failure))
                 chosen = replace(
                     chosen,
                     evaluation_id=again.evaluation_id,
@@ -62,12 +77,12 @@ class Committer:
                     return await self._record(step, chosen, f"over the current version: {why_not}")
             try:
                 version, quiz = await self._keep(step, chosen)
-            except (PreconditionFailed, NotFound):
+            except LOST:
                 # Its weights are no longer held: train again, under another seed, since a stored report is final.
                 held = False
                 continue
             except TutelageError as error:
-                return await self._record(step, chosen, f"the student could not keep it: {error}")
+                return await self._record(step, chosen, f"the student could not keep it: {error}", fault=True)
             gained = gain(chosen.report.before, quiz, config.commit.grader) if quiz.answers else None
             if gained is not None and gained <= config.commit.min_gain:
                 why_not = f"as stored, gain {gained:+.4f} on {config.commit.grader} is not above the gate's"
@@ -76,28 +91,45 @@ class Committer:
                 return await self._record(step, chosen, "", version, quiz)
             except Conflict:
                 continue
-        return await self._record(step, chosen, f"the version moved or the weights were lost {TRIES} times")
+        why_not = f"the version moved or the weights were lost {TRIES} times"
+        return await self._record(step, chosen, why_not, fault=True)
 
     async def _keep(self, step: Commit, chosen: Tried) -> tuple[str, QuizResult]:
-        """Asks the replica that earned the report, then the others: only who has the weights can keep them."""
+        """Asks the replica that earned the report, then the others: only who has the weights can keep them.
+
+        One of LOST when nobody has them. Who is away is waited for: to the total deadline while nobody answers, and
+        for as many attempts as an evaluation has while others do, which can train them again.
+        """
         students, student = self.evaluator.dispatcher.students, step.student
-        listed = await students.addresses(student)
-        order = sorted(listed, key=lambda address: address != chosen.replica)
+        deadlines, commit_s = self.evaluator.run.config.deadlines, self.settings.commit_timeout_s
+        waited = 0
 
         async def call() -> tuple[str, QuizResult]:
-            lacking: TutelageError | None = None
-            for address in order:
-                client = students.replica(student, address)
+            nonlocal waited
+            lacking: dict[str, TutelageError] = {}
+            away: TutelageError | None = None
+            for address in sorted(await students.addresses(student), key=lambda each: each != chosen.replica):
                 try:
-                    adapter, quiz = await client.commit(chosen.evaluation_id, timeout_s=self.settings.commit_timeout_s)
-                except (PreconditionFailed, NotFound) as error:
-                    lacking = error
-                    continue
-                return adapter.version, await self._judged(step.task, chosen, quiz)
-            raise lacking or Unavailable(f"student {student!r} has no replica")
+                    adapter, quiz = await students.replica(student, address).commit(
+                        chosen.evaluation_id, timeout_s=commit_s
+                    )
+                except LOST as error:
+                    lacking[address] = error
+                except (Unavailable, Exhausted) as error:
+                    away = error
+                else:
+                    return adapter.version, quiz
+            waited += bool(lacking)
+            if lacking and (away is None or chosen.replica in lacking or waited >= deadlines.attempts):
+                raise next(iter(lacking.values()))
+            raise away or Unavailable(f"student {student!r} has no replica")
 
-        attempts = self.evaluator.run.config.deadlines.attempts
-        return await patiently(call, "student", self.settings.retry, attempts=attempts)
+        retry, attempts = self.settings.retry, deadlines.attempts
+        version, stored = await patiently(call, "student", retry, total_s=deadlines.total_s, faults=attempts)
+        judged = await patiently(
+            lambda: self._judged(step.task, chosen, stored), "judge", retry, attempts=attempts, faults=attempts
+        )
+        return version, judged
 
     async def _judged(self, task: str, chosen: Tried, stored: QuizResult) -> QuizResult:
         """What the stored version answered, with the judges' scores: the gate's grader may be one of them."""
@@ -120,7 +152,14 @@ class Committer:
         return await self.evaluator.evaluate(work, key, "commit", ())
 
     async def _record(
-        self, step: Commit, chosen: Tried | None, reason: str, version: str = "", quiz: QuizResult | None = None
+        self,
+        step: Commit,
+        chosen: Tried | None,
+        reason: str,
+        version: str = "",
+        quiz: QuizResult | None = None,
+        *,
+        fault: bool = False,
     ) -> None:
         committed = bool(version)
         report = chosen.report if chosen else None
@@ -132,6 +171,7 @@ class Committer:
             "candidate_id": chosen.candidate_id if chosen else "",
             "evaluation_id": chosen.evaluation_id if chosen else "",
             "committed": committed,
+            "fault": fault,
             "reason": reason,
             "version": version,
             "parent_version": chosen.adapter_version if chosen else "",

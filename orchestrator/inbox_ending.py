@@ -22,6 +22,8 @@ class Decided:
     committed: bool
     scored: bool
     """Whether any candidate of it was scored."""
+    fault: bool = False
+    """Whether a fault kept the best one from being committed."""
 
 
 def ending_of(
@@ -41,13 +43,16 @@ def ending_of(
         unscored = [
             name for name, each in mine.items() if not each.committed and not each.scored and (name, task_id) in faulty
         ]
+        broken = [name for name, each in mine.items() if not each.committed and each.fault]
         before = batch.attempts.get(task_id, 0)
-        if not undecided and not unscored:
+        if not undecided and not unscored and not broken:
             endings[task_id] = Ending(InboxDocumentState.DONE, before, "")
             continue
         why = f"not decided for {', '.join(undecided)}: {reason}" if undecided else ""
         if unscored:
             why = "; ".join(filter(None, [why, f"no evaluation of it could be finished on {', '.join(unscored)}"]))
+        if broken:
+            why = "; ".join(filter(None, [why, f"a fault kept it from being committed in {', '.join(broken)}"]))
         if any(each.committed for each in mine.values()):
             endings[task_id] = Ending(InboxDocumentState.DONE, before, why)
         elif before + 1 < limit:

@@ -171,7 +171,9 @@ class InboxWorker:
         run = await store.run(batch.run_id)
         evaluations = await store.evaluations(batch.run_id)
         decided = [
-            Decided(row["student"], row["task_id"], bool(row["committed"]), bool(row["candidate_id"]))
+            Decided(
+                row["student"], row["task_id"], bool(row["committed"]), bool(row["candidate_id"]), bool(row["fault"])
+            )
             for row in await store.commits(batch.run_id)
         ]
         faulty = {(row.student, row.task_id) for row in evaluations if row.state == "failed"}

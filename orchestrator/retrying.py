@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
@@ -22,23 +23,35 @@ async def patiently(
     retry: RetrySettings,
     *,
     attempts: int | None = None,
+    total_s: float | None = None,
+    faults: int = 1,
     told: Callable[[TutelageError, int, float], Awaitable[None]] | None = None,
 ) -> T:
-    """The call's result, asked again with backoff while Unavailable or Exhausted; other faults are raised.
+    """The call's result, asked again with backoff while Unavailable or Exhausted; what the call did wrong is raised.
 
-    Without `attempts` it waits as long as it takes. The call must be safe to repeat.
+    Without `attempts` and `total_s` (seconds) it waits as long as it takes. A call that broke on the other side
+    (INTERNAL, UNKNOWN) is made `faults` times. It must be safe to repeat.
     """
-    attempt = 0
+    attempt = broken = 0
+    begun = time.monotonic()
     while True:
         try:
             return await call()
-        except (Unavailable, Exhausted) as error:
+        except TutelageError as error:
             attempt += 1
-            if attempts is not None and attempt >= attempts:
+            if isinstance(error, Unavailable | Exhausted):
+                late = total_s is not None and time.monotonic() - begun >= total_s
+                if late or (attempts is not None and attempt >= attempts):
+                    raise
+            elif type(error) is not TutelageError:
                 raise
+            else:
+                broken += 1
+                if broken >= faults:
+                    raise
             metrics.RETRIES.labels(service).inc()
             pause = backoff_s(attempt, retry.initial_s, retry.factor, retry.maximum_s)
-            pause = min(retry.maximum_s, max(pause, error.retry_after_s or 0.0))
+            pause = min(retry.maximum_s, max(pause, getattr(error, "retry_after_s", None) or 0.0))
             logger.warning("%s, attempt %d, again in %.1f s: %s", service, attempt, pause, error)
             if told is not None:
                 await told(error, attempt, pause)

@@ -15,6 +15,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    false,
 )
 
 metadata = MetaData()
@@ -142,6 +143,8 @@ commits = Table(
     Column("candidate_id", String(400), nullable=False),
     Column("evaluation_id", String(64), nullable=False),
     Column("committed", Boolean, nullable=False),
+    # Whether a fault, and not the gate, kept it from being committed.
+    Column("fault", Boolean, nullable=False, server_default=false()),
     Column("reason", Text, nullable=False),
     Column("version", Text, nullable=False),
     Column("parent_version", Text, nullable=False),

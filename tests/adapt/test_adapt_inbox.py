@@ -371,17 +371,20 @@ def test_a_file_that_is_still_written_is_left_alone(world: Any, tmp_path: Path) 
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from("ab"), st.sampled_from(["d0", "d1"])),
-        st.tuples(st.booleans(), st.booleans()),
+        st.tuples(st.booleans(), st.booleans(), st.booleans()),
     ),
     st.sets(st.tuples(st.sampled_from("ab"), st.sampled_from(["d0", "d1"]))),
     st.integers(0, 3),
     st.integers(1, 4),
 )
 def test_what_a_student_learned_is_never_begun_again(
-    rows: dict[tuple[str, str], tuple[bool, bool]], faulty: set[tuple[str, str]], attempts: int, limit: int
+    rows: dict[tuple[str, str], tuple[bool, bool, bool]], faulty: set[tuple[str, str]], attempts: int, limit: int
 ) -> None:
     batch = Batch("r", "news", 0, 20, DOCUMENTS[:2], {"d0": attempts, "d1": attempts})
-    decided = [Decided(who, task, kept, kept or scored) for (who, task), (kept, scored) in rows.items()]
+    decided = [
+        Decided(who, task, kept, kept or scored, fault and not kept)
+        for (who, task), (kept, scored, fault) in rows.items()
+    ]
     endings = ending_of(batch, ("a", "b"), decided, faulty, limit, "run r failed")
     assert set(endings) == {"d0", "d1"}
     for task_id, ending in endings.items():
@@ -395,6 +398,7 @@ def test_what_a_student_learned_is_never_begun_again(
             # Every student said no, and none for want of a machine.
             assert {each.student for each in mine} == {"a", "b"}
             assert all(each.scored or (each.student, task_id) not in faulty for each in mine)
+            assert not any(each.fault for each in mine)
 
 
 @pytest.mark.parametrize(
