@@ -62,7 +62,7 @@ class Dispatcher:
 
     def __init__(self, students: Students, settings: OrchestratorSettings) -> None:
         retry, own = settings.retry, settings.dispatch
-        self.students = students
+        self.students, self.retry = students, retry
         self._resolve_s = own.resolve_s
         self._dispatch = Dispatch(
             Rules(retry.initial_s, retry.factor, retry.maximum_s, own.set_aside_after, own.retry_budget, own.report_s)

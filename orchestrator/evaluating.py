@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator import metrics
@@ -16,6 +16,7 @@ from orchestrator.judging import Judges
 from orchestrator.ledger import Ledger
 from orchestrator.machine import Evaluate
 from orchestrator.records import Run, StoredEvaluation
+from orchestrator.retrying import patiently
 from orchestrator.store import Store
 from tutelage.client import StudentClient
 from tutelage.domain.description import EvaluationProgress
@@ -138,17 +139,35 @@ class Evaluator:
         asked = Asked(work, evaluation_id, given)
         watching.asked(asked)
         outcome, replica = await self.dispatcher.run(given)
-        outcome, reward = scored(self.run, await self._judged(outcome, key))
+
+        async def unjudged(error: TutelageError, _: int, wait_s: float) -> None:
+            given.attempts += 1
+            again(Again(given, given.attempts, wait_s, str(error)))
+
+        outcome, reward = scored(self.run, await self._judged(outcome, key, unjudged))
         seconds = time.monotonic() - began[0] if began else 0.0
         return await self._keep(Ended(begun, outcome, reward, seconds, given.attempts, candidate_ids, replica))
 
-    async def _judged(self, outcome: EvaluationOutcome, key: EvaluationKey) -> EvaluationOutcome:
-        """A report with the judges' scores; a judge that fails is nobody's wrong answer."""
+    async def _judged(
+        self,
+        outcome: EvaluationOutcome,
+        key: EvaluationKey,
+        again: Callable[[TutelageError, int, float], Awaitable[None]],
+    ) -> EvaluationOutcome:
+        """A report with the judges' scores; a judge that fails is asked again, and at last nobody's wrong answer."""
         if not isinstance(outcome, EvaluationReport):
             return outcome
         metrics.ANSWER_OVERLAP.observe(outcome.answer_overlap)
+        deadlines, judges = self.run.config.deadlines, self.run.config.judges
         try:
-            return await self.judges.judged(outcome, key.quiz, self.run.config.judges)
+            return await patiently(
+                lambda: self.judges.judged(outcome, key.quiz, judges),
+                "judge",
+                self.dispatcher.retry,
+                attempts=deadlines.attempts,
+                total_s=deadlines.total_s,
+                told=again,
+            )
         except TutelageError as error:
             return Failure(str(error), retryable=False)
 

@@ -132,7 +132,12 @@ class Judges:
             return await self._ask(name, prompt)
         settings = self._settings[name]
         asked = question_id(settings.base_url, settings.model, prompt)
-        stored = await self._kept.verdict(asked)
+        stored = None
+        try:
+            stored = await self._kept.verdict(asked)
+        except StoreFault as error:
+            # What cannot be read now was perhaps never kept: asking costs a question, not asking would cost a reward.
+            logger.warning("the verdicts of judge %r cannot be read: %s", name, error)
         if stored is not None:
             metrics.JUDGED.labels("remembered").inc()
             return stored

@@ -56,8 +56,10 @@ def initialise(students: Iterable[str]) -> None:
         EVALUATION_SECONDS.labels(outcome)
     for result in ("yes", "no", "remembered", "failed"):
         JUDGED.labels(result)
-    for service in ("student", "teacher"):
+    for service in ("student", "teacher", "judge"):
         RETRIES.labels(service)
+    for outcome in ("kept", *Dropped):
+        MADE_QUESTIONS.labels(str(outcome))
     for reason in LOST_REASONS:
         WORKERS_LOST.labels(reason)
     for state in RunState:

@@ -16,6 +16,8 @@ import pytest
 from orchestrator.judge_config import JudgeSettings
 from orchestrator.judging import Judges, prompt_of
 from orchestrator.run_config import RunConfig
+from orchestrator.store_fault import StoreFault
+from orchestrator.verdict_rows import VerdictRows
 from tutelage.domain.errors import InvalidInput, TutelageError, Unavailable
 from tutelage.domain.evaluation import Answer, EvaluationReport, InnerLoopSettings, QuizResult, TrainingCost
 from tutelage.domain.run import RunState
@@ -244,6 +246,61 @@ def test_a_run_is_rewarded_by_its_judge_and_unscored_where_it_fails(world: Any, 
             await world.down()
 
     asyncio.run(asyncio.wait_for(body(), 120))
+
+
+def test_a_judge_that_fails_for_a_while_costs_no_reward(world: Any, endpoint: Endpoint) -> None:
+    config = world.config.replace("rounds: 2", "rounds: 1").replace("{contains: 1.0}", "{gpt: 1.0}")
+    config += "judges: [gpt]\nupdate: {when: never}\ncommit: {when: never}\n"
+    broken = 3
+
+    def recovering(_: str) -> tuple[int, str]:
+        nonlocal broken
+        broken -= 1
+        return (503, "") if broken >= 0 else (200, "no")
+
+    endpoint.verdict = recovering
+
+    async def body() -> None:
+        await world.up()
+        try:
+            judge = settings(endpoint, attempts=1).model_dump()
+            async with world.engine(judges={"gpt": judge}) as engine:
+                await world.start(engine, config=config)
+                summary = await world.done(engine)
+                assert (summary.state, summary.unscored) == (RunState.DONE, 0)
+                retried = [each for each in await engine.store.events("run") if each.kind == "evaluation_retry"]
+                assert retried
+                assert all("judge 'gpt'" in str(each.detail["reason"]) for each in retried)
+        finally:
+            await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
+def test_verdicts_that_cannot_be_read_or_kept_now_are_asked_for(endpoint: Endpoint) -> None:
+    class Away(VerdictRows):
+        """A database whose session was ended."""
+
+        def __init__(self) -> None:
+            self.asked = 0
+
+        async def verdict(self, asked: str) -> float | None:
+            self.asked += 1
+            raise StoreFault("the orchestrator's database cannot be used now")
+
+        async def keep(self, asked: str, judge: str, verdict: float) -> None:
+            raise StoreFault("the orchestrator's database cannot be used now")
+
+    async def body() -> None:
+        rows = Away()
+        judges = Judges({"gpt": settings(endpoint)}, rows)
+        await judges.start()
+        found = await judges.judged(report(result("x"), result("Ada Thorne")), QUIZ, ["gpt"])
+        await judges.close()
+        assert (found.before.scores["gpt"], found.after.scores["gpt"]) == (0.0, 1.0)
+        assert rows.asked == 2
+
+    asyncio.run(asyncio.wait_for(body(), 30))
 
 
 def test_a_judge_is_a_grader_but_not_of_the_retention_quiz() -> None:
