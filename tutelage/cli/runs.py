@@ -67,12 +67,12 @@ def start(
             summary, created = await client.start_run(
                 identity, prepared.config_yaml, prepared.tasks, prepared.retention_quiz
             )
-            if as_json:
-                print_json({"run": summary, "created": created})
-            else:
+            if not as_json:
                 typer.echo(f"{'started' if created else 'attached to'} run {identity}")
             if watch:
-                summary = await _follow(client, identity, patience_s)
+                summary = await _follow(client, identity, patience_s, as_json)
+            if as_json:
+                print_json({"run": summary, "created": created})
             return summary
 
     _exit_with(asyncio.run(call()), watch)
@@ -99,12 +99,13 @@ def _plan_text(plan: RunPlan | None, why_not: str) -> str:
     return f"# {plan.groups} groups of candidates, {plan.updates} updates of the teacher; time {time}"
 
 
-async def _follow(client: object, run_id: str, patience_s: float) -> RunSummary:
+async def _follow(client: object, run_id: str, patience_s: float, as_json: bool) -> RunSummary:
+    """Shows how the run goes; where JSON is printed, on standard error, which leaves standard output to it."""
     from rich.console import Console
 
     from tutelage.cli.watching import follow_on
 
-    return await follow_on(Console(), client, run_id, patience_s)  # type: ignore[arg-type]
+    return await follow_on(Console(stderr=as_json), client, run_id, patience_s)  # type: ignore[arg-type]
 
 
 def _exit_with(summary: RunSummary, watched: bool) -> None:
@@ -115,14 +116,22 @@ def _exit_with(summary: RunSummary, watched: bool) -> None:
 
 
 @app.command("watch")
-def watch_run(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, patience_s: Patience = 600.0) -> None:
+def watch_run(
+    run_id: RunId,
+    orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
+    patience_s: Patience = 600.0,
+    as_json: AsJson = False,
+) -> None:
     """Follow a run to its end, through restarts of the orchestrator."""
 
     async def call() -> RunSummary:
         async with orchestrator_client(orchestrator) as client:
-            return await _follow(client, run_id, patience_s)
+            return await _follow(client, run_id, patience_s, as_json)
 
-    _exit_with(asyncio.run(call()), watched=True)
+    summary = asyncio.run(call())
+    if as_json:
+        print_json(summary)
+    _exit_with(summary, watched=True)
 
 
 @app.command("list")
