@@ -217,14 +217,20 @@ class InboxRows(Rows):
         )
 
     @uninterrupted
-    async def settle(self, batch: Batch, spent: int, endings: Mapping[str, Ending]) -> bool:
-        """Ends a batch, once: what became of its documents, and what it really used; False when it had ended."""
+    async def settle(self, batch: Batch, spent: int, endings: Mapping[str, Ending], *, begun: bool = True) -> bool:
+        """Ends a batch, once: what became of its documents, and what it really used; False when it had ended.
+
+        A batch that is not `begun` is taken back: False, with nothing changed, when its run is there all the same.
+        """
         b, w, d = s.inbox_batches.c, s.inbox_windows.c, s.inbox_documents.c
-        async with self.engine.begin() as connection:
+        async with self.engine.connect() as connection, connection.begin() as transaction:
+            # Locks the row that `create_run` asks for, so that either sees what the other did.
             ended = await connection.execute(
                 update(s.inbox_batches).where(b.run_id == batch.run_id, b.spent.is_(None)).values(spent=spent)
             )
-            if ended.rowcount != 1:
+            there = await connection.scalar(select(s.runs.c.run_id).where(s.runs.c.run_id == batch.run_id))
+            if ended.rowcount != 1 or (there is not None and not begun):
+                await transaction.rollback()
                 return False
             await connection.execute(
                 update(s.inbox_windows)

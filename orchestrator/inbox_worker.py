@@ -144,10 +144,11 @@ class InboxWorker:
             if self._clock() < closes:
                 logger.warning("inbox %s: %s", self.name, error)
                 return FAULT_S
-            await self._rows.settle(batch, 0, _all(batch, InboxDocumentState.WAITING, str(error)))
+            # The run may be there although the call broke, or by another orchestrator: then it is waited for.
+            await self._rows.settle(batch, 0, _all(batch, InboxDocumentState.WAITING, str(error)), begun=False)
         except InvalidInput as error:
             logger.error("inbox %s: run %s is refused: %s", self.name, batch.run_id, error)
-            await self._rows.settle(batch, 0, self._refused(batch, error))
+            await self._rows.settle(batch, 0, self._refused(batch, error), begun=False)
         return 0.0
 
     def _refused(self, batch: Batch, error: InvalidInput) -> dict[str, Ending]:

@@ -7,13 +7,14 @@ from dataclasses import replace
 import yaml
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator import schema as s
 from orchestrator.database import now_us, to_datetime
 from orchestrator.records import Run, RunStudent
 from orchestrator.rows import Event, Rows, uninterrupted
 from orchestrator.run_config import RunConfig
-from tutelage.domain.errors import AlreadyExists, NotFound
+from tutelage.domain.errors import AlreadyExists, NotFound, PreconditionFailed
 from tutelage.domain.run import RunState
 from tutelage.settings import parse_settings
 from tutelage.v1 import orchestrator_service_pb2, policy_pb2, student_service_pb2, task_pb2
@@ -33,7 +34,10 @@ class RunRows(Rows):
 
     @uninterrupted
     async def create_run(self, run: Run) -> bool:
-        """Stores a new run; False when the same is there. AlreadyExists when the id has other content."""
+        """Stores a new run; False when the same is there. AlreadyExists when the id has other content.
+
+        PreconditionFailed when it is of an inbox's batch that was taken back.
+        """
         row = {
             "run_id": run.run_id,
             "content_hash": run.content_hash,
@@ -62,6 +66,7 @@ class RunRows(Rows):
         try:
             async with self.engine.begin() as connection:
                 await connection.execute(insert(s.runs), row)
+                await self._batch_is_open(connection, run.run_id)
                 await connection.execute(
                     insert(s.run_students),
                     [
@@ -98,6 +103,14 @@ class RunRows(Rows):
                 raise AlreadyExists(f"run {run.run_id!r} exists with other content; choose another id") from None
             return False
         return True
+
+    async def _batch_is_open(self, connection: AsyncConnection, run_id: str) -> None:
+        # Locked until the end, so that an inbox cannot take its documents back meanwhile.
+        c = s.inbox_batches.c
+        query = select(c.spent).where(c.run_id == run_id).with_for_update(read=True)
+        batch = (await connection.execute(query)).first()
+        if batch is not None and batch.spent is not None:
+            raise PreconditionFailed(f"run {run_id!r} is of an inbox's batch whose documents were taken back")
 
     @uninterrupted
     async def content_hash(self, run_id: str) -> str | None:
