@@ -41,6 +41,16 @@ class _Loader(yaml.SafeLoader):
             seen.add(name)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            made = super().construct_object(node, deep=deep)
+            if isinstance(made, int):
+                str(made)  # ValueError where Python writes no number that long, not even in a message about it.
+            return made
+        except ValueError as error:
+            # What looks like a number or a date and is none: 0x_, 2024-13-45, a number of thousands of digits.
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
+
 
 # YAML 1.1 wants a dot in a float; people write 1e-3.
 _Loader.add_implicit_resolver(
@@ -68,6 +78,8 @@ def parse_mapping(text: str, source: str = "") -> dict[str, Any]:
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else "document"
         problem = getattr(error, "problem", None) or "not YAML"
         raise InvalidInput.of(f"{prefix}{where}", problem, "well-formed YAML") from None
+    except RecursionError:
+        raise InvalidInput.of(f"{prefix}document", "nested too deeply", "well-formed YAML") from None
     if content is None:
         return {}
     if not isinstance(content, Mapping):

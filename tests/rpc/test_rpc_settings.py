@@ -43,6 +43,16 @@ def test_what_is_not_a_mapping_of_settings_is_refused(text: str) -> None:
         parse_settings(text, Example, source="x.yaml")
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["rate: 2024-13-45", "rate: 0x_", "rate: " + "1" * 5000, "rate: 0x" + "f" * 5000, "[" * 3000],
+    ids=["no date", "no digits", "too many digits", "too many hexadecimal digits", "too deep"],
+)
+def test_values_that_cannot_be_read_are_bad_input(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"x\.yaml"):
+        parse_settings(text, Example, source="x.yaml")
+
+
 def test_numbers_as_people_write_them_and_defaults() -> None:
     assert parse_settings("rate: 1e-4", Example).rate == 1e-4
     assert parse_settings("", Example) == Example()
