@@ -27,6 +27,15 @@ class Driven:
     task: asyncio.Task[None]
     heard_at: float
     """When the lease was last known to be held (monotonic)."""
+    renewal: asyncio.Task[None] | None = None
+    """The newest one."""
+    ending: asyncio.Task[None] | None = None
+    """Stops what students do for a run that was ended elsewhere."""
+
+    @property
+    def tasks(self) -> list[asyncio.Task[None]]:
+        """All there are."""
+        return [each for each in (self.task, self.renewal, self.ending) if each is not None]
 
 
 class Driving:
@@ -55,7 +64,7 @@ class Driving:
 
     async def stop(self) -> None:
         """Stops driving and frees the leases; students go on for theirs."""
-        tasks = self._tasks + [each.task for each in self._driven.values()]
+        tasks = self._tasks + [task for each in self._driven.values() for task in each.tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -154,29 +163,43 @@ class Driving:
                 logger.error("runs could not be looked for: %s", error)
 
     async def _renew(self) -> None:
+        """Each run by itself: one that waits for the database or for students keeps no other from its renewal."""
         lease_s = self._settings.run_lease_s
         while True:
             await asyncio.sleep(lease_s / 3)
-            for run_id, driven in list(self._driven.items()):
-                runner = driven.runner
-                try:
-                    found = await self._store.renew(runner.lease, lease_s)
-                except STORE_FAULTS as error:
-                    logger.error("the lease of run %s was not renewed: %s", run_id, error)
-                    if time.monotonic() - driven.heard_at > lease_s:
-                        driven.task.cancel()
-                    continue
-                except Exception:
-                    logger.exception("the lease of run %s was not renewed", run_id)
-                    continue
-                driven.heard_at = time.monotonic()
-                if run_id not in self._driven:
-                    continue
-                if not found.held:
-                    logger.warning("run %s is driven by another orchestrator now", run_id)
+            for driven in list(self._driven.values()):
+                if driven.renewal is None or driven.renewal.done():
+                    driven.renewal = asyncio.create_task(self._prolong(driven))
+                elif time.monotonic() - driven.heard_at > lease_s:
+                    logger.error("the lease of run %s could not be renewed in time", driven.runner.run.run_id)
                     driven.task.cancel()
-                elif found.state is RunState.PAUSED:
-                    runner.pause()
-                elif found.state.ended and not driven.task.done():
-                    await runner.cancel_evaluations()
-                    driven.task.cancel()
+
+    async def _prolong(self, driven: Driven) -> None:
+        runner, lease_s = driven.runner, self._settings.run_lease_s
+        run_id = runner.run.run_id
+        try:
+            found = await self._store.renew(runner.lease, lease_s)
+        except STORE_FAULTS as error:
+            logger.error("the lease of run %s was not renewed: %s", run_id, error)
+            if time.monotonic() - driven.heard_at > lease_s:
+                driven.task.cancel()
+            return
+        except Exception:
+            logger.exception("the lease of run %s was not renewed", run_id)
+            return
+        driven.heard_at = time.monotonic()
+        if self._driven.get(run_id) is not driven:
+            return
+        if not found.held:
+            logger.warning("run %s is driven by another orchestrator now", run_id)
+            driven.task.cancel()
+        elif found.state is RunState.PAUSED:
+            runner.pause()
+        elif found.state.ended and not driven.task.done() and driven.ending is None:
+            driven.ending = asyncio.create_task(self._ended_elsewhere(driven))
+
+    async def _ended_elsewhere(self, driven: Driven) -> None:
+        try:
+            await driven.runner.cancel_evaluations()
+        finally:
+            driven.task.cancel()

@@ -160,6 +160,46 @@ def test_a_transaction_that_falls_silent_keeps_no_other_from_taking_over(world: 
     asyncio.run(asyncio.wait_for(body(), 150))
 
 
+@pytest.mark.parametrize("slow", ["student", "database"])
+def test_a_run_that_waits_keeps_no_other_from_its_renewal(world: Any, slow: str) -> None:
+    async def body() -> None:
+        await world.up()
+        world.a.delay_s = world.b.delay_s = 60
+        async with world.engine(run_lease_s=1.5) as engine:
+            for run_id in ("slow", "other"):
+                await world.start(engine, run_id)
+            waits = asyncio.Event()
+            renew = engine.store.renew
+
+            async def waiting(*_: Any) -> None:
+                waits.set()
+                await asyncio.sleep(5)
+
+            async def renewed(lease: Any, seconds: float) -> Any:
+                if lease.run_id == "slow":
+                    await waiting()
+                return await renew(lease, seconds)
+
+            if slow == "student":
+                engine._driving.runner("slow").cancel_evaluations = waiting
+                await engine.store.end_run("slow", RunState.CANCELLED, "")
+            else:
+                engine.store.renew = renewed
+            await asyncio.wait_for(waits.wait(), 20)
+            since = asyncio.get_running_loop().time()
+            while asyncio.get_running_loop().time() < since + 4:
+                assert "other" not in [run_id for run_id, _ in await engine.store.free_runs()]
+                await asyncio.sleep(0.1)
+            engine.store.renew = renew
+            assert engine._driving.runner("other") is not None
+            if slow == "student":
+                while engine._driving.runner("slow") is not None:  # noqa: ASYNC110 - it tells no event
+                    await asyncio.sleep(0.1)
+        await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
 def test_only_a_process_of_this_machine_is_known_to_be_dead() -> None:
     code = "from orchestrator.owner import this_owner; print(this_owner(), flush=True); input()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
