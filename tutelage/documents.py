@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.run import TaskWithQuiz
-from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
+from tutelage.domain.task import MAX_TASK_ID, Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
 
 _DOCUMENT_KEYS = ("id", "title", "text", "questions")
 _FEW_SHOT_KEYS = ("id", "instruction", "demonstrations", "questions")
@@ -108,17 +108,28 @@ def _read(path: str | Path) -> str:
         raise InvalidInput.of(str(path), str(error), "a readable file") from error
 
 
-def _parse(text: str, path: str | Path, line: int) -> object:
+def _parse(text: str, path: str | Path, line: int, *, whole: bool = False) -> object:
+    """The JSON value of one line, or of a file that is one value as a `whole`."""
+    spot = str(path) if whole else f"{path}:{line}"
+
+    def each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            keys = [key for key, _ in pairs]
+            twice = next(key for key in keys if keys.count(key) > 1)
+            raise InvalidInput.of(f"{spot}: {twice}", "given twice", "a key that is given once")
+        return made
+
     def refuse_constant(name: str) -> object:
         raise ValueError(f"{name} is not JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse_constant)
+        return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=each_key_once)
     except json.JSONDecodeError as error:
         place = f"{path}:{line + error.lineno - 1}"
         raise InvalidInput.of(place, f"{error.msg} at column {error.colno}", "valid JSON") from error
     except (ValueError, RecursionError) as error:
-        raise InvalidInput.of(f"{path}:{line}", str(error), "valid JSON") from error
+        raise InvalidInput.of(spot, str(error), "valid JSON") from error
 
 
 def _lines(content: str, path: str | Path) -> Iterator[_Node]:
@@ -131,11 +142,11 @@ def _lines(content: str, path: str | Path) -> Iterator[_Node]:
 def _tasks(content: str, path: str | Path, unasked: bool) -> Iterator[tuple[_Node, TaskWithQuiz]]:
     start = content.lstrip()
     if start.startswith("["):
-        yield from _flat_squad(_Node(_parse(content, path, 1), str(path)))
+        yield from _flat_squad(_Node(_parse(content, path, 1, whole=True), str(path)))
         return
     # SQuAD's own files are one object with `data`; a first line that is an object of ours has no such key.
     if start.startswith("{") and '"data"' in start and _is_nested_squad(start):
-        yield from _nested_squad(_Node(_parse(content, path, 1), str(path)))
+        yield from _nested_squad(_Node(_parse(content, path, 1, whole=True), str(path)))
         return
     for node in _lines(content, path):
         yield node, _own_task(node, unasked)
@@ -153,6 +164,8 @@ def _own_task(node: _Node, unasked: bool) -> TaskWithQuiz:
     few_shot = "demonstrations" in node.mapping() or "instruction" in node.mapping()
     node.mapping(_FEW_SHOT_KEYS if few_shot else _DOCUMENT_KEYS)
     task_id = node.at("id").text()
+    if len(task_id) > MAX_TASK_ID or "/" in task_id:
+        raise node.at("id").refuse(task_id, f"1 to {MAX_TASK_ID} characters without '/'")
     content: DocumentTask | FewShotTask
     if few_shot:
         content = FewShotTask(

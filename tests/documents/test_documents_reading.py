@@ -87,6 +87,11 @@ def test_the_limit_takes_the_first_and_reads_no_further(tmp_path: Path) -> None:
         (GOOD | {"quiz": []}, "quiz", "one of the fields id, title, text, questions"),
         (GOOD | {"text": "\ud800"}, "text", "valid Unicode (no lone surrogates)"),
         (GOOD | {"id": "d0"}, "id", "an id that is not taken"),
+        (GOOD | {"id": "a/b"}, "id", "1 to 200 characters without '/'"),
+        (GOOD | {"id": "x" * 201}, "id", "1 to 200 characters without '/'"),
+        (FEW_SHOT | {"id": "a/b"}, "id", "1 to 200 characters without '/'"),
+        ('{"id": "d1", "title": "a", "title": "b"}', "title", "a key that is given once"),
+        ('{"questions": [{"question": "?", "answer": "a", "answer": "b"}]}', "answer", "a key that is given once"),
         (FEW_SHOT | {"demonstrations": [{"input": "1"}]}, "demonstrations[0].output", "a text that is not blank"),
     ],
 )
@@ -97,6 +102,15 @@ def test_a_malformed_line_is_refused_by_file_line_and_field(
     found, wanted = _violation(path)
     assert found == (f"{path}:3: {field}" if field else f"{path}:3")
     assert wanted.startswith(allowed)
+
+
+def test_a_key_given_twice_is_refused_in_quizzes_and_squad_files_too(tmp_path: Path) -> None:
+    quiz = _write(tmp_path, '{"question": "?", "answer": "a"}', '{"question": "?", "answer": "a", "answer": "b"}')
+    with pytest.raises(InvalidInput) as caught:
+        read_quiz(quiz)
+    assert caught.value.violations[0].field == f"{quiz}:2: answer"
+    flat = _write(tmp_path, '[{"title": "t", "context": "a", "context": "b", "questions": []}]', name="flat.json")
+    assert _violation(flat) == (f"{flat}: context", "a key that is given once")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\x00"])

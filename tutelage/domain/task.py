@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+MAX_TASK_ID = 200
+"""Longest id of a task, in characters; a `/` would end it in the ids of its candidates."""
+
 
 @dataclass(frozen=True)
 class DocumentTask:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from tutelage.domain.run import TaskWithQuiz
-from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
+from tutelage.domain.task import MAX_TASK_ID, Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
 from tutelage.v1 import orchestrator_service_pb2 as orchestrator_pb
 from tutelage.v1 import task_pb2 as pb
 from tutelage.wire.checks import Checks
-
-MAX_TASK_ID = 200
-"""Longest id of a task, in characters."""
 
 
 def task_to_wire(task: Task) -> pb.Task:
