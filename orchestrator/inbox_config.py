@@ -12,6 +12,9 @@ from pydantic import Field, field_validator, model_validator
 from orchestrator.adapt_config import Recipe
 from orchestrator.schedule import Schedule
 
+MOST_DOCUMENTS = 10_000
+"""Documents of one submission, or of one file."""
+
 
 class InboxConfig(Recipe):
     """An inbox. Documents are submitted over gRPC, or dropped in a folder; scheduled windows work them off."""

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 
 from orchestrator import inbox_metrics
 from orchestrator.adapt_quiz import lacks_quiz, make_quiz
@@ -54,6 +55,7 @@ class InboxWorker:
         self.name, self.config = name, config
         self._engine, self._rows, self._clock = engine, rows, clock
         self._woken = asyncio.Event()
+        self._stuck: dict[Path, float] = {}
 
     def wake(self) -> None:
         """Something changed: look now."""
@@ -85,6 +87,7 @@ class InboxWorker:
                 self.config.settle_s,
                 self.config.made_questions > 0,
                 lambda tasks, source: self._rows.submit(self.name, tasks, source),
+                self._stuck,
             )
         batch = await self._rows.open_batch(self.name)
         if batch is not None:

@@ -9,7 +9,7 @@ from datetime import datetime
 from orchestrator import inbox_metrics
 from orchestrator.adapt_quiz import submission_violations
 from orchestrator.engine import Engine
-from orchestrator.inbox_config import InboxConfig
+from orchestrator.inbox_config import MOST_DOCUMENTS, InboxConfig
 from orchestrator.inbox_rows import InboxRows
 from orchestrator.inbox_worker import InboxWorker, utc_now
 from orchestrator.schedule import next_opening, open_since
@@ -17,9 +17,6 @@ from tutelage.documents import read_quiz
 from tutelage.domain.errors import FieldViolation, InvalidInput, NotFound
 from tutelage.domain.inbox import Inbox, InboxDocument, InboxDocumentState
 from tutelage.domain.run import TaskWithQuiz
-
-MOST_DOCUMENTS = 10_000
-"""Documents of one submission."""
 
 
 class Inboxes:
