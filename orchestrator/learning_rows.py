@@ -184,7 +184,7 @@ class LearningRows(Rows):
         """Adds slot-seconds (used, there) by actor to what is stored."""
         c = s.utilisation.c
         async with self.engine.begin() as connection:
-            await self._locked(connection, run_id)
+            await self._locked(connection, run_id, also_ended=True)
             if not used:
                 return
             none = [{"run_id": run_id, "actor": actor, "busy_s": 0.0, "capacity_s": 0.0} for actor in used]

@@ -18,7 +18,7 @@ from orchestrator import schema as s
 from orchestrator.database import now_us, reading, to_datetime
 from orchestrator.leasing import LeaseLost
 from orchestrator.store_fault import StoreFault
-from tutelage.domain.run import RunEvent
+from tutelage.domain.run import RunEvent, RunState
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -86,18 +86,25 @@ class Rows:
         self.fence = fence
 
     def fenced(self, run_id: str, epoch: int) -> Self:
-        """The same store, whose writes to the run raise LeaseLost once another epoch has begun."""
+        """The same store, whose writes to the run raise LeaseLost once another epoch has begun or the run has ended."""
         return type(self)(self.engine, Fence(run_id, epoch))
 
-    async def _locked(self, connection: AsyncConnection, run_id: str) -> None:
-        """Locks the run's row until the transaction ends; LeaseLost when this store no longer holds the run."""
+    async def _locked(self, connection: AsyncConnection, run_id: str, *, also_ended: bool = False) -> None:
+        """Locks the run's row until the transaction ends; LeaseLost when this store no longer holds the run.
+
+        A run that was ended by somebody else is nobody's to write to, but for what may be told of it `also_ended`.
+        """
         # Two writers of one run take their sequence numbers in turn; SQLite has one writer anyway.
         row = await connection.execute(
-            select(s.runs.c.epoch).where(s.runs.c.run_id == run_id).with_for_update(key_share=True)
+            select(s.runs.c.epoch, s.runs.c.state).where(s.runs.c.run_id == run_id).with_for_update(key_share=True)
         )
-        epoch = row.scalar()
-        if self.fence is not None and (run_id, epoch) != (self.fence.run_id, self.fence.epoch):
+        epoch, state = row.first() or (None, "")
+        if self.fence is None:
+            return
+        if (run_id, epoch) != (self.fence.run_id, self.fence.epoch):
             raise LeaseLost(f"run {run_id!r} is driven by another orchestrator now")
+        if RunState(state).ended and not also_ended:
+            raise LeaseLost(f"run {run_id!r} is {state}")
 
     async def _append(self, connection: AsyncConnection, run_id: str, events: Iterable[Event]) -> None:
         await self._locked(connection, run_id)

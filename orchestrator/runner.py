@@ -153,7 +153,8 @@ class Runner:
         self._facts.put_nowait(None)
 
     async def cancel_evaluations(self) -> None:
-        """Asks the students to stop what they are evaluating for this run; best effort."""
+        """Begins nothing more, and asks the students to stop what they are evaluating for this run; best effort."""
+        self.pause()
         running = [asked for asked in self._asked.values() if asked is not None and asked.running]
         await asyncio.gather(*(self._cancel(asked) for asked in running), return_exceptions=True)
 

@@ -108,6 +108,33 @@ def test_a_paused_run_can_be_cancelled(world: Any) -> None:
     in_world(world, body)
 
 
+def test_a_run_that_was_cancelled_elsewhere_commits_nothing_more(world: Any) -> None:
+    plain, asked, done = world.a.Commit, asyncio.Event(), asyncio.Event()
+
+    async def slow(request: Any, context: Any) -> Any:
+        asked.set()
+        await asyncio.sleep(0.5)
+        reply = await plain(request, context)
+        done.set()
+        return reply
+
+    world.a.Commit = slow
+
+    async def body() -> None:
+        # The one that drives looks at the run's state only every five seconds.
+        async with world.engine() as one, world.engine() as other:
+            await world.start(one, config=SMALL.replace("[a, b]", "[a]"))
+            await asked.wait()
+            assert (await other.cancel_run("run")).state is RunState.CANCELLED
+            await done.wait()
+            await world.until(lambda: one._driving.runner("run") is None)
+            assert await one.store.commits("run") == []
+            assert [each.current_adapter_version for each in await one.list_students()] == ["", ""]
+            assert [event.kind for event in await one.store.events("run")][-1] == "run_cancelled"
+
+    in_world(world, body)
+
+
 def test_rounds_that_are_added_are_those_of_a_longer_run(world: Any, tmp_path: Any) -> None:
     calm = type(world)(f"sqlite:///{tmp_path / 'calm.sqlite'}")
     longer = SMALL.replace("rounds: 1", "rounds: 3")
