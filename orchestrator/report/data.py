@@ -91,6 +91,8 @@ class CommitRecord:
     parent_version: str = ""
     quiz_before: QuizResult = field(default_factory=QuizResult)
     quiz_after: QuizResult = field(default_factory=QuizResult)
+    fault: bool = False
+    """Whether a fault, and not the gate, kept it from being committed."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,8 @@ def _problems(report: RunReport) -> Iterator[Problem]:
     for commit in report.commits:
         if not commit.committed:
             where = f"student {commit.student}, {commit.task_id}"
-            yield Problem("not committed", where, commit.reason or "no reason given", "The student stayed as it was.")
+            what = "not committed for a fault" if commit.fault else "not committed"
+            yield Problem(what, where, commit.reason or "no reason given", "The student stayed as it was.")
 
 
 def _interruptions(events: Sequence[RunEvent]) -> Iterator[Problem]:
