@@ -8,6 +8,7 @@ counts.
 - To the replica with the smallest share of its slots taken; after a failure another one is preferred.
 - A failed attempt is tried again after a growing pause, up to the job's attempts and its total deadline. A replica that
   refuses a job (it is another model, it lacks the adapter version) is not asked for it again.
+- One that says when it has room again, because others fill it, costs no attempt: only the total deadline ends the wait.
 - A replica that fails repeatedly is set aside and probed; while a student has none left its jobs wait, which costs no
   attempts, until the total deadline.
 
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
 
 from orchestrator.alarms import Alarms
 from orchestrator.backoff import RetryBudget, backoff_s
@@ -34,37 +34,8 @@ from orchestrator.dispatch_decisions import (
     Start,
     Stop,
 )
-from orchestrator.fair_queue import FairQueue
+from orchestrator.dispatch_state import KnownStudent, Waiting
 from orchestrator.replica import Replica, Standing
-
-
-@dataclass
-class _Waiting:
-    student: str
-    owner: str
-    rank: tuple[int, ...]
-    limits: Limits
-    attempts: int
-    first_start: float | None = None
-    running: int | None = None
-    """Number of the attempt under way."""
-    last_address: str = ""
-    refused: dict[str, str] = field(default_factory=dict)
-    reason: str = ""
-
-
-@dataclass
-class _Student:
-    budget: RetryBudget
-    lost_at: float
-    """Since when no replica is trusted; meaningless while one is."""
-    replicas: dict[str, Replica] = field(default_factory=dict)
-    queue: FairQueue = field(default_factory=FairQueue)
-    jobs: dict[Job, None] = field(default_factory=dict)
-
-    @property
-    def trusted(self) -> bool:
-        return any(replica.trusted for replica in self.replicas.values())
 
 
 class Dispatch:
@@ -72,8 +43,8 @@ class Dispatch:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self.students: dict[str, _Student] = {}
-        self._jobs: dict[Job, _Waiting] = {}
+        self.students: dict[str, KnownStudent] = {}
+        self._jobs: dict[Job, Waiting] = {}
         self._attempts: dict[int, tuple[Job, Replica, str]] = {}
         self._alarms = Alarms(lambda kind, about: kind in ("probe", "fill") or about in self._jobs)
         self._numbers = itertools.count(1)
@@ -82,7 +53,7 @@ class Dispatch:
 
     def listed(self, student: str, addresses: Iterable[str], now: float) -> list[Decision]:
         """The student's replicas are these, from now on."""
-        known = self.students.setdefault(student, _Student(RetryBudget(self.rules.budget), now))
+        known = self.students.setdefault(student, KnownStudent(RetryBudget(self.rules.budget), now))
         listed = dict.fromkeys(addresses)
         out: list[Decision] = []
         was = known.trusted
@@ -142,8 +113,8 @@ class Dispatch:
         """A new job; `attempts` were made before a restart. Jobs of lower rank go first within their owner."""
         if job in self._jobs:
             raise ValueError(f"job {job!r} was submitted before")
-        known = self.students.setdefault(student, _Student(RetryBudget(self.rules.budget), now))
-        waiting = _Waiting(student, owner, rank, limits, attempts)
+        known = self.students.setdefault(student, KnownStudent(RetryBudget(self.rules.budget), now))
+        waiting = Waiting(student, owner, rank, limits, attempts)
         self._jobs[job] = waiting
         known.jobs[job] = None
         self._queue(job, waiting)
@@ -187,21 +158,24 @@ class Dispatch:
             self._queue(job, waiting)
             return self._refusals(waiting.student, now) + self._fill(waiting.student, now)
         waiting.last_address = replica.address
-        waiting.attempts += 1
-        student.budget.failed()
         rules = self.rules
         if fault is Fault.FULL:
-            replica.full_until = now + (wait_s if wait_s is not None else rules.initial_s)
+            replica.full_until = now + max(rules.initial_s, wait_s or 0.0)
             self._at(replica.full_until, "fill", waiting.student)
+            if wait_s is not None:
+                self._queue(job, waiting)
+                return self._fill(waiting.student, now)
         elif replica.failed(rules.set_aside_after):
             self._aside(replica, now)
+        waiting.attempts += 1
+        student.budget.failed()
         if waiting.attempts >= waiting.limits.attempts:
             given_up = self._give_up(job, f"given up after {waiting.attempts} attempts: {reason}")
             return [given_up, *self._fill(waiting.student, now)]
         pause = backoff_s(waiting.attempts, rules.initial_s, rules.factor, rules.maximum_s)
         if not student.budget.left:
             pause = rules.maximum_s
-        elif fault is not Fault.FULL and wait_s is not None:
+        elif wait_s is not None:
             pause = min(rules.maximum_s, max(pause, wait_s))
         self._at(now + pause, "again", job)
         return [Again(job, waiting.attempts, pause, reason), *self._fill(waiting.student, now)]
@@ -281,18 +255,18 @@ class Dispatch:
             if waiting.first_start is None:
                 self._at(now + waiting.limits.total_s, "lost", job)
 
-    def _is_lost(self, waiting: _Waiting, now: float) -> bool:
+    def _is_lost(self, waiting: Waiting, now: float) -> bool:
         student = self.students[waiting.student]
         # Those that come later do not wait anew: a student that is gone must not hold a run up again and again.
         away_s = now - student.lost_at
         return waiting.first_start is None and not student.trusted and away_s >= waiting.limits.total_s * 0.999
 
-    def _forget(self, job: Job) -> _Waiting:
+    def _forget(self, job: Job) -> Waiting:
         waiting = self._jobs.pop(job)
         del self.students[waiting.student].jobs[job]
         return waiting
 
-    def _queue(self, job: Job, waiting: _Waiting) -> None:
+    def _queue(self, job: Job, waiting: Waiting) -> None:
         self.students[waiting.student].queue.add(job, waiting.owner, waiting.rank)
 
     def _free(self, attempt: int) -> tuple[Job, Replica]:
@@ -308,7 +282,7 @@ class Dispatch:
         waiting = self._forget(job)
         return GiveUp(job, waiting.attempts, reason)
 
-    def _expired(self, job: Job, waiting: _Waiting, now: float) -> list[Decision]:
+    def _expired(self, job: Job, waiting: Waiting, now: float) -> list[Decision]:
         out: list[Decision] = []
         if waiting.running is not None:
             out.append(Stop(waiting.running))
@@ -338,7 +312,7 @@ class Dispatch:
         """Starts what has room."""
         student = self.students[name]
         out: list[Decision] = []
-        passed_over: list[tuple[Job, _Waiting]] = []
+        passed_over: list[tuple[Job, Waiting]] = []
         while student.queue:
             room = [replica for replica in student.replicas.values() if replica.free(now) > 0]
             if not room:
@@ -356,7 +330,7 @@ class Dispatch:
             self._queue(job, waiting)
         return out
 
-    def _start(self, job: Job, waiting: _Waiting, open_to: list[Replica], now: float) -> Start:
+    def _start(self, job: Job, waiting: Waiting, open_to: list[Replica], now: float) -> Start:
         last = waiting.last_address
         replica = min(open_to, key=lambda each: (each.address == last, each.load, each.failures, each.address))
         if waiting.first_start is None:

@@ -39,6 +39,7 @@ class Fault(StrEnum):
     LOST = "unavailable"
     """The replica or the way to it is gone, or it took too long."""
     FULL = "exhausted"
+    """It has no room. One that says when it will have is filled by others, and the job had no attempt there."""
     FAILED = "internal"
     """The replica answered with a fault of its own."""
     REFUSED = "refused"

@@ -95,7 +95,7 @@ class Events(RuleBasedStateMachine):
     def fails(self, data: st.DataObject, fault: Fault, wait_s: float | None) -> None:
         attempt = data.draw(st.sampled_from(sorted(self.running)))
         job = self.running.pop(attempt).job
-        self.tried[job] += fault is not Fault.REFUSED
+        self.tried[job] += fault is not Fault.REFUSED and not (fault is Fault.FULL and wait_s is not None)
         self.take(self.dispatch.failed(attempt, fault, "it broke", self.now, wait_s))
         assert self.dispatch.failed(attempt, fault, "again", self.now) == [], "told twice"
 
@@ -211,6 +211,43 @@ def test_a_lost_attempt_goes_elsewhere_after_a_pause() -> None:
     assert dispatch.tick(1.5) == []
     second = dispatch.tick(2.0)
     assert starts(second)[0][1] != address
+
+
+def test_a_student_that_others_keep_full_costs_no_attempts_until_the_total_deadline() -> None:
+    dispatch = ready({"one": 2})
+    decisions = dispatch.submit("x", "a", LIMITS, 0.0)
+    asked, now = 0, 0.0
+    while not any(isinstance(each, GiveUp) for each in decisions):
+        if starts(decisions):
+            asked += 1
+            decisions = dispatch.failed(attempt(decisions), Fault.FULL, "32 evaluations wait already", now, 5.0)
+            assert not starts(decisions), "asked again before it has room"
+            continue
+        wake = dispatch.wake_at()
+        assert wake is not None
+        now = wake
+        decisions = dispatch.tick(now)
+    (given_up,) = (each for each in decisions if isinstance(each, GiveUp))
+    assert (given_up.attempts, now) == (0, LIMITS.total_s)
+    assert "32 evaluations wait already" in given_up.reason
+    assert asked > 10 * LIMITS.attempts / 4
+    # One that does not say when it will have room may never have enough for this one.
+    first = dispatch.submit("y", "a", LIMITS, now)
+    for number in range(1, LIMITS.attempts):
+        (again,) = dispatch.failed(attempt(first), Fault.FULL, "too large", now)
+        assert isinstance(again, Again)
+        assert again.attempts == number
+        now += again.wait_s
+        first = dispatch.tick(now)
+    assert any(isinstance(each, GiveUp) for each in dispatch.failed(attempt(first), Fault.FULL, "too large", now))
+
+
+def test_a_full_replica_is_passed_over_for_one_with_room() -> None:
+    dispatch = ready({"one": 2, "two": 2})
+    first = dispatch.submit("x", "a", LIMITS, 0.0)
+    ((_, full),) = starts(first)
+    ((_, other),) = starts(dispatch.failed(attempt(first), Fault.FULL, "full", 0.0, 5.0))
+    assert other != full
 
 
 def test_what_one_replica_refuses_another_may_do_and_all_refusing_ends_it() -> None:
