@@ -11,7 +11,7 @@ from orchestrator import metrics
 from orchestrator.database import now_us
 from orchestrator.dispatch_decisions import Again, Limits
 from orchestrator.dispatcher import Dispatcher, Work
-from orchestrator.evaluation_rows import Begun, Ended, TriedAgain, state_of
+from orchestrator.evaluation_entries import Begun, Ended, TriedAgain, state_of
 from orchestrator.judging import Judges
 from orchestrator.ledger import Ledger
 from orchestrator.machine import Evaluate

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from orchestrator.evaluation_rows import Begun, Ended, Entry, TriedAgain
+from orchestrator.evaluation_entries import Begun, Ended, Entry, TriedAgain
 from orchestrator.store import Store
 
 LINGER_S = 0.05

@@ -174,6 +174,10 @@ class Runner:
         self.tally = RunningTally(await self._store.reward_states(run_id), seconds)
         self.restored = True
         self._used.room(TEACHER, 1)
+        if self._policy.close is Closing.FAIL_FAST:
+            failed = await self._store.first_failed(run_id)
+            if failed is not None:
+                raise _given_up(*failed)
         for name in self.run.plan.students:
             self._room_changed(name)
 
@@ -309,7 +313,7 @@ class Runner:
             metrics.PENDING.dec()
         self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
         if stored.state == "failed" and self._policy.close is Closing.FAIL_FAST:
-            raise TutelageError(f"evaluation {stored.evaluation_id[:12]} of task {work.task!r} failed: {stored.reason}")
+            raise _given_up(stored.evaluation_id, work.task, stored.reason)
         return Evaluated(work, stored.reward)
 
     async def _update(self, decision: UpdatePolicy) -> Fact:
@@ -376,3 +380,7 @@ class Runner:
 def run_hash(config_yaml: str, tasks: object, retention_quiz: object) -> str:
     """What tells a run's content from another's."""
     return content_hash([config_yaml, tasks, retention_quiz])
+def _given_up(evaluation_id: str, task: str, reason: str) -> TutelageError:
+    return TutelageError(f"evaluation {evaluation_id[:12]} of task {task!r} failed: {reason}")
+
+

@@ -21,7 +21,7 @@ from sqlalchemy import text, update
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.database import database_url
-from orchestrator.evaluation_rows import Begun
+from orchestrator.evaluation_entries import Begun
 from orchestrator.leasing import LeaseLost
 from orchestrator.machine import Evaluate
 from orchestrator.owner import is_dead, this_owner

@@ -15,7 +15,7 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from orchestrator.database import database_url, migrate
-from orchestrator.evaluation_rows import Begun, Ended, TriedAgain
+from orchestrator.evaluation_entries import Begun, Ended, TriedAgain
 from orchestrator.machine import Evaluate
 from orchestrator.schema import metadata
 from orchestrator.store import Store
