@@ -172,11 +172,17 @@ class Evaluator:
             return Failure(str(error), retryable=False)
 
     async def give_up(
-        self, work: Evaluate, evaluation_id: str, adapter_version: str, candidate_ids: Sequence[str], reason: str
+        self,
+        work: Evaluate,
+        evaluation_id: str,
+        adapter_version: str,
+        candidate_ids: Sequence[str],
+        reason: str,
+        attempts: int = 0,
     ) -> StoredEvaluation:
-        """Ends an evaluation of a round that was not begun, as unscored."""
+        """Ends an evaluation of a round that no student has, as unscored; `attempts` were made before a restart."""
         begun = Begun(evaluation_id, work, "round", adapter_version, now_us())
-        return await self._keep(Ended(begun, Failure(reason, retryable=False), None, 0.0, 0, candidate_ids, ""))
+        return await self._keep(Ended(begun, Failure(reason, retryable=False), None, 0.0, attempts, candidate_ids, ""))
 
     async def _keep(self, ended: Ended) -> StoredEvaluation:
         begun = ended.begun

@@ -123,6 +123,7 @@ class Runner:
             await self._restore()
             self._aside(self._used.write_regularly())
             self._begin(self.machine.outstanding())
+            self._close_restored()
             while self.machine.state is RunState.RUNNING and (self._open or not self._pausing):
                 self._hand_out()
                 fact = await self._facts.get()
@@ -351,6 +352,19 @@ class Runner:
 
     def _close_group(self, group: Group) -> None:
         """Gives up what is left of a group that has enough."""
+    def _close_restored(self) -> None:
+        """Groups that had enough before a restart close, too: nothing else may ever happen in them."""
+        if self._policy.close is not Closing.MINIMUM:
+            return
+        for group in list(self.machine.groups):
+            left = [work for work in self.machine.works(group) if work not in self.machine.results]
+            for work in left:
+                _, evaluation_id = self._keys.of(work, self._edits.of(work, group)[0])
+                if self._attempts.get((evaluation_id, work.student)):
+                    self._failed.add(work)
+            if left:
+                self._close_group(group)
+
         if not enough(self._policy, self.machine, group):
             return
         wait_s = self._policy.wait_s
@@ -371,7 +385,10 @@ class Runner:
         """Ends an evaluation that no student was asked for yet."""
         edit, candidate_ids = self._edits.of(work, self.machine.group_of(work))
         key, evaluation_id = self._keys.of(work, edit)
-        stored = await self._evaluator.give_up(work, evaluation_id, key.adapter_version, candidate_ids, reason)
+        attempts = self._attempts.get((evaluation_id, work.student), 0)
+        stored = await self._evaluator.give_up(
+            work, evaluation_id, key.adapter_version, candidate_ids, reason, attempts
+        )
         del self._asked[work]
         self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
         return Evaluated(work, stored.reward)

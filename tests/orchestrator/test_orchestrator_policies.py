@@ -9,7 +9,9 @@ import pytest
 
 from orchestrator.report_builder import build_report
 from orchestrator.run_config import RunConfig
-from tutelage.domain.errors import InvalidInput
+from orchestrator.runner import Runner
+from orchestrator.store_fault import StoreFault
+from tutelage.domain.errors import InvalidInput, Unavailable
 from tutelage.domain.evaluation import Failure
 from tutelage.domain.run import RunState
 from tutelage.settings import parse_settings
@@ -86,6 +88,53 @@ def test_a_group_with_enough_waits_for_the_rest_only_so_long(world: Any) -> None
     in_world(world, body)
 
 
+@pytest.mark.parametrize("wait_s", [2.0, None])
+def test_a_group_that_had_enough_before_a_restart_does_not_wait_for_what_hangs(
+    world: Any, wait_s: float | None
+) -> None:
+    failed, go, hang = set[str](), asyncio.Event(), asyncio.Event()
+
+    class Hanging(type(world.a)):  # type: ignore[misc]
+        """Candidate 0 hangs; without a `wait_s` it fails once before. The others wait for `go`."""
+
+        async def Evaluate(self, request: Any, context: Any) -> Any:
+            text = request.key.self_edit.documents[0].text.text
+            if text.endswith("number 0"):
+                if wait_s is None and text not in failed:
+                    failed.add(text)
+                    raise Unavailable("lost")
+                await hang.wait()
+            await go.wait()
+            async for each in super().Evaluate(request, context):
+                yield each
+
+    group = "close: minimum, minimum: 2" + (f", wait_s: {wait_s}" if wait_s else "")
+    config = BASE.replace("evaluation_s: 20", "evaluation_s: 300") + f"students: [a]\ngroup: {{{group}}}\n"
+
+    async def body() -> None:
+        await world.a.down()
+        world.a = Hanging(slots=6)
+        await world.a.up()
+        async with world.engine(retry={"initial_s": 0.05, "maximum_s": 0.05}) as engine:
+            await world.start(engine, config=config)
+            if wait_s:
+                go.set()
+                await world.until(lambda: len(world.a.trained) == 2)
+            else:
+                await world.until(lambda: len(failed) == 2)
+            await asyncio.sleep(0.5)
+        go.set()
+        async with world.engine() as engine:
+            summary = await world.done(engine, timeout_s=60)
+            assert (summary.state, summary.unscored) == (RunState.DONE, 2)
+            lost = [row for row in await engine.store.evaluations("run") if row.state == "failed"]
+            assert len(lost) == 2
+            assert all("not needed" in row.reason for row in lost)
+        hang.set()
+
+    in_world(world, body)
+
+
 def test_a_group_with_too_few_is_not_learned_from(world: Any) -> None:
     async def body() -> None:
         world.a.outcome = lambda key: Failure("broken", False) if "t1" in key.self_edit.documents[0].text else None
@@ -111,6 +160,30 @@ def test_fail_fast_ends_the_run_with_its_reason(world: Any) -> None:
             assert summary.state is RunState.FAILED
             assert "given up after 3 attempts" in summary.message
             assert "a fault of the machine" in summary.message
+
+    in_world(world, body)
+
+
+def test_fail_fast_fails_the_run_also_when_it_was_stopped_before_it_could_say_so(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def killed(self: Runner, error: BaseException) -> None:
+        raise StoreFault("the process was killed here") from error
+
+    async def body() -> None:
+        world.a.outcome = failing(0)
+        quick = {"retry": {"initial_s": 0.01, "maximum_s": 0.02}, "run_lease_s": 0.6}
+        with monkeypatch.context() as patched:
+            patched.setattr(Runner, "_fail", killed)
+            async with world.engine(**quick) as engine:
+                await world.start(engine, config=BASE + "students: [a]\ngroup: {close: fail_fast}\n")
+                while not await engine.store.first_failed("run"):  # noqa: ASYNC110 - rows tell no event
+                    await asyncio.sleep(0.02)
+                await world.until(lambda: engine._driving.runner("run") is None)
+        async with world.engine(**quick) as engine:
+            summary = await world.done(engine)
+            assert summary.state is RunState.FAILED
+            assert "given up after 3 attempts" in summary.message
 
     in_world(world, body)
 
