@@ -211,10 +211,12 @@ class Engine:
         return await self.summary(run_id)
 
     async def resume_run(self, run_id: str) -> RunSummary:
-        """Goes on with a paused run. PreconditionFailed when it has ended."""
+        """Goes on with a run that is paused or has failed. PreconditionFailed when it was done or cancelled."""
         state, _ = await self.store.run_state(run_id)
-        if state.ended:
-            raise PreconditionFailed(f"run {run_id!r} is {state.value}: only a paused run can be resumed")
+        if state in (RunState.DONE, RunState.CANCELLED):
+            raise PreconditionFailed(f"run {run_id!r} is {state.value}: only a paused or failed run can be resumed")
+        if state is RunState.FAILED:
+            await self.store.reopen(run_id)
         await self.store.change_state(run_id, RunState.PAUSED, RunState.RUNNING, "run_resumed")
         # One that is still ending what was under way is taken up when it has.
         await self._driving.take(run_id)
@@ -228,7 +230,8 @@ class Engine:
         if not 1 <= rounds <= most:
             raise InvalidInput.of("rounds", rounds, f"1 to {most}")
         if run.state in (RunState.FAILED, RunState.CANCELLED):
-            raise PreconditionFailed(f"run {run_id!r} is {run.state.value}: it can be cloned, not extended")
+            can = "resumed or cloned" if run.state is RunState.FAILED else "cloned"
+            raise PreconditionFailed(f"run {run_id!r} is {run.state.value}: it can be {can}, not extended")
         await self.store.extend(run_id, rounds)
         await self._driving.leave(run_id)
         await self._driving.take(run_id)

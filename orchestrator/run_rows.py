@@ -237,6 +237,25 @@ class RunRows(Rows):
         return bool(changed.rowcount)
 
     @uninterrupted
+    async def reopen(self, run_id: str) -> bool:
+        """Lets a failed run go on; False when it has not failed. PreconditionFailed for one of an inbox."""
+        c = s.runs.c
+        async with self.engine.begin() as connection:
+            await self._locked(connection, run_id)
+            batches = s.inbox_batches.c
+            if await connection.scalar(select(batches.inbox).where(batches.run_id == run_id)) is not None:
+                # Its documents went back to the inbox: a student would learn them twice.
+                raise PreconditionFailed(f"run {run_id!r} failed: its inbox begins its documents anew")
+            changed = await connection.execute(
+                update(s.runs)
+                .where(c.run_id == run_id, c.state == RunState.FAILED.value)
+                .values(state=RunState.RUNNING.value, message="", finished_at=None)
+            )
+            if changed.rowcount:
+                await self._append_locked(connection, run_id, [("run_resumed", {})])
+        return bool(changed.rowcount)
+
+    @uninterrupted
     async def tell(self, run_id: str, message: str) -> None:
         """What a run waits for, for people; an event when it changed."""
         c = s.runs.c

@@ -174,11 +174,11 @@ class Runner:
         seconds = [each for _, _, each in await self._store.ended(run_id)]
         self.tally = RunningTally(await self._store.reward_states(run_id), seconds)
         self.restored = True
-        self._used.room(TEACHER, 1)
         if self._policy.close is Closing.FAIL_FAST:
             failed = await self._store.first_failed(run_id)
             if failed is not None:
                 raise _given_up(*failed)
+        self._used.room(TEACHER, 1)
         for name in self.run.plan.students:
             self._room_changed(name)
 
@@ -186,8 +186,10 @@ class Runner:
         known = isinstance(error, TutelageError)
         logger.error("the run failed: %s", error, exc_info=None if known else error)
         message = str(error) if known else f"internal fault: {type(error).__name__}"
-        await self.cancel_evaluations()
+        # Ended first: an evaluation that is cancelled for this must not be stored as one that failed, for a failed run
+        # can be resumed.
         await self._store.end_run(self.run.run_id, RunState.FAILED, message)
+        await self.cancel_evaluations()
         self.machine.feed(RunEnded(RunState.FAILED))
 
     async def _stop_tasks(self) -> None:
@@ -350,8 +352,6 @@ class Runner:
         self._waited.add(group)
         self._close_group(group)
 
-    def _close_group(self, group: Group) -> None:
-        """Gives up what is left of a group that has enough."""
     def _close_restored(self) -> None:
         """Groups that had enough before a restart close, too: nothing else may ever happen in them."""
         if self._policy.close is not Closing.MINIMUM:
@@ -365,6 +365,8 @@ class Runner:
             if left:
                 self._close_group(group)
 
+    def _close_group(self, group: Group) -> None:
+        """Gives up what is left of a group that has enough."""
         if not enough(self._policy, self.machine, group):
             return
         wait_s = self._policy.wait_s
@@ -394,10 +396,10 @@ class Runner:
         return Evaluated(work, stored.reward)
 
 
-def run_hash(config_yaml: str, tasks: object, retention_quiz: object) -> str:
-    """What tells a run's content from another's."""
-    return content_hash([config_yaml, tasks, retention_quiz])
 def _given_up(evaluation_id: str, task: str, reason: str) -> TutelageError:
     return TutelageError(f"evaluation {evaluation_id[:12]} of task {task!r} failed: {reason}")
 
 
+def run_hash(config_yaml: str, tasks: object, retention_quiz: object) -> str:
+    """What tells a run's content from another's."""
+    return content_hash([config_yaml, tasks, retention_quiz])

@@ -31,6 +31,9 @@ from tutelage.domain.policy import (
 from tutelage.domain.run import NO_UPDATE
 
 
+FAULTS = 4
+"""Times that a call is made on which the teacher breaks (a crash, no memory) before the run fails."""
+
 async def first_policy(wanted: str, described: TeacherDescription, teacher: TeacherClient) -> str:
     """What `initial`, `latest`, `promoted` or a version means to this teacher; empty when it does not keep it."""
     named = {
@@ -99,7 +102,7 @@ class Teaching:
         return found
 
     async def write(self, group: Group, policy_version: str) -> list[StoredCandidate]:
-        """The stored candidates of a group. A teacher that is away is waited for; anything else it says is raised."""
+        """The stored candidates of a group. A teacher that is away is waited for."""
         config, task = self.run.config, self.run.tasks[group.task].task
         audience = [group.audience] if group.audience else []
         format = await self._format(group)
@@ -117,7 +120,7 @@ class Teaching:
             )
             return sorted([candidate async for candidate in stream], key=lambda candidate: candidate.index)
 
-        written = await patiently(call, "teacher", self.settings.retry, told=self._told)
+        written = await patiently(call, "teacher", self.settings.retry, faults=FAULTS, told=self._told)
         if [candidate.index for candidate in written] != list(range(config.candidates)):
             raise TutelageError(
                 f"the teacher wrote candidates {[c.index for c in written]} for task {task.id!r}, "
@@ -180,7 +183,7 @@ class Teaching:
         if run.config.update.when == "never":
             result = _unchanged(decision.parent_version, run.run_id, round_)
         else:
-            result = await patiently(call, "teacher", self.settings.retry, told=self._told)
+            result = await patiently(call, "teacher", self.settings.retry, faults=FAULTS, told=self._told)
         told: list[Event] = [
             (
                 "policy_updated",

@@ -215,7 +215,7 @@ def pause(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_j
 
 @app.command()
 def resume(run_id: RunId, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_json: AsJson = False) -> None:
-    """Go on with a paused run."""
+    """Go on with a run that is paused or has failed."""
 
     async def call() -> RunSummary:
         async with orchestrator_client(orchestrator) as client:
