@@ -52,7 +52,7 @@ class StudentSettings(Settings):
     """A student: its model, where it keeps things, and its limits."""
 
     model: str = Field(min_length=1)
-    """Name or folder of the base model."""
+    """The base model: a name that `tutelage models list` shows, a folder, or a hub id (owner/name)."""
     quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen base is held in memory."""
     device: str = "auto"

@@ -23,7 +23,7 @@ class TeacherSettings(Settings):
     endpoint: ChatEndpointSettings | None = None
     """For `endpoint`: where the model answers."""
     model: str = Field(default="smollm2-135m-instruct", min_length=1)
-    """The writer's base model: a name that `tutelage models list` shows, or a folder."""
+    """The writer's base model: a name that `tutelage models list` shows, a folder, or a hub id (owner/name)."""
     quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen base is kept, for writing and for updates alike."""
     device: str = "auto"

@@ -52,6 +52,18 @@ def test_the_run_and_its_document_are_read(tmp_path: Path) -> None:
     assert prepared.config.students == ("ada", "ben")
 
 
+def test_the_examples_name_the_readmes_students() -> None:
+    (text,) = [block for block in blocks("yaml") if block.startswith("# orchestrator.yaml")]
+    known = yaml.safe_load(text)["students"].keys()
+    examples = [*(ROOT / "examples" / "runs").glob("*.yaml"), ROOT / "examples" / "adapt.yaml"]
+    named = [yaml.safe_load(example.read_text(encoding="utf-8"))["students"] for example in examples]
+    inbox = yaml.safe_load((ROOT / "examples" / "orchestrator-with-inbox.yaml").read_text(encoding="utf-8"))
+    deployed = yaml.safe_load((ROOT / "deploy" / "config" / "orchestrator.yaml").read_text(encoding="utf-8"))
+    assert len(named) >= 3
+    assert all(set(students) <= known for students in named), named
+    assert inbox["students"].keys() == set(inbox["inboxes"]["news"]["students"]) == deployed["students"].keys() == known
+
+
 def test_every_command_and_option_is_there() -> None:
     lines = [line.split("#")[0].split("&")[0].split() for block in blocks("") for line in block.splitlines()]
     commands = [line[1:] for line in lines if line[:1] == ["tutelage"]]
