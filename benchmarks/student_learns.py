@@ -19,8 +19,9 @@ from pathlib import Path
 # This file's folder would make `orchestrator` mean the benchmark of that name.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.classroom import GRADERS, Classroom, Setup, documents, passage_only, quiz_itself
+from benchmarks.classroom import EXAMPLES, GRADERS, Classroom, Setup, documents, passage_only, quiz_itself
 from orchestrator.report.bootstrap import mean_interval, paired_interval
+from teacher.parsing import parse_completion
 from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
 from tutelage.domain.reward import RewardSettings, reward_of
@@ -107,13 +108,20 @@ def one_round(
     return result.policy.version, result.kept_candidates, scored
 
 
-PARTS = {"given": ("passage", "implications", "rewrite", "ceiling"), "learned": ("same format", "trained")}
+PARTS = {"given": ("passage", "implications", "rewrite", "ceiling"), "learned": ("same format", "trained", "notes")}
 """Conditions that two processes can compute side by side."""
 
 
 def written_by(room: Classroom, format_name: str, policy: str) -> Callable[[TaskWithQuiz], SelfEdit | Rejection]:
     """One self-edit a document, by this policy."""
     return lambda item: room.write(item, format_name, 1, policy, f"held-out {format_name}")[0].result
+
+
+def notes_of_a_large_model(room: Classroom) -> Callable[[TaskWithQuiz], SelfEdit | Rejection]:
+    """Good notes, written from the passages alone: they tell a weak inner loop from a weak teacher."""
+    lines = (EXAMPLES.parent / "self_edits" / "heldout_self_qa.jsonl").read_text(encoding="utf-8").splitlines()
+    texts = {item["task_id"]: item["text"] for item in map(json.loads, lines)}
+    return lambda item: parse_completion(texts[item.task.id], room.formats["self-qa"], item.task).result
 
 
 def main() -> None:
@@ -170,6 +178,8 @@ def show(args: argparse.Namespace, folder: Path, begun: float) -> None:
         for name in wanted:
             if name == "passage":
                 table.run(name, room, held_out, passage_only)
+            elif name == "notes":
+                table.run("self-qa by a large model", room, held_out, notes_of_a_large_model(room))
             elif name == "ceiling":
                 table.run("quiz itself (ceiling)", room, held_out, quiz_itself)
             elif name == "trained":

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 import pytest
+import torch
 
 from student.bank import BankLinear
 from student.engine import StudentEngine
@@ -39,8 +40,8 @@ def round_by_shape(engine: StudentEngine) -> None:
 def rounding(student, tiny_path, tmp_path) -> Callable[..., StudentEngine]:
     """Makes students that round by shape; each keeps what it knows under the name given."""
 
-    def make(name: str, **settings: object) -> StudentEngine:
-        model = load_model(str(tiny_path), quantisation="nf4", device="cpu", compute_dtype="bfloat16", threads=1)
+    def make(name: str, threads: int = 1, **settings: object) -> StudentEngine:
+        model = load_model(str(tiny_path), quantisation="nf4", device="cpu", compute_dtype="bfloat16", threads=threads)
         engine = student(model, data_dir=tmp_path / name, **settings)
         round_by_shape(engine)
         return engine
@@ -167,3 +168,16 @@ def test_a_restart_does_not_show(rounding, make_key, quiet):
     # The quiz of the first evaluation and the retention quiz are known from before, the other's is not.
     assert cached(outcomes)[:2] == [True, False]
     assert timeless(outcomes) == quiet
+
+
+def test_several_threads_do_not_show(rounding, make_key):
+    """Where slots and quizzes could be spread over the cores, a deterministic student's are not."""
+    threads = torch.get_num_threads()
+    try:
+        alone, crowd = (rounding(name, threads=2, slots=None, deterministic=True) for name in ("alone", "crowd"))
+        keys = keys_of(make_key, alone)
+        assert keys == keys_of(make_key, crowd)
+        expected = timeless([outcome_of(alone, key) for key in keys])
+        assert timeless(reversed(at_once(crowd, keys[::-1]))) == expected
+    finally:
+        torch.set_num_threads(threads)

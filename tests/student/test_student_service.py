@@ -132,6 +132,14 @@ def test_errors_come_back_as_what_they_were(client):
         client.answer([], adapter_version="")
 
 
+def test_what_evaluations_would_be_refused_for_is_told_before_any(client):
+    key = key_for(client)
+    client.check_evaluations(key.settings, [key.quiz], Quiz())
+    with pytest.raises(InvalidInput) as caught:
+        client.check_evaluations(replace(key.settings, target_modules=("foo",)), [key.quiz, Quiz()], Quiz())
+    assert [item.field for item in caught.value.violations] == ["settings.target_modules", "quizzes[1].questions"]
+
+
 def test_a_rejection_is_an_outcome(client):
     key = key_for(client)
     edit = replace(key.self_edit, directives=Directives(epochs=9999))

@@ -1,0 +1,128 @@
+"""A step of many slots: passes within a limit, on several cores, and what fails in one of them ends alone."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import student.bank_step as bank_step
+from student.bank import Bank
+from student.bank_step import StepFailed, passes_of, step
+from student.packing import enable_packing
+from student.slot import Slot
+from tests.student.bank_cases import RELATIVE, WHOLE, alone, difference, row, run
+from tutelage.domain.evaluation import InnerLoopSettings
+from tutelage.models.loading import load_model
+
+
+def test_a_failed_step_leaves_the_slots_as_they_were(pair, monkeypatch):
+    bank, reference = pair
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=1)
+    rows = [row(20, 1), row(9, 2)]
+    slot = Slot(bank, rows, loop, 1)
+    forward = bank.loaded.model.get_submodule("model.layers.0").forward
+
+    def broken(*args, **kwargs):
+        forward(*args, **kwargs)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bank.loaded.model.get_submodule("model.layers.0"), "forward", broken)
+        with pytest.raises(StepFailed) as failed:
+            list(step(bank, [slot], WHOLE))
+    assert failed.value.slots == [slot]
+    run(bank, [slot])
+    assert difference(alone(reference, rows, loop, 1)[1], slot.adapter.weights()) < RELATIVE
+
+
+class Sized:
+    """A slot as `passes_of` sees it."""
+
+    def __init__(self, lengths: list[int], first_layer: int) -> None:
+        self.batch = [row(length, i) for i, length in enumerate(lengths)]
+        self.first_layer = first_layer
+
+
+sizes = st.builds(Sized, st.lists(st.integers(1, 300), min_size=1, max_size=5), st.integers(0, 1))
+
+
+@given(st.lists(sizes, min_size=1, max_size=12), st.integers(1, 600))
+def test_passes_hold_every_row_once_in_order_and_keep_to_the_limit(slots, most):
+    passes = passes_of(slots, most)
+    for slot in slots:
+        parts = [part for parts in passes for part in parts if part.slot is slot]
+        assert [each for part in parts for each in part.rows] == slot.batch
+        assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+    for parts in passes:
+        assert sum(part.tokens for part in parts) <= most or sum(len(part.rows) for part in parts) == 1
+        assert len({part.slot.first_layer for part in parts}) == 1
+
+
+def test_passes_on_several_cores_learn_what_passes_in_turn_learn(pair):
+    """And each slot's step is taken once."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        loaded = load_model(pair[0].loaded.name, quantisation="nf4", device="cpu", compute_dtype="float32", threads=2)
+        enable_packing(loaded.model)
+        shared = Bank(loaded)
+    finally:
+        torch.set_num_threads(threads)
+    assert shared.workers == 2
+    seen: set[str] = set()
+    layer = loaded.model.get_decoder().layers[0]
+    layer.register_forward_pre_hook(lambda *_: seen.add(threading.current_thread().name))
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=2)
+    rows = [[row(8 + 5 * j + i, 7 * i + j) for j in range(3)] for i in range(5)]
+    slots, apart = ([Slot(bank, each, loop, i) for i, each in enumerate(rows)] for bank in (shared, pair[0]))
+    assert set(run(shared, slots).values()) == {None}
+    run(pair[0], apart)
+    assert len(seen) == 2
+    for mine, theirs in zip(slots, apart, strict=True):
+        assert mine.trained().steps == theirs.trained().steps == 6
+        assert difference(theirs.adapter.weights(), mine.adapter.weights()) < RELATIVE
+    shared.close()
+
+
+def test_a_pass_that_fails_on_one_core_leaves_the_others_steps(pair):
+    shared = pair[0]
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3)
+    good, bad = Slot(shared, [row(20, 1)], loop, 1), Slot(shared, [row(9, 2)], loop, 2)
+    real = bank_step.backward
+
+    def broken(bank, parts, limits):
+        if any(part.slot is bad for part in parts):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(bank, parts, limits)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bank_step, "backward", broken)
+        patch.setattr(shared, "workers", 2)
+        with pytest.raises(StepFailed) as failed:
+            list(step(shared, [bad, good], WHOLE))
+    assert failed.value.slots == [bad]
+    assert (good.trained().steps, bad.trained().steps) == (1, 0)
+
+
+def test_a_slot_that_cannot_learn_fails_alone(pair, monkeypatch):
+    """Such as one whose optimiser finds no memory: who comes after it takes the same step again."""
+    bank, reference = pair
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3)
+    rows = [row(20, 1), row(9, 2)]
+    first, broken, last = (Slot(bank, rows, loop, seed) for seed in (1, 2, 3))
+
+    def no_memory(loss: float) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(broken, "learn", no_memory)
+    with pytest.raises(StepFailed) as failed:
+        list(step(bank, [first, broken, last], WHOLE))
+    assert failed.value.slots == [broken]
+    run(bank, [first, last])
+    for seed, slot in ((1, first), (3, last)):
+        assert slot.trained().steps == 6
+        assert difference(alone(reference, rows, loop, seed)[1], slot.adapter.weights()) < RELATIVE
