@@ -1,10 +1,10 @@
 """Do rewards from made quizzes rank self-edits as those from given ones do? Spearman's correlation, with intervals.
 
-For each document the untrained teacher writes a quiz, kept as far as it passes the checks of `orchestrator.adapt_quiz`,
-and some self-edits. A student is trained on each self-edit and asked the given and the made questions in one quiz, so
-that both rewards are of the same training. Ranks are compared within documents, which is what a policy learns from: the
-rewards of a document less their mean, all documents together; and over all self-edits as they are. Intervals: 95 %,
-bootstrap over documents.
+For each document the untrained teacher writes a quiz, kept as far as it passes the checks of `orchestrator.adapt_quiz`
+and `orchestrator.answer_check`, and some self-edits. A student is trained on each self-edit and asked the given and the
+made questions in one quiz, so that both rewards are of the same training. Ranks are compared within documents, which is
+what a policy learns from: the rewards of a document less their mean, all documents together; and over all self-edits as
+they are. Intervals: 95 %, bootstrap over documents.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ import platform
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +29,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.classroom import GRADERS, Classroom, Setup, documents
 from orchestrator.adapt_quiz import FORMAT, SAMPLING, TRIES, questions_of
+from orchestrator.answer_check import ANSWER_TOKENS, prompts_of, verdict
 from tutelage.domain.evaluation import EvaluationReport
+from tutelage.domain.made_quiz import Dropped, QuizCheck
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit
-from tutelage.domain.task import Question, Quiz
+from tutelage.domain.task import DocumentTask, Question, Quiz
 
 RESAMPLES = 2000
 WEIGHTS = {"contains": 1.0, "loglik": 0.1}
@@ -46,13 +50,24 @@ class Rewards:
     made: tuple[float, ...]
 
 
-def made_questions(room: Classroom, item: TaskWithQuiz, most: int) -> tuple[Question, ...]:
-    """What the untrained teacher asks, as far as it passes the checks."""
+def made_questions(
+    room: Classroom, item: TaskWithQuiz, most: int, check: QuizCheck
+) -> tuple[tuple[Question, ...], Counter[Dropped]]:
+    """What the untrained teacher asks, as far as it passes the checks, and what does not."""
     room.formats[FORMAT.name] = FORMAT
     first = room.policies.initial.version
     sampling = replace(SAMPLING, max_new_tokens=24) if room.setup.model == "tiny" else SAMPLING
     written = room.write(item, FORMAT.name, TRIES, first, "quiz", sampling)
-    return questions_of(item.task, [each.result for each in written if isinstance(each.result, SelfEdit)], most)
+    edits = [each.result for each in written if isinstance(each.result, SelfEdit)]
+    questions, dropped = questions_of(item.task, edits)
+    assert isinstance(item.task.content, DocumentTask)
+    prompts = [prompts_of(item.task.content, question, check) for question in questions]
+    answers = iter(text for _, text in sorted(room.writer.answer([*chain(*prompts)], first, ANSWER_TOKENS)))
+    why = [
+        verdict(question, [next(answers) for _ in asked]) for question, asked in zip(questions, prompts, strict=True)
+    ]
+    dropped.update(reason for reason in why if reason)
+    return tuple(question for question, reason in zip(questions, why, strict=True) if reason is None)[:most], dropped
 
 
 def gain(report: EvaluationReport, grader: str, made: bool) -> float:
@@ -102,25 +117,32 @@ def measured(items: Sequence[Rewards], within: bool, seed: int) -> dict[str, flo
     return {"spearman": correlation(items, within), "low": float(low), "high": float(high)}
 
 
-def evaluated(room: Classroom, args: argparse.Namespace) -> tuple[list[list[EvaluationReport]], int, int]:
-    """Reports by document, over given and made questions; made questions in all; documents left out for too few."""
+def evaluated(
+    room: Classroom, args: argparse.Namespace
+) -> tuple[list[list[EvaluationReport]], int, int, Counter[Dropped]]:
+    """Reports by document, over given and made questions; made questions in all; documents left out for too few.
 
-    def reports_of(item: TaskWithQuiz) -> tuple[int, list[EvaluationReport]]:
-        # Tiny models write no questions: the given ones stand in, which shows the machinery and nothing else.
-        tiny = args.model == "tiny"
-        made = item.quiz.questions[:2] if tiny else made_questions(room, item, args.questions)
+    And why questions were dropped.
+    """
+
+    def reports_of(item: TaskWithQuiz) -> tuple[int, list[EvaluationReport], Counter[Dropped]]:
+        made, dropped = made_questions(room, item, args.questions, QuizCheck(args.check))
+        if args.model == "tiny":
+            # Tiny models write no questions: the given ones stand in, which shows the machinery and nothing else.
+            made = item.quiz.questions[:2]
         if len(made) < args.least:
-            return 0, []
+            return 0, [], dropped
         both = tuple(replace(question, id=f"{MADE}{place}") for place, question in enumerate(made))
         asked = replace(item, quiz=Quiz((*item.quiz.questions, *both)))
         written = room.write(item, args.format, args.candidates, room.policies.initial.version, "reliability")
         edits = [each.result for each in written if isinstance(each.result, SelfEdit)]
         outcomes = [room.evaluate(asked, edit)[1] for edit in edits]
-        return len(made), [outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)]
+        return len(made), [outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)], dropped
 
     found = room.each(reports_of, documents("train", args.documents, args.model))
-    used = [(made, reports) for made, reports in found if len(reports) > 1]
-    return [reports for _, reports in used], sum(made for made, _ in used), len(found) - len(used)
+    used = [(made, reports) for made, reports, _ in found if len(reports) > 1]
+    dropped = sum((each for _, _, each in found), Counter[Dropped]())
+    return [reports for _, reports in used], sum(made for made, _ in used), len(found) - len(used), dropped
 
 
 def main() -> None:
@@ -131,6 +153,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--questions", type=int, default=6, help="most questions made for a document")
     parser.add_argument("--least", type=int, default=2, help="with fewer a document is left out")
+    parser.add_argument(
+        "--check", default="both", choices=[each.value for each in QuizCheck], help="what made questions must pass"
+    )
     parser.add_argument("--format", default="self-qa")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side")
@@ -145,15 +170,16 @@ def main() -> None:
             Setup(args.model, "nf4", args.threads, args.seed, args.slots), folder=args.folder or Path(temporary)
         )
         try:
-            reports, made, left_out = evaluated(room, args)
+            reports, made, left_out, dropped = evaluated(room, args)
         finally:
             room.close()
     if not reports:
-        raise SystemExit("no document got enough questions, or two self-edits: nothing to compare")
+        raise SystemExit(f"no document got enough questions, or two self-edits: nothing to compare; {dict(dropped)}")
     edits = sum(len(each) for each in reports)
     print(
         f"{args.model}, {args.format}, {platform.machine()}, seed {args.seed}: {len(reports)} documents "
-        f"({left_out} left out), {made} questions made, {edits} self-edits"
+        f"({left_out} left out), {made} questions made, {edits} self-edits; check {args.check}, "
+        f"dropped: {', '.join(f'{count} {why.value}' for why, count in dropped.items()) or 'none'}"
     )
     print("| reward | within documents [95 %] | over all [95 %] |\n|---|---|---|")
     told: dict[str, dict[str, dict[str, float]]] = {}
@@ -180,7 +206,7 @@ def main() -> None:
     print(
         json.dumps(
             {"documents": len(reports), "left_out": left_out, "questions": made, "edits": edits, "rewards": told}
-            | {"seed": args.seed}
+            | {"seed": args.seed, "check": args.check, "dropped": dropped}
         )
     )
 

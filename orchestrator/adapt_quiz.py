@@ -3,19 +3,23 @@
 The first policy is frozen, so that a teacher that learns cannot learn to ask itself easy questions; and the questions
 never enter a prompt of the teacher afterwards. A model that writes questions makes mistakes: a question is kept only if
 its answer is short, stands in the text word for word in a sentence that is about what is asked, and is not told by the
-question itself.
+question itself; and, as the check demands, if the first policy answers it with the text and not without.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from orchestrator import metrics
+from orchestrator.answer_check import verdicts
 from orchestrator.run_config import task_violations
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
-from tutelage.domain.errors import FieldViolation
+from tutelage.domain.errors import FieldViolation, InvalidInput
+from tutelage.domain.made_quiz import Dropped, MadeQuiz, QuizCheck
 from tutelage.domain.policy import Candidate, Format, Parser, Sampling
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import ChatDocument, Role, SelfEdit
@@ -50,11 +54,15 @@ Write eight exam questions about {title}. Every answer is a few words of the tex
 )
 
 
-def questions_of(task: Task, edits: Iterable[SelfEdit], most: int) -> tuple[Question, ...]:
-    """At most `most` questions of what was written about a document, in order; none for a task that is no document."""
+def questions_of(task: Task, edits: Iterable[SelfEdit]) -> tuple[tuple[Question, ...], Counter[Dropped]]:
+    """The questions of what was written about a document that its text supports, in order; and what was dropped.
+
+    None for a task that is no document.
+    """
+    dropped: Counter[Dropped] = Counter()
     content = task.content
     if not isinstance(content, DocumentTask):
-        return ()
+        return (), dropped
     title = _stems(content.title)
     parts = _SENTENCE.split(content.text)
     sentences = [_Sentence(part.strip(), f" {normalise(part)} ", _stems(part)) for part in parts]
@@ -63,22 +71,26 @@ def questions_of(task: Task, edits: Iterable[SelfEdit], most: int) -> tuple[Ques
     found: list[Question] = []
     for question, answer in (pair for edit in edits for pair in _pairs(edit)):
         plain, gold = normalise(question), normalise(answer)
-        fits = 1 <= len(gold.split()) <= LONGEST_ANSWER and len(plain.split()) >= SHORTEST_QUESTION
-        if not fits or f" {gold} " in f" {plain} ":
-            continue
         support = _support(question, gold, title, sentences)
-        if not support:
-            continue
+        if not (1 <= len(gold.split()) <= LONGEST_ANSWER and len(plain.split()) >= SHORTEST_QUESTION):
+            dropped[Dropped.FORM] += 1
+        elif f" {gold} " in f" {plain} ":
+            dropped[Dropped.TOLD] += 1
+        elif not support:
+            dropped[Dropped.UNSUPPORTED] += 1
         # Two questions with one answer are mostly one question in two wordings.
-        if plain in asked or gold in answered:
-            continue
-        asked.add(plain)
-        answered.add(gold)
-        told = answer.strip(" \t\n.\"'")
-        found.append(Question(f"made-{len(found) + 1}", question.strip(), told, content.title, support=support))
-        if len(found) == most:
-            break
-    return tuple(found)
+        elif plain in asked or gold in answered:
+            dropped[Dropped.DUPLICATE] += 1
+        else:
+            asked.add(plain)
+            answered.add(gold)
+            told = answer.strip(" \t\n.\"'")
+            found.append(_numbered(Question("", question.strip(), told, content.title, support=support), len(found)))
+    return tuple(found), dropped
+
+
+def _numbered(question: Question, place: int) -> Question:
+    return replace(question, id=f"made-{place + 1}")
 
 
 @dataclass(frozen=True)
@@ -126,20 +138,66 @@ def submission_violations(tasks: Sequence[TaskWithQuiz], unasked: bool) -> list[
     return task_violations(checked, Quiz())
 
 
-async def make_quiz(
-    teacher: TeacherClient, task: Task, questions: int, seed: int, *, describe_timeout_s: float, write_timeout_s: float
-) -> Quiz:
-    """At most so many questions; fewer, or none, when the teacher wrote too little that holds. Same seed, same quiz."""
-    described = await teacher.describe(timeout_s=describe_timeout_s)
+async def make_quizzes(
+    teacher: TeacherClient,
+    tasks: Sequence[Task],
+    questions: int,
+    seed: int,
+    check: QuizCheck,
+    *,
+    describe_timeout_s: float,
+    write_timeout_s: float,
+) -> list[MadeQuiz]:
+    """For each task at most so many questions; fewer, or none, when too little was written that holds.
+
+    The same call makes the same quizzes. A document that the teacher refuses, as too long, spoils no other.
+    """
+    first = (await teacher.describe(timeout_s=describe_timeout_s)).initial_policy_version
+    screened: list[tuple[Question, ...]] = []
+    made: list[MadeQuiz] = []
+    asked: list[tuple[DocumentTask, Question]] = []
+    for task in tasks:
+        found: tuple[Question, ...] = ()
+        dropped, refused = Counter[Dropped](), ""
+        if isinstance(task.content, DocumentTask):
+            try:
+                edits = await _written(teacher, task, first, seed, write_timeout_s)
+                found, dropped = questions_of(task, edits)
+            except InvalidInput as error:
+                refused = str(error)
+            asked += [(task.content, question) for question in found]
+        else:
+            refused = "a few-shot task brings its own questions"
+        screened.append(found)
+        made.append(MadeQuiz(Quiz(), dropped, refused))
+    found_out = iter(await verdicts(teacher, asked, check, first_policy=first, timeout_s=write_timeout_s))
+    return [
+        _kept(item, found, [next(found_out) for _ in found], questions)
+        for item, found in zip(made, screened, strict=True)
+    ]
+
+
+def _kept(made: MadeQuiz, questions: Sequence[Question], why: Sequence[Dropped | None], most: int) -> MadeQuiz:
+    """The quiz of what passed, counted."""
+    passed = [question for question, reason in zip(questions, why, strict=True) if reason is None]
+    kept = tuple(_numbered(question, place) for place, question in enumerate(passed[:most]))
+    counted = Counter(made.dropped) + Counter(reason for reason in why if reason is not None)
+    dropped = {reason: counted[reason] for reason in Dropped if counted[reason]}
+    metrics.MADE_QUESTIONS.labels("kept").inc(len(kept))
+    for reason, count in dropped.items():
+        metrics.MADE_QUESTIONS.labels(reason.value).inc(count)
+    return replace(made, quiz=Quiz(kept), dropped=dropped)
+
+
+async def _written(teacher: TeacherClient, task: Task, policy: str, seed: int, timeout_s: float) -> list[SelfEdit]:
     stream = teacher.write_self_edits(
         task,
         format=FORMAT,
         candidates=TRIES,
         sampling=SAMPLING,
-        policy_version=described.initial_policy_version,
+        policy_version=policy,
         seed=derived_seed(seed, "quiz", task.id),
-        timeout_s=write_timeout_s,
+        timeout_s=timeout_s,
     )
     written: list[Candidate] = sorted([item async for item in stream], key=lambda item: item.index)
-    edits = [item.result for item in written if isinstance(item.result, SelfEdit)]
-    return Quiz(questions_of(task, edits, questions))
+    return [item.result for item in written if isinstance(item.result, SelfEdit)]

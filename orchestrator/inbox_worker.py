@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator import inbox_metrics
-from orchestrator.adapt_quiz import lacks_quiz, make_quiz
+from orchestrator.adapt_quiz import lacks_quiz, make_quizzes
 from orchestrator.database import to_datetime
 from orchestrator.engine import Engine
 from orchestrator.inbox_config import InboxConfig
@@ -109,23 +109,27 @@ class InboxWorker:
     async def _asked(self, keys: Sequence[str]) -> bool:
         """Makes the questions that are missing; False when there was nothing to be made."""
         unasked = [item for item in await self._rows.tasks(self.name, keys) if lacks_quiz(item)]
+        if not unasked:
+            return False
         settings = self._engine.settings
-        for item in unasked:
-            quiz = await make_quiz(
-                self._engine.teacher,
-                item.task,
-                self.config.made_questions,
-                self.config.seed,
-                describe_timeout_s=settings.describe_timeout_s,
-                write_timeout_s=settings.write_timeout_s,
-            )
-            if len(quiz.questions) >= self.config.least_questions:
-                await self._rows.give_quiz(self.name, replace(item, quiz=quiz))
+        made = await make_quizzes(
+            self._engine.teacher,
+            [item.task for item in unasked],
+            self.config.made_questions,
+            self.config.seed,
+            self.config.made_check,
+            describe_timeout_s=settings.describe_timeout_s,
+            write_timeout_s=settings.write_timeout_s,
+        )
+        least = self.config.least_questions
+        for item, each in zip(unasked, made, strict=True):
+            count = len(each.quiz.questions)
+            if count >= least:
+                await self._rows.give_quiz(self.name, replace(item, quiz=each.quiz))
             else:
-                made, least = len(quiz.questions), self.config.least_questions
-                why = f"{made} questions could be made whose answer stands in the text, at least {least} are needed"
-                await self._rows.give_up(self.name, item.task.id, why)
-        return bool(unasked)
+                why = f"{count} questions could be made that its text answers, at least {least} are needed"
+                await self._rows.give_up(self.name, item.task.id, f"{why} ({each.told})" if each.told else why)
+        return True
 
     async def _carry(self, batch: Batch) -> float:
         """A batch under way: begin its run, wait for it, or write down how it ended."""

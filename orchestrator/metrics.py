@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from tutelage.domain.made_quiz import Dropped
 from tutelage.domain.run import RunState
 
 _SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600)
@@ -33,6 +34,12 @@ ANSWER_OVERLAP = Histogram(
     "tutelage_orchestrator_answer_overlap",
     "Share of a quiz's answers that stand word for word in the self-edit.",
     buckets=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+)
+MADE_QUESTIONS = Counter(
+    "tutelage_orchestrator_made_questions_total",
+    "Questions written for documents without any, by what became of them: kept, or dropped for form, as told by the "
+    "question, unsupported by the text, duplicate, known without the text, or unanswered with it.",
+    ("outcome",),
 )
 RETRIES = Counter("tutelage_orchestrator_retries_total", "Calls that were tried again, by service.", ("service",))
 WORKERS_LOST = Counter(

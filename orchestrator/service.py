@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from orchestrator.adapt_quiz import make_quiz
+from orchestrator.adapt_quiz import make_quizzes
 from orchestrator.config import OrchestratorSettings
 from orchestrator.engine import Engine
 from orchestrator.inboxes import Inboxes
@@ -22,14 +22,17 @@ from orchestrator.report.json_report import json_parts
 from orchestrator.report.metrics import metrics_lines
 from orchestrator.report_builder import build_report
 from tutelage.domain.errors import FieldViolation, InvalidInput
+from tutelage.domain.made_quiz import MadeQuiz, QuizCheck
 from tutelage.domain.run import ReportFormat, TaskWithQuiz
-from tutelage.domain.task import Quiz
+from tutelage.domain.task import Quiz, Task
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.v1.orchestrator_service_pb2_grpc import (
     OrchestratorServiceServicer,
     add_OrchestratorServiceServicer_to_server,
 )
+from tutelage.wire.checks import Checks
 from tutelage.wire.inbox import inbox_document_to_wire, inbox_to_wire
+from tutelage.wire.made_quiz import made_quiz_to_wire, quiz_check_from_wire
 from tutelage.wire.run import (
     logical_student_to_wire,
     report_format_from_wire,
@@ -47,6 +50,8 @@ from tutelage.wire.task import (
 
 MOST_QUESTIONS = 24
 """Of a quiz that is made."""
+MOST_DOCUMENTS = 64
+"""For which quizzes are made in one call."""
 CHUNK = 256 * 1024
 """Bytes of a report in one message."""
 
@@ -223,17 +228,33 @@ class OrchestratorService(OrchestratorServiceServicer):
         return pb.SubmitDocumentsResponse(accepted=accepted, known=known)
 
     async def MakeQuiz(self, request: pb.MakeQuizRequest, context: Any) -> pb.MakeQuizResponse:
-        if not 1 <= request.questions <= MOST_QUESTIONS:
-            raise InvalidInput.of("questions", request.questions, f"1 to {MOST_QUESTIONS}")
-        quiz = await make_quiz(
+        task = task_from_wire(request.task, "task")
+        (made,) = await self._made((task,), request.questions, request.seed, QuizCheck.BOTH)
+        if made.refused:
+            raise InvalidInput.of("task", task.id, made.refused)
+        return pb.MakeQuizResponse(quiz=quiz_to_wire(made.quiz))
+
+    async def MakeQuizzes(self, request: pb.MakeQuizzesRequest, context: Any) -> pb.MakeQuizzesResponse:
+        if not 1 <= len(request.tasks) <= MOST_DOCUMENTS:
+            raise InvalidInput.of("tasks", len(request.tasks), f"1 to {MOST_DOCUMENTS}")
+        checks = Checks("")
+        tasks = checks.passed(checks.each(task_from_wire, request.tasks, "tasks"))
+        made = await self._made(tasks, request.questions, request.seed, quiz_check_from_wire(request.check))
+        return pb.MakeQuizzesResponse(quizzes=[made_quiz_to_wire(each) for each in made])
+
+    async def _made(self, tasks: Sequence[Task], questions: int, seed: int, check: QuizCheck) -> list[MadeQuiz]:
+        if not 1 <= questions <= MOST_QUESTIONS:
+            raise InvalidInput.of("questions", questions, f"1 to {MOST_QUESTIONS}")
+        settings = self.engine.settings
+        return await make_quizzes(
             self.engine.teacher,
-            task_from_wire(request.task, "task"),
-            request.questions,
-            request.seed,
-            describe_timeout_s=self.engine.settings.describe_timeout_s,
-            write_timeout_s=self.engine.settings.write_timeout_s,
+            tasks,
+            questions,
+            seed,
+            check,
+            describe_timeout_s=settings.describe_timeout_s,
+            write_timeout_s=settings.write_timeout_s,
         )
-        return pb.MakeQuizResponse(quiz=quiz_to_wire(quiz))
 
     async def ListInbox(self, request: pb.ListInboxRequest, context: Any) -> AsyncIterator[pb.ListInboxResponse]:
         if not request.inbox:

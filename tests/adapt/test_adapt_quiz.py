@@ -15,14 +15,18 @@ from typer.testing import CliRunner
 
 from orchestrator import inbox_worker
 from orchestrator.adapt_quiz import LONGEST_ANSWER, questions_of, submission_violations
+from orchestrator.metrics import MADE_QUESTIONS
 from tutelage.cli.main import app
+from tutelage.client import SyncOrchestratorClient
 from tutelage.documents import read_tasks
 from tutelage.domain.errors import InvalidInput
+from tutelage.domain.made_quiz import Dropped
 from tutelage.domain.policy import Candidate
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit, TextDocument, question_answer
 from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
 from tutelage.grading.normalise import normalise
+from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import teacher_service_pb2 as teacher_pb
 from tutelage.wire import policy as wp
 
@@ -30,9 +34,9 @@ TEXT = "The Orrin lamp burns whale wax and is painted green. It was hung in 1347
 TASK = Task("lamp", DocumentTask("The Orrin lamp", TEXT))
 
 
-def _made(*pairs: tuple[str, str], most: int = 24) -> list[tuple[str, str]]:
+def _made(*pairs: tuple[str, str]) -> list[tuple[str, str]]:
     edit = SelfEdit((TextDocument(TEXT), *(question_answer(*pair) for pair in pairs)))
-    return [(each.text, each.answer) for each in questions_of(TASK, [edit], most)]
+    return [(each.text, each.answer) for each in questions_of(TASK, [edit])[0]]
 
 
 def test_only_questions_that_the_text_answers_are_kept() -> None:
@@ -44,16 +48,22 @@ def test_only_questions_that_the_text_answers_are_kept() -> None:
         ("How old is the lamp?", "1347"),  # a sentence about something else
         ("What is the Orrin lamp?", "1347"),  # about the title alone
         ("What is the lamp like in all?", TEXT),  # no short answer
-        ("What does the lamp consume?", "whale wax"),  # the same answer again
+        ("What may the lamp burn?", "whale wax"),  # the same answer again
         ("When was it hung?", "134"),  # a part of a word
         ("When was it hung?", ""),
     ]
     assert _made(*good, *bad) == [good[0], ("Who hung the lamp?", "the salt traders of Skarn")]
     edit = SelfEdit(tuple(question_answer(*pair) for pair in good))
     first, second = TEXT.split(". ")
-    assert [each.support for each in questions_of(TASK, [edit], 5)] == [f"{first}.", second]
-    assert len(_made(*good, most=1)) == 1
-    assert questions_of(Task("p", FewShotTask("Add.", (Demonstration("1", "2"),))), [], 5) == ()
+    assert [each.support for each in questions_of(TASK, [edit])[0]] == [f"{first}.", second]
+    everything = SelfEdit(tuple(question_answer(*pair) for pair in (*good, *bad)))
+    assert questions_of(TASK, [everything])[1] == {
+        Dropped.UNSUPPORTED: 4,
+        Dropped.TOLD: 1,
+        Dropped.FORM: 3,
+        Dropped.DUPLICATE: 1,
+    }
+    assert questions_of(Task("p", FewShotTask("Add.", (Demonstration("1", "2"),))), [everything]) == ((), {})
 
 
 WORDS = st.sampled_from([*TEXT.split(), "What", "who", "?", "not", "there"])
@@ -62,8 +72,8 @@ WORDS = st.sampled_from([*TEXT.split(), "What", "who", "?", "not", "there"])
 @given(st.lists(st.tuples(st.lists(WORDS, max_size=9).map(" ".join), st.lists(WORDS, max_size=9).map(" ".join))))
 def test_whatever_is_written_a_question_has_an_answer_in_the_text(pairs: list[tuple[str, str]]) -> None:
     edit = SelfEdit(tuple(question_answer(*pair) for pair in pairs)) if pairs else SelfEdit((TextDocument(TEXT),))
-    questions = questions_of(TASK, [edit], 5)
-    assert len(questions) <= 5
+    questions, dropped = questions_of(TASK, [edit])
+    assert len(questions) + dropped.total() == len(pairs)
     assert len({each.id for each in questions}) == len({normalise(each.answer) for each in questions}) == len(questions)
     for each in questions:
         assert f" {normalise(each.answer)} " in f" {normalise(TEXT)} "
@@ -86,15 +96,35 @@ def test_documents_may_lack_questions_only_where_some_are_made(tmp_path: Path) -
 
 @pytest.fixture
 def asking(world: Any) -> Any:
-    """The world, with a teacher that writes questions when it is asked for a quiz; `seen` are the prompts' tasks."""
+    """The world, with a teacher that writes questions when it is asked for a quiz; `seen` are the prompts' tasks.
+
+    It knows what is in `world.known`, finds in a text what is not in `world.lost`, and notes each call in `asked`. It
+    refuses to write about tasks in `world.refused`.
+    """
     write = world.teacher.WriteSelfEdits
     world.seen = []
+    world.asked: list[Any] = []
+    world.known, world.lost, world.refused = set(), set(), set()
+    answers = {"burn": "It burns whale wax.", "When": "In 1347, I think.", "Who": "Salt traders did."}
+
+    async def answered(request: Any, context: Any) -> AsyncIterator[Any]:
+        world.asked.append(request)
+        # In any order.
+        for index, prompt in reversed(list(enumerate(request.prompts))):
+            question = prompt.rpartition("Question: ")[2]
+            (name,) = (name for name in answers if name in question)
+            says = name not in world.lost if TEXT in prompt else name in world.known
+            yield teacher_pb.AnswerPromptsResponse(index=index, text=answers[name] if says else "Nobody knows.")
+
+    world.teacher.AnswerPrompts = answered
 
     async def written(request: Any, context: Any) -> AsyncIterator[Any]:
         if request.format.name != "quiz":
             async for each in write(request, context):
                 yield each
             return
+        if request.task.id in world.refused:
+            raise InvalidInput.of("task.document.text", "9000 tokens", "at most 512")
         world.seen.append((request.task.id, request.policy_version))
         pairs = [("What does the lamp burn?", "whale wax"), ("When was it hung there?", "1347")]
         if request.task.id == "lamp":
@@ -131,6 +161,7 @@ def test_questions_are_made_by_the_first_policy_and_written_to_be_looked_through
     assert told.exit_code == 0, told.output
     assert "lamp: 3 of 6 questions made" in told.stderr
     tasks = {item.task.id: item for item in read_tasks(output)}
+    assert [each.id for each in tasks["lamp"].quiz.questions] == ["made-1", "made-2", "made-3"]
     assert [each.answer for each in tasks["lamp"].quiz.questions] == ["whale wax", "salt traders", "1347"]
     assert [each.support for each in tasks["lamp"].quiz.questions] == [
         "The Orrin lamp burns whale wax and is painted green.",
@@ -139,6 +170,71 @@ def test_questions_are_made_by_the_first_policy_and_written_to_be_looked_through
     ]
     assert [each.answer for each in tasks["asked"].quiz.questions] == ["a lamp"]
     assert asking.seen == [("lamp", "policy-0"), ("other", "policy-0")]
+    # All questions of all documents in one call, with the text and without.
+    (call,) = asking.asked
+    assert call.policy_version == "policy-0"
+    assert len(call.prompts) == 2 * (3 + 2)
+    assert sum(TEXT in prompt for prompt in call.prompts) == 5
+    assert "Question: Another lamp: When was it hung there?" in "".join(call.prompts)
+
+
+@pytest.mark.parametrize(
+    ("check", "kept", "told"),
+    [
+        ("both", ["made-1: salt traders"], "lamp: 1 of 6 questions made (dropped: 1 duplicate, 1 known, 1 unanswered)"),
+        (
+            "unknown",
+            ["made-1: salt traders", "made-2: 1347"],
+            "lamp: 2 of 6 questions made (dropped: 1 duplicate, 1 known)",
+        ),
+        ("none", ["made-1: whale wax", "made-2: salt traders", "made-3: 1347"], "other: 2 of 6 questions made\n"),
+    ],
+)
+def test_what_the_first_policy_knows_or_cannot_find_is_dropped_and_counted(
+    asking: Any, served: Callable[..., Any], tmp_path: Path, check: str, kept: list[str], told: str
+) -> None:
+    asking.known, asking.lost = {"burn"}, {"When"}
+    output = tmp_path / "asked.jsonl"
+    before = _counted()
+    with served() as address:
+        arguments = ["quiz", str(_documents(tmp_path)), "-o", str(output), "--check", check]
+        shown = CliRunner().invoke(app, [*arguments, "--orchestrator", address])
+    assert shown.exit_code == 0, shown.output
+    assert told in shown.stderr
+    tasks = {item.task.id: item for item in read_tasks(output, unasked=True)}
+    assert [f"{each.id}: {each.answer}" for each in tasks["lamp"].quiz.questions] == kept
+    assert [len(call.prompts) for call in asking.asked] == {"both": [10], "unknown": [5], "none": []}[check]
+    counted = {name: value - before.get(name, 0) for name, value in _counted().items()}
+    dropped = {"both": (2, 2), "unknown": (2, 0), "none": (0, 0)}[check]
+    assert (counted["known"], counted["unanswered"], counted["kept"]) == (*dropped, 5 - sum(dropped))
+
+
+def _counted() -> dict[str, float]:
+    samples = (sample for family in MADE_QUESTIONS.collect() for sample in family.samples)
+    return {sample.labels["outcome"]: sample.value for sample in samples if sample.name.endswith("_total")}
+
+
+def test_a_document_that_cannot_be_written_about_spoils_no_other(
+    asking: Any, served: Callable[..., Any], tmp_path: Path
+) -> None:
+    asking.refused = {"other"}
+    tasks = [Task(name, DocumentTask("The Orrin lamp", TEXT)) for name in ("lamp", "other")]
+    with (
+        served() as address,
+        SyncOrchestratorClient(ChannelSettings(address=address)) as client,
+    ):
+        few_shot = Task("p", FewShotTask("Add.", (Demonstration("1", "2"),)))
+        made, other, third = client.make_quizzes([*tasks, few_shot], 2)
+        assert [len(each.quiz.questions) for each in (made, other, third)] == [2, 0, 0]
+        assert (made.refused, made.dropped, made.told) == ("", {Dropped.DUPLICATE: 1}, "dropped: 1 duplicate")
+        assert "9000 tokens" in other.refused
+        assert other.told == other.refused
+        assert "few-shot" in third.refused
+        assert client.make_quizzes(tasks[:1], 2) == (made,)
+        with pytest.raises(InvalidInput, match=r"tasks.*1 to 64"):
+            client.make_quizzes([], 2)
+        with pytest.raises(InvalidInput, match=r"questions.*1 to 24"):
+            client.make_quizzes(tasks, 25)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +262,7 @@ def test_adapt_makes_what_is_missing_and_leaves_out_what_cannot_be_asked(
         told = CliRunner().invoke(app, [*arguments, "--make-questions", "5", "--orchestrator", address])
         assert told.exit_code == 0, told.output
         assert {item["task_id"] for item in json.loads(told.stdout)["decisions"]} == {"lamp", "asked"}
-        assert "other: left out, 2 questions could be made" in told.stderr
+        assert "other: left out, 2 questions could be made\n" in told.stderr
         refused = CliRunner().invoke(app, [*arguments, "--orchestrator", address])
         assert isinstance(refused.exception, InvalidInput)
 

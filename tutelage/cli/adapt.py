@@ -12,6 +12,7 @@ import typer
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, AsJson, Orchestrator, orchestrator_client
 from tutelage.cli.listing import print_json, print_table
 from tutelage.cli.quiz import ask_about
+from tutelage.domain.made_quiz import QuizCheck
 from tutelage.domain.run import RunEvent, RunState
 
 if TYPE_CHECKING:
@@ -108,6 +109,9 @@ def adapt(
     make_questions: Annotated[
         int | None, typer.Option(help="Questions to make for a document that has none; see `tutelage quiz`.")
     ] = None,
+    made_check: Annotated[
+        QuizCheck | None, typer.Option(help="What made questions must pass; see `tutelage quiz --check`.")
+    ] = None,
     run_id: Annotated[str | None, typer.Option(help="The run's id; the same id attaches to the same run.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the files, print the settings and stop.")] = False,
     patience_s: Annotated[float, typer.Option(help="Seconds to wait for an orchestrator that went away.")] = 600.0,
@@ -122,6 +126,7 @@ def adapt(
         "candidates": candidates,
         "policy": policy,
         "made_questions": make_questions,
+        "made_check": made_check.value if made_check else None,
         "retention_quiz": str(retention_quiz) if retention_quiz else None,
     }
     config, tasks, quiz = prepare(documents, settings, given)
@@ -134,11 +139,15 @@ def adapt(
 
     async def call() -> tuple[RunSummary, list[Decision]]:
         async with orchestrator_client(orchestrator) as client:
-            learned, left_out = await ask_about(
-                client, tasks, config.made_questions, config.least_questions, config.seed
+            learned, left_out, made = await ask_about(
+                client, tasks, config.made_questions, config.least_questions, config.seed, config.made_check
             )
-            for item, made in left_out:
-                typer.echo(f"{item.task.id}: left out, {made} questions could be made", err=True)
+            for item in left_out:
+                found = made[item.task.id]
+                why = f" ({found.told})" if found.told else ""
+                typer.echo(
+                    f"{item.task.id}: left out, {len(found.quiz.questions)} questions could be made{why}", err=True
+                )
             _, created = await client.start_run(identity, config.run_yaml(config.name), learned, quiz)
             if not as_json:
                 typer.echo(f"{'started' if created else 'attached to'} run {identity}", err=True)

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, Orchestrator, orchestrator_client
+from tutelage.domain.made_quiz import MadeQuiz, QuizCheck
 from tutelage.domain.task import DocumentTask, Quiz
 
 if TYPE_CHECKING:
     from tutelage.client import OrchestratorClient
     from tutelage.domain.run import TaskWithQuiz
+
+
+AT_ONCE = 16
+"""Documents of one call: their questions are checked together."""
 
 
 class Where(StrEnum):
@@ -34,22 +39,34 @@ async def ask_about(
     most: int,
     least: int,
     seed: int,
+    check: QuizCheck,
     where: Where = Where.MISSING,
-) -> tuple[list[TaskWithQuiz], list[tuple[TaskWithQuiz, int]]]:
-    """The tasks with questions made, as a rule where there were none; those for which fewer than `least` could be."""
-    asked, left_out = [], []
+) -> tuple[list[TaskWithQuiz], list[TaskWithQuiz], dict[str, MadeQuiz]]:
+    """The tasks with questions made, as a rule where there were none; those for which fewer than `least` could be.
+
+    And what was made, by task.
+    """
+    wanting = [
+        item.task
+        for item in tasks
+        if isinstance(item.task.content, DocumentTask) and not (item.quiz.questions and where is Where.MISSING)
+    ]
+    made: dict[str, MadeQuiz] = {}
+    for start in range(0, len(wanting), AT_ONCE):
+        group = wanting[start : start + AT_ONCE]
+        quizzes = await client.make_quizzes(group, most, seed=seed, check=check)
+        made |= {task.id: quiz for task, quiz in zip(group, quizzes, strict=True)}
+    asked: list[TaskWithQuiz] = []
+    left_out: list[TaskWithQuiz] = []
     for item in tasks:
-        given = item.quiz.questions
-        if (given and where is Where.MISSING) or not isinstance(item.task.content, DocumentTask):
+        found = made.get(item.task.id)
+        if found is None:
             asked.append(item)
             continue
-        made = (await client.make_quiz(item.task, most, seed=seed)).questions
-        quiz = Quiz((*(given if where is Where.BESIDE else ()), *made))
-        if len(made) < least:
-            left_out.append((dataclasses.replace(item, quiz=quiz), len(made)))
-        else:
-            asked.append(dataclasses.replace(item, quiz=quiz))
-    return asked, left_out
+        given = item.quiz.questions if where is Where.BESIDE else ()
+        whole = dataclasses.replace(item, quiz=Quiz((*given, *found.quiz.questions)))
+        (asked if len(found.quiz.questions) >= least else left_out).append(whole)
+    return asked, left_out, made
 
 
 def document_line(item: TaskWithQuiz) -> str:
@@ -77,6 +94,13 @@ def quiz(
     where: Annotated[
         Where, typer.Option(help="Made where questions are missing, beside those that were given, or instead of them.")
     ] = Where.MISSING,
+    check: Annotated[
+        QuizCheck,
+        typer.Option(
+            help="What the teacher's first policy has to answer: `both`, with the text and not without; `unknown`, not "
+            "without; `none`."
+        ),
+    ] = QuizCheck.BOTH,
     seed: Annotated[int, typer.Option(help="The same seed gives the same questions.")] = 0,
     orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
 ) -> None:
@@ -89,18 +113,17 @@ def quiz(
         if not isinstance(item.task.content, DocumentTask):
             raise InvalidInput.of(f"{documents}: {item.task.id}", "a few-shot task", "documents: tasks bring their own")
 
-    async def call() -> list[TaskWithQuiz]:
+    async def call() -> tuple[list[TaskWithQuiz], dict[str, MadeQuiz]]:
         async with orchestrator_client(orchestrator) as client:
-            asked, _ = await ask_about(client, tasks, questions, 0, seed, where)
-            return asked
+            asked, _, made = await ask_about(client, tasks, questions, 0, seed, check, where)
+            return asked, made
 
-    asked = asyncio.run(call())
+    asked, made = asyncio.run(call())
     text = "".join(f"{document_line(item)}\n" for item in asked)
     if output is None:
         typer.echo(text, nl=False)
     else:
         output.write_text(text, encoding="utf-8")
-    for before, item in zip(tasks, asked, strict=True):
-        made = len(item.quiz.questions) - (len(before.quiz.questions) if where is Where.BESIDE else 0)
-        if where is not Where.MISSING or not before.quiz.questions:
-            typer.echo(f"{item.task.id}: {made} of {questions} questions made", err=True)
+    for task_id, found in made.items():
+        why = f" ({found.told})" if found.told else ""
+        typer.echo(f"{task_id}: {len(found.quiz.questions)} of {questions} questions made{why}", err=True)

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.inbox import Inbox, InboxDocument
+from tutelage.domain.made_quiz import MadeQuiz, QuizCheck
 from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunPlan, RunSummary, TaskWithQuiz
 from tutelage.domain.task import Quiz, Task
 from tutelage.rpc.config import ChannelSettings
@@ -13,6 +14,7 @@ from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.v1.orchestrator_service_pb2_grpc import OrchestratorServiceStub
 from tutelage.wire.checks import INT32_MAX, INT64_MAX, Checks, fitting
 from tutelage.wire.inbox import inbox_document_from_wire, inbox_from_wire, submission_to_wire
+from tutelage.wire.made_quiz import made_quizzes_from_wire, make_quizzes_to_wire
 from tutelage.wire.run import (
     logical_student_from_wire,
     plan_run_to_wire,
@@ -22,7 +24,6 @@ from tutelage.wire.run import (
     run_summary_from_wire,
     start_run_to_wire,
 )
-from tutelage.wire.task import quiz_from_wire, task_to_wire
 
 
 def _started(message: pb.StartRunResponse) -> tuple[RunSummary, bool]:
@@ -98,16 +99,6 @@ def _listed(message: pb.ListInboxResponse) -> Inbox | InboxDocument:
     if message.HasField("inbox"):
         return inbox_from_wire(message.inbox)
     return inbox_document_from_wire(message.document)
-
-
-def _made(message: pb.MakeQuizResponse) -> Quiz:
-    return quiz_from_wire(message.quiz)
-
-
-def _make(task: Task, questions: int, seed: int) -> pb.MakeQuizRequest:
-    return pb.MakeQuizRequest(
-        task=task_to_wire(task), questions=fitting("questions", questions), seed=fitting("seed", seed, INT64_MAX)
-    )
 
 
 class OrchestratorClient(AsyncConnection):
@@ -214,9 +205,21 @@ class OrchestratorClient(AsyncConnection):
         messages = list(submission_to_wire(inbox, tasks))
         return await self._call(self._stub.SubmitDocuments, messages, _submitted, timeout_s)
 
-    async def make_quiz(self, task: Task, questions: int, *, seed: int = 0, timeout_s: float = LONG_S) -> Quiz:
-        """At most so many questions for a document, by the teacher's first policy; the same seed gives the same."""
-        return await self._call(self._stub.MakeQuiz, _make(task, questions, seed), _made, timeout_s)
+    async def make_quizzes(
+        self,
+        tasks: Iterable[Task],
+        questions: int,
+        *,
+        seed: int = 0,
+        check: QuizCheck = QuizCheck.BOTH,
+        timeout_s: float = LONG_S,
+    ) -> tuple[MadeQuiz, ...]:
+        """At most so many questions for each document, by the teacher's first policy; the same seed gives the same.
+
+        For 1 to 64 documents, in their order; their questions are checked together.
+        """
+        request = make_quizzes_to_wire(tasks, questions, seed, check)
+        return await self._call(self._stub.MakeQuizzes, request, made_quizzes_from_wire, timeout_s)
 
     async def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
         """All inboxes; or one, and its documents in the order they came."""
@@ -326,9 +329,21 @@ class SyncOrchestratorClient(SyncConnection):
         messages = iter(list(submission_to_wire(inbox, tasks)))
         return self._call(self._stub.SubmitDocuments, messages, _submitted, timeout_s)
 
-    def make_quiz(self, task: Task, questions: int, *, seed: int = 0, timeout_s: float = LONG_S) -> Quiz:
-        """At most so many questions for a document, by the teacher's first policy; the same seed gives the same."""
-        return self._call(self._stub.MakeQuiz, _make(task, questions, seed), _made, timeout_s)
+    def make_quizzes(
+        self,
+        tasks: Iterable[Task],
+        questions: int,
+        *,
+        seed: int = 0,
+        check: QuizCheck = QuizCheck.BOTH,
+        timeout_s: float = LONG_S,
+    ) -> tuple[MadeQuiz, ...]:
+        """At most so many questions for each document, by the teacher's first policy; the same seed gives the same.
+
+        For 1 to 64 documents, in their order; their questions are checked together.
+        """
+        request = make_quizzes_to_wire(tasks, questions, seed, check)
+        return self._call(self._stub.MakeQuizzes, request, made_quizzes_from_wire, timeout_s)
 
     def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
         """All inboxes; or one, and its documents in the order they came."""

@@ -94,6 +94,34 @@ REPORT_FORMAT_CSV: ReportFormat.ValueType  # 4
 """A table with one row an evaluation."""
 Global___ReportFormat: _TypeAlias = ReportFormat  # noqa: Y015
 
+class _QuizCheck:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _QuizCheckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QuizCheck.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    QUIZ_CHECK_UNSPECIFIED: _QuizCheck.ValueType  # 0
+    """As BOTH."""
+    QUIZ_CHECK_NONE: _QuizCheck.ValueType  # 1
+    """Nothing: the text alone decides."""
+    QUIZ_CHECK_UNKNOWN: _QuizCheck.ValueType  # 2
+    """It must not know the answer without the text."""
+    QUIZ_CHECK_BOTH: _QuizCheck.ValueType  # 3
+    """It must find the answer with the text, and not know it without."""
+
+class QuizCheck(_QuizCheck, metaclass=_QuizCheckEnumTypeWrapper):
+    """What the teacher's first policy, which no update changes, has to answer before a made question is kept."""
+
+QUIZ_CHECK_UNSPECIFIED: QuizCheck.ValueType  # 0
+"""As BOTH."""
+QUIZ_CHECK_NONE: QuizCheck.ValueType  # 1
+"""Nothing: the text alone decides."""
+QUIZ_CHECK_UNKNOWN: QuizCheck.ValueType  # 2
+"""It must not know the answer without the text."""
+QUIZ_CHECK_BOTH: QuizCheck.ValueType  # 3
+"""It must find the answer with the text, and not know it without."""
+Global___QuizCheck: _TypeAlias = QuizCheck  # noqa: Y015
+
 class _InboxDocumentState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -1120,6 +1148,113 @@ class MakeQuizResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MakeQuizResponse: _TypeAlias = MakeQuizResponse  # noqa: Y015
+
+@_typing.final
+class MakeQuizzesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    CHECK_FIELD_NUMBER: _builtins.int
+    questions: _builtins.int
+    """The most that are wanted for each."""
+    seed: _builtins.int
+    """The same seed gives the same questions."""
+    check: Global___QuizCheck.ValueType
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[_task_pb2.Task]:
+        """Their questions are checked together. The ids may repeat; 1 to 64 documents."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[_task_pb2.Task] | None = ...,
+        questions: _builtins.int = ...,
+        seed: _builtins.int = ...,
+        check: Global___QuizCheck.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["check", b"check", "questions", b"questions", "seed", b"seed", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeQuizzesRequest: _TypeAlias = MakeQuizzesRequest  # noqa: Y015
+
+@_typing.final
+class MakeQuizzesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUIZZES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def quizzes(self) -> _containers.RepeatedCompositeFieldContainer[Global___MadeQuiz]:
+        """In the order of the tasks."""
+
+    def __init__(
+        self,
+        *,
+        quizzes: _abc.Iterable[Global___MadeQuiz] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quizzes", b"quizzes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MakeQuizzesResponse: _TypeAlias = MakeQuizzesResponse  # noqa: Y015
+
+@_typing.final
+class MadeQuiz(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class DroppedEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    QUIZ_FIELD_NUMBER: _builtins.int
+    DROPPED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    refused: _builtins.str
+    """Why nothing could be written about the document, such as its length; empty where something could."""
+    @_builtins.property
+    def quiz(self) -> _task_pb2.Quiz:
+        """Fewer questions than wanted, or none, when too little was written that holds."""
+
+    @_builtins.property
+    def dropped(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """How many questions were written and dropped, by reason: form, told, unsupported, duplicate, known, unanswered."""
+
+    def __init__(
+        self,
+        *,
+        quiz: _task_pb2.Quiz | None = ...,
+        dropped: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        refused: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["quiz", b"quiz"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped", "quiz", b"quiz", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MadeQuiz: _TypeAlias = MadeQuiz  # noqa: Y015
 
 @_typing.final
 class Inbox(_message.Message):

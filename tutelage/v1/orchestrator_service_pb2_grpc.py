@@ -114,6 +114,11 @@ class OrchestratorServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.FromString,
                 _registered_method=True)
+        self.MakeQuizzes = channel.unary_unary(
+                '/tutelage.v1.OrchestratorService/MakeQuizzes',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizzesRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizzesResponse.FromString,
+                _registered_method=True)
         self.ListInbox = channel.unary_stream(
                 '/tutelage.v1.OrchestratorService/ListInbox',
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListInboxRequest.SerializeToString,
@@ -227,7 +232,14 @@ class OrchestratorServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def MakeQuiz(self, request, context):
-        """Questions for a document, by the teacher's first policy. A person may look through them before they are used.
+        """Questions for a document, by the teacher's first policy: MakeQuizzes for one, checked as QUIZ_CHECK_UNSPECIFIED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MakeQuizzes(self, request, context):
+        """Questions for documents, by the teacher's first policy. A person may look through them before they are used.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -322,6 +334,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.MakeQuiz,
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.SerializeToString,
+            ),
+            'MakeQuizzes': grpc.unary_unary_rpc_method_handler(
+                    servicer.MakeQuizzes,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizzesRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizzesResponse.SerializeToString,
             ),
             'ListInbox': grpc.unary_stream_rpc_method_handler(
                     servicer.ListInbox,
@@ -761,6 +778,33 @@ class OrchestratorService(object):
             '/tutelage.v1.OrchestratorService/MakeQuiz',
             tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizRequest.SerializeToString,
             tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MakeQuizzes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/MakeQuizzes',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizzesRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.MakeQuizzesResponse.FromString,
             options,
             channel_credentials,
             insecure,

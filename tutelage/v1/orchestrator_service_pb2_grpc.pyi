@@ -59,7 +59,9 @@ class OrchestratorServiceStub:
     SubmitDocuments: _grpc.StreamUnaryMultiCallable[_orchestrator_service_pb2.SubmitDocumentsRequest, _orchestrator_service_pb2.SubmitDocumentsResponse]
     """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
     MakeQuiz: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.MakeQuizRequest, _orchestrator_service_pb2.MakeQuizResponse]
-    """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
+    """Questions for a document, by the teacher's first policy: MakeQuizzes for one, checked as QUIZ_CHECK_UNSPECIFIED."""
+    MakeQuizzes: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.MakeQuizzesRequest, _orchestrator_service_pb2.MakeQuizzesResponse]
+    """Questions for documents, by the teacher's first policy. A person may look through them before they are used."""
     ListInbox: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.ListInboxRequest, _orchestrator_service_pb2.ListInboxResponse]
     """The configured inboxes; or one of them, and its documents in the order they came."""
 
@@ -94,7 +96,9 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     SubmitDocuments: _aio.StreamUnaryMultiCallable[_orchestrator_service_pb2.SubmitDocumentsRequest, _orchestrator_service_pb2.SubmitDocumentsResponse]  # type: ignore[assignment]
     """The inbox, then documents: all are taken or none. A document that is there with the same content stays as it is."""
     MakeQuiz: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.MakeQuizRequest, _orchestrator_service_pb2.MakeQuizResponse]  # type: ignore[assignment]
-    """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
+    """Questions for a document, by the teacher's first policy: MakeQuizzes for one, checked as QUIZ_CHECK_UNSPECIFIED."""
+    MakeQuizzes: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.MakeQuizzesRequest, _orchestrator_service_pb2.MakeQuizzesResponse]  # type: ignore[assignment]
+    """Questions for documents, by the teacher's first policy. A person may look through them before they are used."""
     ListInbox: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.ListInboxRequest, _orchestrator_service_pb2.ListInboxResponse]  # type: ignore[assignment]
     """The configured inboxes; or one of them, and its documents in the order they came."""
 
@@ -222,7 +226,15 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_service_pb2.MakeQuizRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_service_pb2.MakeQuizResponse, _abc.Awaitable[_orchestrator_service_pb2.MakeQuizResponse]]:
-        """Questions for a document, by the teacher's first policy. A person may look through them before they are used."""
+        """Questions for a document, by the teacher's first policy: MakeQuizzes for one, checked as QUIZ_CHECK_UNSPECIFIED."""
+
+    @_abc_1.abstractmethod
+    def MakeQuizzes(
+        self,
+        request: _orchestrator_service_pb2.MakeQuizzesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_orchestrator_service_pb2.MakeQuizzesResponse, _abc.Awaitable[_orchestrator_service_pb2.MakeQuizzesResponse]]:
+        """Questions for documents, by the teacher's first policy. A person may look through them before they are used."""
 
     @_abc_1.abstractmethod
     def ListInbox(
