@@ -47,6 +47,8 @@ class Work:
     rank: tuple[int, ...] = ()
     attempts: int = 0
     """Made so far, those before a restart included."""
+    age_s: float | None = None
+    """Seconds since its first start, of one that was begun before a restart."""
     started: Callable[[], None] = lambda: None
     """Told of each start of an attempt."""
     stopped: Callable[[], None] = lambda: None
@@ -101,6 +103,7 @@ class Dispatcher:
                 owner=work.owner,
                 rank=work.rank,
                 attempts=work.attempts,
+                age_s=work.age_s,
             )
         )
         try:
@@ -132,6 +135,7 @@ class Dispatcher:
         task.add_done_callback(self._others.discard)
 
     async def _follow(self, name: str) -> None:
+        known: set[str] = set()
         while True:
             try:
                 addresses = await self.students.refresh(name)
@@ -139,10 +143,12 @@ class Dispatcher:
                 # The replicas that are known stay: a name server may be away for a while.
                 logger.warning("student %s: %s", name, error)
             else:
-                before = set(self._dispatch.students[name].replicas) if name in self._dispatch.students else set()
                 self._apply(self._dispatch.listed(name, addresses, self._loop.time()))
-                for address in before - set(self._dispatch.students[name].replicas):
+                now = set(self._dispatch.students[name].replicas)
+                # Also those that were left with work then, and have ended it since.
+                for address in known - now:
                     await self.students.forget(name, address)
+                known = now
                 self._tell(name)
             await asyncio.sleep(self._resolve_s)
 

@@ -98,6 +98,9 @@ def test_replicas_join_and_leave_while_a_run_goes_on(world: Any, tmp_path: Path)
                 await world.until(lambda: second.trained)
                 listed.write_text(f"{second.address}\n", encoding="utf-8")
                 await world.until(lambda: not first.running and engine.dispatcher.slots("a") == 2)
+                # Its channel is closed, once what it had has ended.
+                left = world.until(lambda: ("a", first.address) not in engine.students._clients)
+                await asyncio.wait_for(left, 20)
                 count = len(first.trained)
                 listed.unlink()  # Who cannot be looked up stays as it was.
                 summary = await world.done(engine)
