@@ -41,7 +41,7 @@ class OrchestratorServiceStub:
     PauseRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.PauseRunRequest, _orchestrator_service_pb2.PauseRunResponse]
     """Begins nothing new in a run; what is under way ends."""
     ResumeRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ResumeRunRequest, _orchestrator_service_pb2.ResumeRunResponse]
-    """Goes on with a paused run."""
+    """Goes on with a run that is paused or has failed."""
     ExtendRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ExtendRunRequest, _orchestrator_service_pb2.ExtendRunResponse]
     """Adds rounds to a run, also to one that was done."""
     CloneRun: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CloneRunRequest, _orchestrator_service_pb2.CloneRunResponse]
@@ -78,7 +78,7 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     PauseRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.PauseRunRequest, _orchestrator_service_pb2.PauseRunResponse]  # type: ignore[assignment]
     """Begins nothing new in a run; what is under way ends."""
     ResumeRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ResumeRunRequest, _orchestrator_service_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """Goes on with a paused run."""
+    """Goes on with a run that is paused or has failed."""
     ExtendRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ExtendRunRequest, _orchestrator_service_pb2.ExtendRunResponse]  # type: ignore[assignment]
     """Adds rounds to a run, also to one that was done."""
     CloneRun: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.CloneRunRequest, _orchestrator_service_pb2.CloneRunResponse]  # type: ignore[assignment]
@@ -154,7 +154,7 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _orchestrator_service_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_orchestrator_service_pb2.ResumeRunResponse, _abc.Awaitable[_orchestrator_service_pb2.ResumeRunResponse]]:
-        """Goes on with a paused run."""
+        """Goes on with a run that is paused or has failed."""
 
     @_abc_1.abstractmethod
     def ExtendRun(
