@@ -71,20 +71,20 @@ class Table:
 
     def show(self, seed: int) -> None:
         count = len(self.before[GRADERS[0]])
-        print(f"\n| condition ({count} documents) | contains | gain [95 %] | f1 | log-likelihood | rejected | s |")
-        print("|---|---|---|---|---|---|---|")
+        print(f"\n| condition ({count} documents) | contains | gain | f1 | log-likelihood | gain | rejected | s |")
+        print("|---|---|---|---|---|---|---|---|")
         for name, scores in {"untouched": self.before, **self.rows}.items():
-            level = mean_interval(scores["contains"], seed=seed)
-            gain = paired_interval(self.before["contains"], scores["contains"], seed=seed)
-            assert level is not None
-            assert gain is not None
-            f1 = sum(scores["f1"]) / count
-            loglik = sum(scores["loglik"]) / count
-            print(
-                f"| {name} | {level.mean:.3f} [{level.low:.3f}, {level.high:.3f}] "
-                f"| {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}] | {f1:.3f} | {loglik:.2f} "
-                f"| {self.rejected.get(name, 0)} | {self.seconds.get(name, 0):.0f} |"
-            )
+            columns = [name]
+            for grader, digits in (("contains", 3), ("f1", 3), ("loglik", 2)):
+                level = mean_interval(scores[grader], seed=seed)
+                assert level is not None
+                columns.append(f"{level.mean:.{digits}f} [{level.low:.{digits}f}, {level.high:.{digits}f}]")
+                if grader != "f1":
+                    gain = paired_interval(self.before[grader], scores[grader], seed=seed)
+                    assert gain is not None
+                    columns.append(f"{gain.mean:+.{digits}f} [{gain.low:+.{digits}f}, {gain.high:+.{digits}f}]")
+            columns += [str(self.rejected.get(name, 0)), f"{self.seconds.get(name, 0):.0f}"]
+            print(f"| {' | '.join(columns)} |")
 
 
 def one_round(
