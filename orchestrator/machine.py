@@ -236,7 +236,7 @@ class Machine:
         new = self.works(group)
         self._left[group] = len(new)
         # Without an edit that could be parsed there is nothing to evaluate, and the group is complete as it stands.
-        return new or self._group_complete(group)
+        return self._running(new) or self._group_complete(group)
 
     def _evaluated(self, fact: Evaluated) -> tuple[Decision, ...]:
         work = fact.work
