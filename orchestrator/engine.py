@@ -17,7 +17,6 @@ from orchestrator.driving import Driving
 from orchestrator.estimate import run_seconds
 from orchestrator.judging import Judges
 from orchestrator.run_checking import RunChecking
-from orchestrator.run_config import task_violations
 from orchestrator.run_rows import resolved_yaml
 from orchestrator.runner import run_hash
 from orchestrator.store import Store
@@ -106,8 +105,7 @@ class Engine:
         if existing is not None and existing != digest:
             raise AlreadyExists(f"run {run_id!r} exists with other content; choose another id")
         if existing is None or wrong:
-            found = [*wrong] or task_violations(tasks, retention_quiz)
-            run = await self._checking.checked(run_id, config_yaml, tasks, retention_quiz, digest, found)
+            run = await self._checking.checked(run_id, config_yaml, tasks, retention_quiz, digest, wrong)
             created = await self.store.create_run(run)
             if created:
                 await self._driving.take(run_id)
@@ -125,8 +123,7 @@ class Engine:
         wrong: Sequence[FieldViolation] = (),
     ) -> RunPlan:
         """What `start_run` would start: checked in the same way, and nothing is stored."""
-        found = [*wrong] or task_violations(tasks, retention_quiz)
-        run = await self._checking.checked(run_id, config_yaml, tasks, retention_quiz, "", found)
+        run = await self._checking.checked(run_id, config_yaml, tasks, retention_quiz, "", wrong)
         plan = run.plan
         groups = plan.rounds * len(plan.tasks) * len(plan.audiences)
         slots = {name: student.description.slots for name, student in run.students.items()}

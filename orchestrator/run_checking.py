@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 
 from orchestrator.config import OrchestratorSettings
 from orchestrator.records import Run, RunStudent
-from orchestrator.run_config import RunConfig, resolve_format, service_violations
+from orchestrator.run_config import RunConfig, resolve_format, service_violations, task_violations
+from orchestrator.start_check import Asked, start_violations, without_known
 from orchestrator.student_rows import StudentRows
 from orchestrator.students import Students
 from orchestrator.teaching import first_policy
@@ -38,13 +39,13 @@ class RunChecking:
         tasks: Sequence[TaskWithQuiz],
         retention_quiz: Quiz,
         digest: str,
-        found: Sequence[FieldViolation],
+        malformed: Sequence[FieldViolation],
     ) -> Run:
-        """The run as it will be stored; `found` is what is wrong with its tasks.
+        """The run as it will be stored; `malformed` is what was found wrong in tasks that were left out of `tasks`.
 
         InvalidInput names all that is wrong, Unavailable who does not answer.
         """
-        wrong = [*found]
+        wrong = [*malformed] or task_violations(tasks, retention_quiz)
         if not RUN_ID.fullmatch(run_id):
             wrong.append(FieldViolation("run_id", run_id, "1 to 64 characters of a-z, 0-9, '-', '_'"))
         config: RunConfig | None = None
@@ -86,6 +87,10 @@ class RunChecking:
         wrong += service_violations(config, teacher, described)
         if config.update.algorithm in teacher.algorithms:
             wrong += await self._update_violations(config)
+        format = None if any(item.field == "config.format" for item in wrong) else resolve_format(config, teacher)
+        asked = Asked(config, tasks, _places(len(tasks), malformed), retention_quiz)
+        refused = await start_violations(asked, format, self.teacher, self.students, described)
+        wrong += without_known(wrong, refused)
         if wrong:
             raise InvalidInput(wrong)
         versions = await self.rows.versions(described)
@@ -128,3 +133,9 @@ class RunChecking:
         if faults:
             raise Unavailable("; ".join(str(item) for item in faults))
         return {name: item for name, item in zip(names, found, strict=True) if isinstance(item, StudentDescription)}
+
+
+def _places(count: int, malformed: Sequence[FieldViolation]) -> list[int]:
+    """The indices that so many tasks had before the malformed ones were left out."""
+    left_out = {int(found[1]) for item in malformed if (found := re.match(r"tasks\[(\d+)\]", item.field))}
+    return [index for index in range(count + len(left_out)) if index not in left_out]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import TypeVar
 
 from orchestrator import metrics
 from orchestrator.closing import viable
@@ -17,7 +20,7 @@ from orchestrator.store import Store
 from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, STUDENT, Mistake, described, mistakes_in, told
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
-from tutelage.domain.description import TeacherDescription
+from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.errors import TutelageError, Unavailable
 from tutelage.domain.policy import (
     Candidate,
@@ -30,9 +33,10 @@ from tutelage.domain.policy import (
 )
 from tutelage.domain.run import NO_UPDATE
 
-
+T = TypeVar("T")
 FAULTS = 4
 """Times that a call is made on which the teacher breaks (a crash, no memory) before the run fails."""
+
 
 async def first_policy(wanted: str, described: TeacherDescription, teacher: TeacherClient) -> str:
     """What `initial`, `latest`, `promoted` or a version means to this teacher; empty when it does not keep it."""
@@ -52,19 +56,23 @@ def first_index(run: Run, group: Group) -> int:
     return run.config.students.index(group.audience) * run.config.candidates if group.audience else 0
 
 
-def written_for(run: Run, audience: str) -> Format:
-    """The run's format; for one student its prompt says which: in the place of `{student}`, or at its end.
+def addressed(format: Format, readers: Mapping[str, StudentDescription], alone: bool) -> Format:
+    """The format for these readers; its prompt says who they are in the place of `{student}`, or at its end.
 
-    A group that all students read is written for them all, where the prompt asks for whom.
+    It says so at its end only of one that is written for `alone`.
     """
-    prompt = run.format.prompt
+    prompt = format.prompt
     if STUDENT not in prompt:
-        if not audience:
-            return run.format
+        if not alone:
+            return format
         prompt = f"{prompt}\n\nWrite for this student: {STUDENT}"
-    readers = (audience,) if audience else run.config.students
-    who = " and ".join(described(name, run.students[name].description) for name in readers)
-    return replace(run.format, prompt=prompt.replace(STUDENT, who))
+    who = " and ".join(described(name, student) for name, student in readers.items())
+    return replace(format, prompt=prompt.replace(STUDENT, who))
+
+
+def informed(format: Format, mistakes: Sequence[Mistake]) -> Format:
+    """The format with what its readers got wrong in the place of `{mistakes}`."""
+    return replace(format, prompt=format.prompt.replace(MISTAKES, told(mistakes)))
 
 
 @dataclass(frozen=True)
@@ -73,18 +81,23 @@ class Teaching:
     store: Store
     teacher: TeacherClient
     settings: OrchestratorSettings
+    paused: asyncio.Event
+    """Set once nothing is to be begun or tried again."""
 
     async def _told(self, error: TutelageError, attempt: int, wait_s: float) -> None:
         detail = {"attempt": attempt, "wait_s": wait_s, "reason": str(error)}
         await self.store.append(self.run.run_id, ("teacher_retry", detail))
 
+    async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
+        retry = self.settings.retry
+        return await patiently(call, "teacher", retry, faults=FAULTS, paused=self.paused, told=self._told)
+
     async def _format(self, group: Group) -> Format:
         """What the group is written in: the run's format, with what its prompt asks of the students."""
-        written = written_for(self.run, group.audience)
-        if MISTAKES not in written.prompt:
-            return written
-        found = await self._mistakes(group)
-        return replace(written, prompt=written.prompt.replace(MISTAKES, told(found)))
+        names = (group.audience,) if group.audience else self.run.config.students
+        readers = {name: self.run.students[name].description for name in names}
+        written = addressed(self.run.format, readers, alone=bool(group.audience))
+        return informed(written, await self._mistakes(group)) if MISTAKES in written.prompt else written
 
     async def _mistakes(self, group: Group) -> list[Mistake]:
         """A few mistakes of the group's students about other tasks, those that follow the group's own first."""
@@ -120,7 +133,7 @@ class Teaching:
             )
             return sorted([candidate async for candidate in stream], key=lambda candidate: candidate.index)
 
-        written = await patiently(call, "teacher", self.settings.retry, faults=FAULTS, told=self._told)
+        written = await self._patiently(call)
         if [candidate.index for candidate in written] != list(range(config.candidates)):
             raise TutelageError(
                 f"the teacher wrote candidates {[c.index for c in written]} for task {task.id!r}, "
@@ -183,7 +196,7 @@ class Teaching:
         if run.config.update.when == "never":
             result = _unchanged(decision.parent_version, run.run_id, round_)
         else:
-            result = await patiently(call, "teacher", self.settings.retry, faults=FAULTS, told=self._told)
+            result = await self._patiently(call)
         told: list[Event] = [
             (
                 "policy_updated",

@@ -15,14 +15,13 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from student.adapters import AdapterStore
-from student.bank import Bank, BankAdapter, targeted
-from student.bounds import check_settings
+from student.bank import Bank, BankAdapter
 from student.capacity import Capacity
 from student.config import StudentSettings
 from student.evaluation import QuizSettings
+from student.evaluation_check import quiz_violations, setting_violations
 from student.evaluations import EvaluationStore
 from student.lora import concatenate, recompress
-from student.lower_layers import first_adapted
 from student.memory import memory_faults
 from student.metrics import StudentMetrics
 from student.packing import enable_packing
@@ -41,8 +40,8 @@ from tutelage.domain.description import (
     StudentDescription,
 )
 from tutelage.domain.errors import DataLoss, FieldViolation, InvalidInput, NotFound, PreconditionFailed
-from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationReport, Failure, QuizResult
-from tutelage.domain.task import Question
+from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationReport, Failure, InnerLoopSettings, QuizResult
+from tutelage.domain.task import Question, Quiz
 from tutelage.models.loading import LoadedModel
 
 ENGINE_REVISION = "4"
@@ -150,27 +149,25 @@ class StudentEngine:
             asked, mine = getattr(key, name), getattr(own, name)
             if asked != mine:
                 raise PreconditionFailed(f"key.{name} is {asked!r}, this student's is {mine!r}")
-        violations = [
-            FieldViolation("key.graders", name, ", ".join(GRADERS)) for name in key.graders if name not in GRADERS
-        ]
-        if not key.graders:
-            violations.append(FieldViolation("key.graders", "", "at least one of " + ", ".join(GRADERS)))
+        graders, allowed = key.graders or ("",), "at least one of " + ", ".join(GRADERS)
+        violations = [FieldViolation("key.graders", name, allowed) for name in graders if name not in GRADERS]
         if not key.quiz.questions:
             violations.append(FieldViolation("key.quiz", "", "at least one question"))
-        for field, quiz in (("quiz", key.quiz), ("retention_quiz", key.retention_quiz)):
-            for i, question in enumerate(quiz.questions):
-                if not question.answer.strip():
-                    path = f"key.{field}.questions[{i}].answer"
-                    violations.append(FieldViolation(path, question.answer, "an answer that is not empty"))
+        violations += self.setting_violations(key.settings)
+        violations += self.quiz_violations(key.quiz, "key.quiz")
+        violations += self.quiz_violations(key.retention_quiz, "key.retention_quiz")
         if violations:
             raise InvalidInput(violations)
-        check_settings(key.settings, self.bounds)
-        first = first_adapted(self._loaded.model, key.settings.adapt_last_layers)
-        targeted(self._bank.projections, key.settings.target_modules, first)
-        with self._front_lock:
-            check_quiz(self._front, key.quiz.questions, self.settings.max_new_tokens, "key.quiz")
-            check_quiz(self._front, key.retention_quiz.questions, self.settings.max_new_tokens, "key.retention_quiz")
         self._parent(key.adapter_version)
+
+    def setting_violations(self, settings: InnerLoopSettings) -> list[FieldViolation]:
+        """What this student cannot do with a run's settings."""
+        return setting_violations(self._loaded.model, self._bank.projections, settings, self.bounds)
+
+    def quiz_violations(self, quiz: Quiz, field: str) -> list[FieldViolation]:
+        """Why this student cannot answer the quiz of that field."""
+        with self._front_lock:
+            return quiz_violations(self._front, quiz, self.settings.max_new_tokens, field)
 
     def evaluate(self, key: EvaluationKey, *, lease_s: float = 0, watcher: Watcher | None = None) -> Job:
         """Starts the evaluation, attaches to it, or gives the stored outcome as a job that has ended.

@@ -12,6 +12,7 @@ import grpc
 
 from student.config import StudentSettings
 from student.engine import StudentEngine
+from student.evaluation_check import check_evaluations
 from student.metrics import StudentMetrics
 from student.scheduler import Job
 from tutelage.domain.description import EvaluationProgress
@@ -76,6 +77,11 @@ class StudentServicer(pb_grpc.StudentServiceServicer):
 
     async def Describe(self, request: pb.StudentServiceDescribeRequest, context: Context) -> Any:
         return student_description_to_wire(self._engine.describe())
+
+    async def CheckEvaluations(
+        self, request_iterator: AsyncIterator[pb.CheckEvaluationsRequest], context: Context
+    ) -> pb.CheckEvaluationsResponse:
+        return await check_evaluations(request_iterator, self._engine)
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> AsyncIterator[pb.EvaluateResponse]:
         engine, key = self._engine, evaluation_key_from_wire(request.key)

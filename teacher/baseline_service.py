@@ -18,9 +18,10 @@ from teacher.baselines import Baseline, EndpointTeacher, PassageOnly, Replay
 from teacher.config import TeacherSettings
 from teacher.own_formats import all_formats
 from teacher.update_request import check_request, update_id
+from teacher.writing_check import check_writing
 from tutelage.domain.description import TeacherDescription
-from tutelage.domain.errors import FieldViolation, InvalidInput, NotFound, PreconditionFailed
-from tutelage.domain.policy import Policy, PolicyDetails, Promotion, UpdateResult
+from tutelage.domain.errors import InvalidInput, NotFound, PreconditionFailed
+from tutelage.domain.policy import Format, Policy, PolicyDetails, Promotion, Sampling, UpdateResult
 from tutelage.rpc.logging import bind
 from tutelage.v1 import teacher_service_pb2 as pb
 from tutelage.v1 import teacher_service_pb2_grpc as pb_grpc
@@ -99,14 +100,22 @@ class BaselineService(pb_grpc.TeacherServiceServicer):
         )
         return teacher_description_to_wire(description)
 
+    async def CheckWriting(
+        self, request_iterator: AsyncIterator[pb.CheckWritingRequest], context: grpc.aio.ServicerContext
+    ) -> pb.CheckWritingResponse:
+        """Refuses what WriteSelfEdits would refuse; how long a prompt may be is not known here."""
+
+        def check(format: Format, candidates: int, sampling: Sampling) -> None:
+            self._check(candidates)
+
+        return await check_writing(request_iterator, check)
+
     async def WriteSelfEdits(
         self, request: pb.WriteSelfEditsRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[pb.WriteSelfEditsResponse]:
         """Candidates as they end."""
         self._known(request.policy_version)
-        if not 1 <= request.candidates <= self._settings.max_candidates:
-            allowed = f"1 to {self._settings.max_candidates}"
-            raise InvalidInput(FieldViolation("candidates", str(request.candidates), allowed))
+        self._check(request.candidates)
         task, format = task_from_wire(request.task), format_from_wire(request.format)
         sampling = sampling_from_wire(request.sampling)
         started = time.monotonic()
@@ -172,6 +181,10 @@ class BaselineService(pb_grpc.TeacherServiceServicer):
         """There is nothing to export."""
         raise PreconditionFailed(f"this teacher ({self._baseline.name}) has no weights to export")
         yield
+
+    def _check(self, candidates: int) -> None:
+        if not 1 <= candidates <= self._settings.max_candidates:
+            raise InvalidInput.of("candidates", candidates, f"1 to {self._settings.max_candidates}")
 
     def _known(self, version: str) -> None:
         if version != self._policy.version:

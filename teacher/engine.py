@@ -64,11 +64,10 @@ class Writer:
 
         InvalidInput for a bad format or sampling or a document longer than the context, NotFound for an unknown policy.
         """
-        check_format(format)
-        self._check(candidates, sampling)
+        self.check(format, candidates, sampling)
         adapter = self._policies.adapter_folder(policy_version)
         prompt = self.prompt_of(task, format)
-        self._check_length(task.id, len(prompt), sampling)
+        self._check_length(task.id, len(prompt), sampling.max_new_tokens)
         # Each candidate is sampled by its own seed alone.
         seeds = [derived_seed(seed, index) for index in range(candidates)]
         started = time.monotonic()
@@ -106,6 +105,15 @@ class Writer:
                 metrics.TOKENS.labels("completion").inc(len(ids))
                 text = tokenizer.decode(ids, skip_special_tokens=True).strip()
                 yield place, text.split("\n", 1)[0].strip() if one_line else text
+
+    def check(self, format: Format, candidates: int, sampling: Sampling) -> None:
+        """InvalidInput for what no task could be written with."""
+        check_format(format)
+        self._check(candidates, sampling)
+
+    def check_task(self, task: Task, format: Format, max_new_tokens: int) -> None:
+        """InvalidInput for a task whose prompt and completion are together longer than the context."""
+        self._check_length(task.id, len(self.prompt_of(task, format)), max_new_tokens)
 
     def prompt_of(self, task: Task, format: Format) -> list[int]:
         """What a completion is sampled from: ids of the instruction as a chat, and of the reply's given beginning."""
@@ -213,11 +221,11 @@ class Writer:
         if wrong:
             raise InvalidInput(wrong)
 
-    def _check_length(self, task: str, prompt: int, sampling: Sampling) -> None:
+    def _check_length(self, task: str, prompt: int, max_new_tokens: int) -> None:
         context = self.loaded.context_length
-        if prompt + sampling.max_new_tokens > context:
+        if prompt + max_new_tokens > context:
             raise InvalidInput.of(
                 "task.document.text",
-                f"a prompt of {prompt} tokens for task {task!r} and {sampling.max_new_tokens} new ones",
+                f"a prompt of {prompt} tokens for task {task!r} and {max_new_tokens} new ones",
                 f"at most {context} tokens together (the context): shorten the document or sampling.max_new_tokens",
             )

@@ -20,6 +20,7 @@ from teacher.promotion import Promotions
 from teacher.threaded import iterate_in_thread
 from teacher.update_request import sampling_violations
 from teacher.updates import Updates
+from teacher.writing_check import check_writing
 from tutelage.domain.description import TeacherDescription
 from tutelage.domain.errors import InvalidInput, Unavailable
 from tutelage.domain.policy import Policy, UpdateResult
@@ -104,6 +105,13 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             promoted_policy_version=(await asyncio.to_thread(parts.promotions.current)).version,
         )
         return teacher_description_to_wire(description)
+
+    async def CheckWriting(
+        self, request_iterator: AsyncIterator[pb.CheckWritingRequest], context: grpc.aio.ServicerContext
+    ) -> pb.CheckWritingResponse:
+        """Refuses what WriteSelfEdits would refuse."""
+        writer = self._loaded().writer
+        return await check_writing(request_iterator, writer.check, writer.check_task)
 
     async def WriteSelfEdits(
         self, request: pb.WriteSelfEditsRequest, context: grpc.aio.ServicerContext

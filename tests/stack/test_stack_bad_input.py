@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from tutelage.client import SyncOrchestratorClient, SyncStudentClient, SyncTeach
 from tutelage.domain.errors import DataLoss, InvalidInput, NotFound, TutelageError, Unavailable
 from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, InnerLoopSettings
 from tutelage.domain.policy import Candidate, Format, Parser, Sampling
-from tutelage.domain.run import RunState, TaskWithQuiz
+from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import Directives, Rejection, RejectionReason, SelfEdit, TextDocument, question_answer
 from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 from tutelage.rpc.config import ChannelSettings
@@ -276,17 +277,24 @@ def test_document_longer_than_the_context_is_refused_by_the_teacher(teacher: Syn
     refused_input(lambda: write(teacher, with_text(LONG)), task__document__text=f"at most {CONTEXT} tokens")
 
 
-def test_run_over_a_document_longer_than_the_context_ends_with_the_reason(services: Services) -> None:
-    runs = services.orchestrator
-    start(runs, (replace(TASK, task=with_text(LONG)),), "too-long")
-    *_, (ended, _) = runs.watch_run("too-long", timeout_s=60)
-    assert ended.state is RunState.FAILED
-    for part in ("lamp", "task.document.text", f"at most {CONTEXT} tokens"):
-        assert part in ended.message
-    # The next run is not troubled.
-    start(runs, (TASK,), "after-too-long", commit={"when": "never"})
-    *_, (ended, _) = runs.watch_run("after-too-long", timeout_s=120)
-    assert ended.state is RunState.DONE, ended.message
+def test_run_over_a_document_longer_than_the_context_is_refused(orchestrator: SyncOrchestratorClient) -> None:
+    long = replace(TASK, task=replace(with_text(LONG), id="long"))
+    with pytest.raises(InvalidInput) as caught:
+        start(orchestrator, (TASK, long))
+    (violation,) = caught.value.violations
+    assert violation.field == "tasks[1].task.document.text"
+    assert re.match(r"a prompt of 1\d\d\d tokens for task 'long' and 8 new ones", violation.value)
+    assert f"at most {CONTEXT} tokens" in violation.allowed
+
+
+def test_document_longer_than_the_context_is_named_by_its_place_beside_a_malformed_one(
+    orchestrator: SyncOrchestratorClient,
+) -> None:
+    long = replace(TASK, task=replace(with_text(LONG), id="long"))
+    refused_input(
+        lambda: start(orchestrator, (replace(TASK, quiz=Quiz()), TASK, long)),
+        **{"tasks[0].quiz.questions": "at least one", "tasks[2].task.document.text": f"at most {CONTEXT} tokens"},
+    )
 
 
 def test_document_longer_than_the_context_is_rejected_by_the_student(student: SyncStudentClient) -> None:
@@ -302,6 +310,40 @@ def test_question_longer_than_the_context_is_refused_by_the_student(student: Syn
     refused_input(
         lambda: study(student, quiz=Quiz((Question("q", LONG, "heron"),))),
         **{"key.quiz." + f: t for f, t in allowed.items()},
+    )
+
+
+def test_all_that_teacher_and_student_would_refuse_is_told_before_the_run_begins(
+    orchestrator: SyncOrchestratorClient,
+) -> None:
+    loop = {**CONFIG["inner_loop"], "target_modules": ["q_proj", "foo", "bar"], "adapt_layers": "last-99"}
+    refused_input(
+        lambda: start(
+            orchestrator,
+            (TASK, *with_quiz(Question("q1", "Colour?", "green"), Question("q2", LONG, "green"))),
+            candidates=100,
+            sampling={"max_new_tokens": 8192},
+            inner_loop={**loop, "target_modules": ["q_proj", "foo"]},
+        ),
+        **{
+            "tasks[1].task.id": "an id of its own",
+            "tasks[1].quiz.questions[1].text": f"at most {CONTEXT} tokens",
+        },
+        config__candidates="1 to 64",
+        config__sampling__max_new_tokens="1 to 2048",
+        config__inner_loop__target_modules="q_proj",
+        config__inner_loop__adapt_layers="the layers of this model (student 'ada')",
+    )
+    with pytest.raises(InvalidInput) as caught:
+        start(orchestrator, inner_loop={**loop, "adapt_layers": "all"})
+    assert [item.value for item in caught.value.violations] == ["foo", "bar"]
+
+
+def test_retention_question_longer_than_the_context_is_refused(orchestrator: SyncOrchestratorClient) -> None:
+    retention = Quiz((Question("r1", LONG, "Paris"),))
+    refused_input(
+        lambda: orchestrator.start_run("refused", yaml.safe_dump(CONFIG), (TASK,), retention),
+        **{"retention_quiz.questions[0].text": f"at most {CONTEXT} tokens"},
     )
 
 

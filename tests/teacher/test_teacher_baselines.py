@@ -167,6 +167,9 @@ def test_passage_only_writes_the_passage_and_does_not_learn() -> None:
             await client.check_update("ppo", UpdateSettings())
         with pytest.raises(InvalidInput, match="candidates"):
             await written(client, 0)
+        await client.check_writing([TASK], format=LINES, candidates=2, sampling=Sampling())
+        with pytest.raises(InvalidInput, match=r"candidates.*1 to 64"):
+            await client.check_writing([TASK], format=LINES, candidates=65, sampling=Sampling())
 
     served(TeacherSettings(backend="passage"), use)
 

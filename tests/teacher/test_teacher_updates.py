@@ -205,6 +205,8 @@ def test_through_grpc(settings: TeacherSettings, tmp_path: Path) -> None:
                     await written("f" * 64)
                 with pytest.raises(InvalidInput, match="candidates"):
                     await written(first, candidates=0)
+                with pytest.raises(InvalidInput, match=r"candidates.*1 to 64"):
+                    await client.check_writing([task], format=format, candidates=65, sampling=Sampling())
                 assert about.algorithms[:4] == ("rest_em", "grpo", "rloo", "dpo")
                 grpo = UpdateSettings(options={"beta": 0.1})
                 await client.check_update("grpo", grpo, Sampling())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.description import Adapter, EvaluationProgress, EvaluationStatus, StudentDescription
-from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationOutcome, QuizResult
-from tutelage.domain.task import Question
+from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationOutcome, InnerLoopSettings, QuizResult
+from tutelage.domain.task import Question, Quiz
 from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import student_service_pb2 as pb
 from tutelage.v1.student_service_pb2_grpc import StudentServiceStub
@@ -19,9 +19,10 @@ from tutelage.wire.evaluation import (
     evaluation_outcome_from_wire,
     evaluation_progress_from_wire,
     evaluation_status_from_wire,
+    inner_loop_settings_to_wire,
     quiz_result_from_wire,
 )
-from tutelage.wire.task import question_to_wire
+from tutelage.wire.task import question_to_wire, quiz_to_wire
 
 
 def _event(message: pb.EvaluateResponse) -> EvaluationProgress | EvaluationOutcome:
@@ -56,6 +57,17 @@ def _evaluate(key: EvaluationKey, lease_s: float, run_id: str) -> pb.EvaluateReq
     return pb.EvaluateRequest(key=evaluation_key_to_wire(key), lease_s=lease_s, run_id=run_id)
 
 
+def _check(
+    settings: InnerLoopSettings, quizzes: Iterable[Quiz], retention: Quiz
+) -> Iterator[pb.CheckEvaluationsRequest]:
+    header = pb.CheckEvaluationsHeader(
+        settings=inner_loop_settings_to_wire(settings), retention_quiz=quiz_to_wire(retention)
+    )
+    yield pb.CheckEvaluationsRequest(header=header)
+    for quiz in quizzes:
+        yield pb.CheckEvaluationsRequest(quiz=quiz_to_wire(quiz))
+
+
 def _answer(questions: Sequence[Question], adapter_version: str, max_new_tokens: int) -> pb.AnswerRequest:
     messages = [question_to_wire(question) for question in questions]
     return pb.AnswerRequest(adapter_version=adapter_version, questions=messages, max_new_tokens=max_new_tokens)
@@ -72,6 +84,18 @@ class StudentClient(AsyncConnection):
         """What it is and accepts."""
         request = pb.StudentServiceDescribeRequest()
         return await self._call(self._stub.Describe, request, student_description_from_wire, timeout_s)
+
+    async def check_evaluations(
+        self,
+        settings: InnerLoopSettings,
+        quizzes: Iterable[Quiz],
+        retention_quiz: Quiz,
+        *,
+        timeout_s: float = WORK_S,
+    ) -> None:
+        """InvalidInput names every field that evaluations with these would be refused for; nothing is answered."""
+        messages = _check(settings, quizzes, retention_quiz)
+        await self._call(self._stub.CheckEvaluations, messages, _nothing, timeout_s)
 
     def evaluate(
         self, key: EvaluationKey, *, lease_s: float = 0, run_id: str = "", timeout_s: float = LONG_S
@@ -126,6 +150,18 @@ class SyncStudentClient(SyncConnection):
         """What it is and accepts."""
         request = pb.StudentServiceDescribeRequest()
         return self._call(self._stub.Describe, request, student_description_from_wire, timeout_s)
+
+    def check_evaluations(
+        self,
+        settings: InnerLoopSettings,
+        quizzes: Iterable[Quiz],
+        retention_quiz: Quiz,
+        *,
+        timeout_s: float = WORK_S,
+    ) -> None:
+        """InvalidInput names every field that evaluations with these would be refused for; nothing is answered."""
+        messages = _check(settings, quizzes, retention_quiz)
+        self._call(self._stub.CheckEvaluations, messages, _nothing, timeout_s)
 
     def evaluate(
         self, key: EvaluationKey, *, lease_s: float = 0, run_id: str = "", timeout_s: float = LONG_S

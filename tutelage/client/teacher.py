@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.description import TeacherDescription, UpdateProgress
@@ -73,6 +73,17 @@ def _write(
     )
 
 
+def _check_writing(
+    tasks: Iterable[Task], format: Format, candidates: int, sampling: Sampling
+) -> Iterator[pb.CheckWritingRequest]:
+    header = pb.CheckWritingHeader(
+        format=format_to_wire(format), candidates=fitting("candidates", candidates), sampling=sampling_to_wire(sampling)
+    )
+    yield pb.CheckWritingRequest(header=header)
+    for task in tasks:
+        yield pb.CheckWritingRequest(task=task_to_wire(task))
+
+
 def _answer(prompts: Sequence[str], policy_version: str, max_new_tokens: int) -> pb.AnswerPromptsRequest:
     return pb.AnswerPromptsRequest(
         policy_version=policy_version, prompts=prompts, max_new_tokens=fitting("max_new_tokens", max_new_tokens)
@@ -102,7 +113,7 @@ def _export(version: str, form: PolicyForm) -> pb.ExportPolicyRequest:
     return request
 
 
-def _nothing(message: pb.CheckUpdateResponse) -> None:
+def _nothing(message: pb.CheckUpdateResponse | pb.CheckWritingResponse) -> None:
     return None
 
 
@@ -147,6 +158,19 @@ class TeacherClient(AsyncConnection):
         """Progress, then the result; the same content updates once."""
         messages = list(update_request_to_wire(request))
         return self._stream(self._stub.UpdatePolicy, messages, _update, timeout_s)
+
+    async def check_writing(
+        self,
+        tasks: Iterable[Task],
+        *,
+        format: Format,
+        candidates: int,
+        sampling: Sampling,
+        timeout_s: float = WORK_S,
+    ) -> None:
+        """InvalidInput names every field that writing for these tasks would be refused for; nothing is sampled."""
+        messages = _check_writing(tasks, format, candidates, sampling)
+        await self._call(self._stub.CheckWriting, messages, _nothing, timeout_s)
 
     async def check_update(
         self,
@@ -225,6 +249,19 @@ class SyncTeacherClient(SyncConnection):
         """Progress, then the result; the same content updates once."""
         messages = iter(list(update_request_to_wire(request)))
         return self._stream(self._stub.UpdatePolicy, messages, _update, timeout_s)
+
+    def check_writing(
+        self,
+        tasks: Iterable[Task],
+        *,
+        format: Format,
+        candidates: int,
+        sampling: Sampling,
+        timeout_s: float = WORK_S,
+    ) -> None:
+        """InvalidInput names every field that writing for these tasks would be refused for; nothing is sampled."""
+        messages = _check_writing(tasks, format, candidates, sampling)
+        self._call(self._stub.CheckWriting, messages, _nothing, timeout_s)
 
     def check_update(
         self,

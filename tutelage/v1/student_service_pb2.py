@@ -27,51 +27,57 @@ from tutelage.v1 import evaluation_pb2 as tutelage_dot_v1_dot_evaluation__pb2
 from tutelage.v1 import task_pb2 as tutelage_dot_v1_dot_task__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tutelage/v1/student_service.proto\x12\x0btutelage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctutelage/v1/evaluation.proto\x1a\x16tutelage/v1/task.proto\"\x1f\n\x1dStudentServiceDescribeRequest\"\xe0\x01\n\x06\x42ounds\x12\x19\n\x11min_learning_rate\x18\x01 \x01(\x01\x12\x19\n\x11max_learning_rate\x18\x02 \x01(\x01\x12\x12\n\nmin_epochs\x18\x03 \x01(\x05\x12\x12\n\nmax_epochs\x18\x04 \x01(\x05\x12\x10\n\x08min_rank\x18\x05 \x01(\x05\x12\x10\n\x08max_rank\x18\x06 \x01(\x05\x12\x1b\n\x13max_document_tokens\x18\x07 \x01(\x05\x12\x15\n\rmax_documents\x18\x08 \x01(\x05\x12\x11\n\tmax_steps\x18\t \x01(\x05\x12\r\n\x05\x63lamp\x18\n \x01(\x08\"\xde\x02\n\x1eStudentServiceDescribeResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x15\n\rbase_revision\x18\x02 \x01(\t\x12\x14\n\x0cquantisation\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x15\n\rcompute_dtype\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x03\x12\r\n\x05slots\x18\x07 \x01(\x05\x12\x12\n\nfree_slots\x18\x08 \x01(\x05\x12\x0e\n\x06queued\x18\t \x01(\x05\x12#\n\x06\x62ounds\x18\n \x01(\x0b\x32\x13.tutelage.v1.Bounds\x12\x0f\n\x07graders\x18\x0b \x03(\t\x12\x17\n\x0f\x65ngine_revision\x18\x0c \x01(\t\x12\x15\n\rdeterministic\x18\r \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x0e \x01(\x05\x12\x0f\n\x07version\x18\x0f \x01(\t\"[\n\x0f\x45valuateRequest\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x1a.tutelage.v1.EvaluationKey\x12\x0f\n\x07lease_s\x18\x02 \x01(\x01\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"\x9a\x01\n\x10\x45valuateResponse\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x33\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.tutelage.v1.EvaluationProgressH\x00\x12\x31\n\x07outcome\x18\x03 \x01(\x0b\x32\x1e.tutelage.v1.EvaluationOutcomeH\x00\x42\x07\n\x05\x65vent\"-\n\x14GetEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"\xa8\x01\n\x15GetEvaluationResponse\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.tutelage.v1.EvaluationState\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.tutelage.v1.EvaluationProgress\x12/\n\x07outcome\x18\x03 \x01(\x0b\x32\x1e.tutelage.v1.EvaluationOutcome\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"-\n\x18\x43\x61ncelEvaluationResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"&\n\rCommitRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"^\n\x0e\x43ommitResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.tutelage.v1.Adapter\x12%\n\x04quiz\x18\x02 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\"\x96\x01\n\x07\x41\x64\x61pter\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eparent_version\x18\x02 \x01(\t\x12\x15\n\revaluation_id\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\rAnswerRequest\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x01 \x01(\t\x12(\n\tquestions\x18\x02 \x03(\x0b\x32\x15.tutelage.v1.Question\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x05\"6\n\x0e\x41nswerResponse\x12$\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x13.tutelage.v1.Answer\"\x15\n\x13ListAdaptersRequest\">\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.tutelage.v1.Adapter\"\'\n\x14\x44\x65leteAdapterRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteAdapterResponse*\x89\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x02\x12\x19\n\x15\x45VALUATION_STATE_DONE\x10\x03\x32\xac\x05\n\x0eStudentService\x12\x63\n\x08\x44\x65scribe\x12*.tutelage.v1.StudentServiceDescribeRequest\x1a+.tutelage.v1.StudentServiceDescribeResponse\x12I\n\x08\x45valuate\x12\x1c.tutelage.v1.EvaluateRequest\x1a\x1d.tutelage.v1.EvaluateResponse0\x01\x12V\n\rGetEvaluation\x12!.tutelage.v1.GetEvaluationRequest\x1a\".tutelage.v1.GetEvaluationResponse\x12_\n\x10\x43\x61ncelEvaluation\x12$.tutelage.v1.CancelEvaluationRequest\x1a%.tutelage.v1.CancelEvaluationResponse\x12\x41\n\x06\x43ommit\x12\x1a.tutelage.v1.CommitRequest\x1a\x1b.tutelage.v1.CommitResponse\x12\x41\n\x06\x41nswer\x12\x1a.tutelage.v1.AnswerRequest\x1a\x1b.tutelage.v1.AnswerResponse\x12S\n\x0cListAdapters\x12 .tutelage.v1.ListAdaptersRequest\x1a!.tutelage.v1.ListAdaptersResponse\x12V\n\rDeleteAdapter\x12!.tutelage.v1.DeleteAdapterRequest\x1a\".tutelage.v1.DeleteAdapterResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!tutelage/v1/student_service.proto\x12\x0btutelage.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ctutelage/v1/evaluation.proto\x1a\x16tutelage/v1/task.proto\"\x1f\n\x1dStudentServiceDescribeRequest\"\xe0\x01\n\x06\x42ounds\x12\x19\n\x11min_learning_rate\x18\x01 \x01(\x01\x12\x19\n\x11max_learning_rate\x18\x02 \x01(\x01\x12\x12\n\nmin_epochs\x18\x03 \x01(\x05\x12\x12\n\nmax_epochs\x18\x04 \x01(\x05\x12\x10\n\x08min_rank\x18\x05 \x01(\x05\x12\x10\n\x08max_rank\x18\x06 \x01(\x05\x12\x1b\n\x13max_document_tokens\x18\x07 \x01(\x05\x12\x15\n\rmax_documents\x18\x08 \x01(\x05\x12\x11\n\tmax_steps\x18\t \x01(\x05\x12\r\n\x05\x63lamp\x18\n \x01(\x08\"\xde\x02\n\x1eStudentServiceDescribeResponse\x12\x12\n\nbase_model\x18\x01 \x01(\t\x12\x15\n\rbase_revision\x18\x02 \x01(\t\x12\x14\n\x0cquantisation\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x15\n\rcompute_dtype\x18\x05 \x01(\t\x12\x12\n\nparameters\x18\x06 \x01(\x03\x12\r\n\x05slots\x18\x07 \x01(\x05\x12\x12\n\nfree_slots\x18\x08 \x01(\x05\x12\x0e\n\x06queued\x18\t \x01(\x05\x12#\n\x06\x62ounds\x18\n \x01(\x0b\x32\x13.tutelage.v1.Bounds\x12\x0f\n\x07graders\x18\x0b \x03(\t\x12\x17\n\x0f\x65ngine_revision\x18\x0c \x01(\t\x12\x15\n\rdeterministic\x18\r \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x0e \x01(\x05\x12\x0f\n\x07version\x18\x0f \x01(\t\"u\n\x16\x43heckEvaluationsHeader\x12\x30\n\x08settings\x18\x01 \x01(\x0b\x32\x1e.tutelage.v1.InnerLoopSettings\x12)\n\x0eretention_quiz\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.Quiz\"{\n\x17\x43heckEvaluationsRequest\x12\x35\n\x06header\x18\x01 \x01(\x0b\x32#.tutelage.v1.CheckEvaluationsHeaderH\x00\x12!\n\x04quiz\x18\x02 \x01(\x0b\x32\x11.tutelage.v1.QuizH\x00\x42\x06\n\x04part\"\x1a\n\x18\x43heckEvaluationsResponse\"[\n\x0f\x45valuateRequest\x12\'\n\x03key\x18\x01 \x01(\x0b\x32\x1a.tutelage.v1.EvaluationKey\x12\x0f\n\x07lease_s\x18\x02 \x01(\x01\x12\x0e\n\x06run_id\x18\x03 \x01(\t\"\x9a\x01\n\x10\x45valuateResponse\x12\x15\n\revaluation_id\x18\x01 \x01(\t\x12\x33\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.tutelage.v1.EvaluationProgressH\x00\x12\x31\n\x07outcome\x18\x03 \x01(\x0b\x32\x1e.tutelage.v1.EvaluationOutcomeH\x00\x42\x07\n\x05\x65vent\"-\n\x14GetEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"\xa8\x01\n\x15GetEvaluationResponse\x12+\n\x05state\x18\x01 \x01(\x0e\x32\x1c.tutelage.v1.EvaluationState\x12\x31\n\x08progress\x18\x02 \x01(\x0b\x32\x1f.tutelage.v1.EvaluationProgress\x12/\n\x07outcome\x18\x03 \x01(\x0b\x32\x1e.tutelage.v1.EvaluationOutcome\"0\n\x17\x43\x61ncelEvaluationRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"-\n\x18\x43\x61ncelEvaluationResponse\x12\x11\n\tcancelled\x18\x01 \x01(\x08\"&\n\rCommitRequest\x12\x15\n\revaluation_id\x18\x01 \x01(\t\"^\n\x0e\x43ommitResponse\x12%\n\x07\x61\x64\x61pter\x18\x01 \x01(\x0b\x32\x14.tutelage.v1.Adapter\x12%\n\x04quiz\x18\x02 \x01(\x0b\x32\x17.tutelage.v1.QuizResult\"\x96\x01\n\x07\x41\x64\x61pter\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x16\n\x0eparent_version\x18\x02 \x01(\t\x12\x15\n\revaluation_id\x18\x03 \x01(\t\x12\x0c\n\x04rank\x18\x04 \x01(\x05\x12\r\n\x05\x62ytes\x18\x05 \x01(\x03\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"j\n\rAnswerRequest\x12\x17\n\x0f\x61\x64\x61pter_version\x18\x01 \x01(\t\x12(\n\tquestions\x18\x02 \x03(\x0b\x32\x15.tutelage.v1.Question\x12\x16\n\x0emax_new_tokens\x18\x03 \x01(\x05\"6\n\x0e\x41nswerResponse\x12$\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x13.tutelage.v1.Answer\"\x15\n\x13ListAdaptersRequest\">\n\x14ListAdaptersResponse\x12&\n\x08\x61\x64\x61pters\x18\x01 \x03(\x0b\x32\x14.tutelage.v1.Adapter\"\'\n\x14\x44\x65leteAdapterRequest\x12\x0f\n\x07version\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteAdapterResponse*\x89\x01\n\x0f\x45valuationState\x12 \n\x1c\x45VALUATION_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45VALUATION_STATE_QUEUED\x10\x01\x12\x1c\n\x18\x45VALUATION_STATE_RUNNING\x10\x02\x12\x19\n\x15\x45VALUATION_STATE_DONE\x10\x03\x32\x8f\x06\n\x0eStudentService\x12\x63\n\x08\x44\x65scribe\x12*.tutelage.v1.StudentServiceDescribeRequest\x1a+.tutelage.v1.StudentServiceDescribeResponse\x12\x61\n\x10\x43heckEvaluations\x12$.tutelage.v1.CheckEvaluationsRequest\x1a%.tutelage.v1.CheckEvaluationsResponse(\x01\x12I\n\x08\x45valuate\x12\x1c.tutelage.v1.EvaluateRequest\x1a\x1d.tutelage.v1.EvaluateResponse0\x01\x12V\n\rGetEvaluation\x12!.tutelage.v1.GetEvaluationRequest\x1a\".tutelage.v1.GetEvaluationResponse\x12_\n\x10\x43\x61ncelEvaluation\x12$.tutelage.v1.CancelEvaluationRequest\x1a%.tutelage.v1.CancelEvaluationResponse\x12\x41\n\x06\x43ommit\x12\x1a.tutelage.v1.CommitRequest\x1a\x1b.tutelage.v1.CommitResponse\x12\x41\n\x06\x41nswer\x12\x1a.tutelage.v1.AnswerRequest\x1a\x1b.tutelage.v1.AnswerResponse\x12S\n\x0cListAdapters\x12 .tutelage.v1.ListAdaptersRequest\x1a!.tutelage.v1.ListAdaptersResponse\x12V\n\rDeleteAdapter\x12!.tutelage.v1.DeleteAdapterRequest\x1a\".tutelage.v1.DeleteAdapterResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tutelage.v1.student_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVALUATIONSTATE']._serialized_start=1922
-  _globals['_EVALUATIONSTATE']._serialized_end=2059
+  _globals['_EVALUATIONSTATE']._serialized_start=2194
+  _globals['_EVALUATIONSTATE']._serialized_end=2331
   _globals['_STUDENTSERVICEDESCRIBEREQUEST']._serialized_start=137
   _globals['_STUDENTSERVICEDESCRIBEREQUEST']._serialized_end=168
   _globals['_BOUNDS']._serialized_start=171
   _globals['_BOUNDS']._serialized_end=395
   _globals['_STUDENTSERVICEDESCRIBERESPONSE']._serialized_start=398
   _globals['_STUDENTSERVICEDESCRIBERESPONSE']._serialized_end=748
-  _globals['_EVALUATEREQUEST']._serialized_start=750
-  _globals['_EVALUATEREQUEST']._serialized_end=841
-  _globals['_EVALUATERESPONSE']._serialized_start=844
-  _globals['_EVALUATERESPONSE']._serialized_end=998
-  _globals['_GETEVALUATIONREQUEST']._serialized_start=1000
-  _globals['_GETEVALUATIONREQUEST']._serialized_end=1045
-  _globals['_GETEVALUATIONRESPONSE']._serialized_start=1048
-  _globals['_GETEVALUATIONRESPONSE']._serialized_end=1216
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1218
-  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1266
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1268
-  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1313
-  _globals['_COMMITREQUEST']._serialized_start=1315
-  _globals['_COMMITREQUEST']._serialized_end=1353
-  _globals['_COMMITRESPONSE']._serialized_start=1355
-  _globals['_COMMITRESPONSE']._serialized_end=1449
-  _globals['_ADAPTER']._serialized_start=1452
-  _globals['_ADAPTER']._serialized_end=1602
-  _globals['_ANSWERREQUEST']._serialized_start=1604
-  _globals['_ANSWERREQUEST']._serialized_end=1710
-  _globals['_ANSWERRESPONSE']._serialized_start=1712
-  _globals['_ANSWERRESPONSE']._serialized_end=1766
-  _globals['_LISTADAPTERSREQUEST']._serialized_start=1768
-  _globals['_LISTADAPTERSREQUEST']._serialized_end=1789
-  _globals['_LISTADAPTERSRESPONSE']._serialized_start=1791
-  _globals['_LISTADAPTERSRESPONSE']._serialized_end=1853
-  _globals['_DELETEADAPTERREQUEST']._serialized_start=1855
-  _globals['_DELETEADAPTERREQUEST']._serialized_end=1894
-  _globals['_DELETEADAPTERRESPONSE']._serialized_start=1896
-  _globals['_DELETEADAPTERRESPONSE']._serialized_end=1919
-  _globals['_STUDENTSERVICE']._serialized_start=2062
-  _globals['_STUDENTSERVICE']._serialized_end=2746
+  _globals['_CHECKEVALUATIONSHEADER']._serialized_start=750
+  _globals['_CHECKEVALUATIONSHEADER']._serialized_end=867
+  _globals['_CHECKEVALUATIONSREQUEST']._serialized_start=869
+  _globals['_CHECKEVALUATIONSREQUEST']._serialized_end=992
+  _globals['_CHECKEVALUATIONSRESPONSE']._serialized_start=994
+  _globals['_CHECKEVALUATIONSRESPONSE']._serialized_end=1020
+  _globals['_EVALUATEREQUEST']._serialized_start=1022
+  _globals['_EVALUATEREQUEST']._serialized_end=1113
+  _globals['_EVALUATERESPONSE']._serialized_start=1116
+  _globals['_EVALUATERESPONSE']._serialized_end=1270
+  _globals['_GETEVALUATIONREQUEST']._serialized_start=1272
+  _globals['_GETEVALUATIONREQUEST']._serialized_end=1317
+  _globals['_GETEVALUATIONRESPONSE']._serialized_start=1320
+  _globals['_GETEVALUATIONRESPONSE']._serialized_end=1488
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_start=1490
+  _globals['_CANCELEVALUATIONREQUEST']._serialized_end=1538
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_start=1540
+  _globals['_CANCELEVALUATIONRESPONSE']._serialized_end=1585
+  _globals['_COMMITREQUEST']._serialized_start=1587
+  _globals['_COMMITREQUEST']._serialized_end=1625
+  _globals['_COMMITRESPONSE']._serialized_start=1627
+  _globals['_COMMITRESPONSE']._serialized_end=1721
+  _globals['_ADAPTER']._serialized_start=1724
+  _globals['_ADAPTER']._serialized_end=1874
+  _globals['_ANSWERREQUEST']._serialized_start=1876
+  _globals['_ANSWERREQUEST']._serialized_end=1982
+  _globals['_ANSWERRESPONSE']._serialized_start=1984
+  _globals['_ANSWERRESPONSE']._serialized_end=2038
+  _globals['_LISTADAPTERSREQUEST']._serialized_start=2040
+  _globals['_LISTADAPTERSREQUEST']._serialized_end=2061
+  _globals['_LISTADAPTERSRESPONSE']._serialized_start=2063
+  _globals['_LISTADAPTERSRESPONSE']._serialized_end=2125
+  _globals['_DELETEADAPTERREQUEST']._serialized_start=2127
+  _globals['_DELETEADAPTERREQUEST']._serialized_end=2166
+  _globals['_DELETEADAPTERRESPONSE']._serialized_start=2168
+  _globals['_DELETEADAPTERRESPONSE']._serialized_end=2191
+  _globals['_STUDENTSERVICE']._serialized_start=2334
+  _globals['_STUDENTSERVICE']._serialized_end=3117
 # @@protoc_insertion_point(module_scope)

@@ -172,6 +172,75 @@ class StudentServiceDescribeResponse(_message.Message):
 Global___StudentServiceDescribeResponse: _TypeAlias = StudentServiceDescribeResponse  # noqa: Y015
 
 @_typing.final
+class CheckEvaluationsHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    RETENTION_QUIZ_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def settings(self) -> _evaluation_pb2.InnerLoopSettings: ...
+    @_builtins.property
+    def retention_quiz(self) -> _task_pb2.Quiz:
+        """May be empty."""
+
+    def __init__(
+        self,
+        *,
+        settings: _evaluation_pb2.InnerLoopSettings | None = ...,
+        retention_quiz: _task_pb2.Quiz | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["retention_quiz", b"retention_quiz", "settings", b"settings"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["retention_quiz", b"retention_quiz", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckEvaluationsHeader: _TypeAlias = CheckEvaluationsHeader  # noqa: Y015
+
+@_typing.final
+class CheckEvaluationsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    QUIZ_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___CheckEvaluationsHeader: ...
+    @_builtins.property
+    def quiz(self) -> _task_pb2.Quiz:
+        """Named `quizzes[i]` in what is refused, in the order they came in."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___CheckEvaluationsHeader | None = ...,
+        quiz: _task_pb2.Quiz | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "quiz", b"quiz"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "quiz", b"quiz"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "quiz"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___CheckEvaluationsRequest: _TypeAlias = CheckEvaluationsRequest  # noqa: Y015
+
+@_typing.final
+class CheckEvaluationsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckEvaluationsResponse: _TypeAlias = CheckEvaluationsResponse  # noqa: Y015
+
+@_typing.final
 class EvaluateRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -39,6 +39,11 @@ class StudentServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_student__service__pb2.StudentServiceDescribeRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_student__service__pb2.StudentServiceDescribeResponse.FromString,
                 _registered_method=True)
+        self.CheckEvaluations = channel.stream_unary(
+                '/tutelage.v1.StudentService/CheckEvaluations',
+                request_serializer=tutelage_dot_v1_dot_student__service__pb2.CheckEvaluationsRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_student__service__pb2.CheckEvaluationsResponse.FromString,
+                _registered_method=True)
         self.Evaluate = channel.unary_stream(
                 '/tutelage.v1.StudentService/Evaluate',
                 request_serializer=tutelage_dot_v1_dot_student__service__pb2.EvaluateRequest.SerializeToString,
@@ -81,6 +86,14 @@ class StudentServiceServicer(object):
 
     def Describe(self, request, context):
         """What this student is and what it accepts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckEvaluations(self, request_iterator, context):
+        """Whether the student would evaluate with these settings and quizzes: one header, then quizzes, of which nothing is
+        answered. INVALID_ARGUMENT names every field it would not take.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -137,6 +150,11 @@ def add_StudentServiceServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=tutelage_dot_v1_dot_student__service__pb2.StudentServiceDescribeRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_student__service__pb2.StudentServiceDescribeResponse.SerializeToString,
+            ),
+            'CheckEvaluations': grpc.stream_unary_rpc_method_handler(
+                    servicer.CheckEvaluations,
+                    request_deserializer=tutelage_dot_v1_dot_student__service__pb2.CheckEvaluationsRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_student__service__pb2.CheckEvaluationsResponse.SerializeToString,
             ),
             'Evaluate': grpc.unary_stream_rpc_method_handler(
                     servicer.Evaluate,
@@ -201,6 +219,33 @@ class StudentService(object):
             '/tutelage.v1.StudentService/Describe',
             tutelage_dot_v1_dot_student__service__pb2.StudentServiceDescribeRequest.SerializeToString,
             tutelage_dot_v1_dot_student__service__pb2.StudentServiceDescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckEvaluations(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tutelage.v1.StudentService/CheckEvaluations',
+            tutelage_dot_v1_dot_student__service__pb2.CheckEvaluationsRequest.SerializeToString,
+            tutelage_dot_v1_dot_student__service__pb2.CheckEvaluationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

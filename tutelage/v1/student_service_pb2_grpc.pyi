@@ -33,6 +33,10 @@ class StudentServiceStub:
     def __new__(cls, channel: _aio.Channel) -> StudentServiceAsyncStub: ...
     Describe: _grpc.UnaryUnaryMultiCallable[_student_service_pb2.StudentServiceDescribeRequest, _student_service_pb2.StudentServiceDescribeResponse]
     """What this student is and what it accepts."""
+    CheckEvaluations: _grpc.StreamUnaryMultiCallable[_student_service_pb2.CheckEvaluationsRequest, _student_service_pb2.CheckEvaluationsResponse]
+    """Whether the student would evaluate with these settings and quizzes: one header, then quizzes, of which nothing is
+    answered. INVALID_ARGUMENT names every field it would not take.
+    """
     Evaluate: _grpc.UnaryStreamMultiCallable[_student_service_pb2.EvaluateRequest, _student_service_pb2.EvaluateResponse]
     """Starts an evaluation, or attaches to it, or returns its stored report; streams progress and ends with the outcome."""
     GetEvaluation: _grpc.UnaryUnaryMultiCallable[_student_service_pb2.GetEvaluationRequest, _student_service_pb2.GetEvaluationResponse]
@@ -48,6 +52,10 @@ class StudentServiceAsyncStub(StudentServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Describe: _aio.UnaryUnaryMultiCallable[_student_service_pb2.StudentServiceDescribeRequest, _student_service_pb2.StudentServiceDescribeResponse]  # type: ignore[assignment]
     """What this student is and what it accepts."""
+    CheckEvaluations: _aio.StreamUnaryMultiCallable[_student_service_pb2.CheckEvaluationsRequest, _student_service_pb2.CheckEvaluationsResponse]  # type: ignore[assignment]
+    """Whether the student would evaluate with these settings and quizzes: one header, then quizzes, of which nothing is
+    answered. INVALID_ARGUMENT names every field it would not take.
+    """
     Evaluate: _aio.UnaryStreamMultiCallable[_student_service_pb2.EvaluateRequest, _student_service_pb2.EvaluateResponse]  # type: ignore[assignment]
     """Starts an evaluation, or attaches to it, or returns its stored report; streams progress and ends with the outcome."""
     GetEvaluation: _aio.UnaryUnaryMultiCallable[_student_service_pb2.GetEvaluationRequest, _student_service_pb2.GetEvaluationResponse]  # type: ignore[assignment]
@@ -66,6 +74,16 @@ class StudentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_student_service_pb2.StudentServiceDescribeResponse, _abc.Awaitable[_student_service_pb2.StudentServiceDescribeResponse]]:
         """What this student is and what it accepts."""
+
+    @_abc_1.abstractmethod
+    def CheckEvaluations(
+        self,
+        request_iterator: _MaybeAsyncIterator[_student_service_pb2.CheckEvaluationsRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_student_service_pb2.CheckEvaluationsResponse, _abc.Awaitable[_student_service_pb2.CheckEvaluationsResponse]]:
+        """Whether the student would evaluate with these settings and quizzes: one header, then quizzes, of which nothing is
+        answered. INVALID_ARGUMENT names every field it would not take.
+        """
 
     @_abc_1.abstractmethod
     def Evaluate(

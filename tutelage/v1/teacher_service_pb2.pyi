@@ -139,6 +139,76 @@ class TeacherServiceDescribeResponse(_message.Message):
 Global___TeacherServiceDescribeResponse: _TypeAlias = TeacherServiceDescribeResponse  # noqa: Y015
 
 @_typing.final
+class CheckWritingHeader(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    CANDIDATES_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    candidates: _builtins.int
+    @_builtins.property
+    def format(self) -> _policy_pb2.Format: ...
+    @_builtins.property
+    def sampling(self) -> _policy_pb2.Sampling: ...
+    def __init__(
+        self,
+        *,
+        format: _policy_pb2.Format | None = ...,
+        candidates: _builtins.int = ...,
+        sampling: _policy_pb2.Sampling | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "sampling", b"sampling"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "format", b"format", "sampling", b"sampling"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckWritingHeader: _TypeAlias = CheckWritingHeader  # noqa: Y015
+
+@_typing.final
+class CheckWritingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def header(self) -> Global___CheckWritingHeader: ...
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """Named `tasks[i]` in what is refused, in the order they came in."""
+
+    def __init__(
+        self,
+        *,
+        header: Global___CheckWritingHeader | None = ...,
+        task: _task_pb2.Task | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["header", b"header", "part", b"part", "task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "task"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___CheckWritingRequest: _TypeAlias = CheckWritingRequest  # noqa: Y015
+
+@_typing.final
+class CheckWritingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckWritingResponse: _TypeAlias = CheckWritingResponse  # noqa: Y015
+
+@_typing.final
 class WriteSelfEditsRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

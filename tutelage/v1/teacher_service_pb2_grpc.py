@@ -39,6 +39,11 @@ class TeacherServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.TeacherServiceDescribeRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.TeacherServiceDescribeResponse.FromString,
                 _registered_method=True)
+        self.CheckWriting = channel.stream_unary(
+                '/tutelage.v1.TeacherService/CheckWriting',
+                request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.CheckWritingRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.CheckWritingResponse.FromString,
+                _registered_method=True)
         self.WriteSelfEdits = channel.unary_stream(
                 '/tutelage.v1.TeacherService/WriteSelfEdits',
                 request_serializer=tutelage_dot_v1_dot_teacher__service__pb2.WriteSelfEditsRequest.SerializeToString,
@@ -86,6 +91,14 @@ class TeacherServiceServicer(object):
 
     def Describe(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckWriting(self, request_iterator, context):
+        """Whether the teacher would write for these tasks: one header, then tasks, of which nothing is sampled.
+        INVALID_ARGUMENT names every field it would not take.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -152,6 +165,11 @@ def add_TeacherServiceServicer_to_server(servicer, server):
                     servicer.Describe,
                     request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.TeacherServiceDescribeRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.TeacherServiceDescribeResponse.SerializeToString,
+            ),
+            'CheckWriting': grpc.stream_unary_rpc_method_handler(
+                    servicer.CheckWriting,
+                    request_deserializer=tutelage_dot_v1_dot_teacher__service__pb2.CheckWritingRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_teacher__service__pb2.CheckWritingResponse.SerializeToString,
             ),
             'WriteSelfEdits': grpc.unary_stream_rpc_method_handler(
                     servicer.WriteSelfEdits,
@@ -221,6 +239,33 @@ class TeacherService(object):
             '/tutelage.v1.TeacherService/Describe',
             tutelage_dot_v1_dot_teacher__service__pb2.TeacherServiceDescribeRequest.SerializeToString,
             tutelage_dot_v1_dot_teacher__service__pb2.TeacherServiceDescribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckWriting(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/tutelage.v1.TeacherService/CheckWriting',
+            tutelage_dot_v1_dot_teacher__service__pb2.CheckWritingRequest.SerializeToString,
+            tutelage_dot_v1_dot_teacher__service__pb2.CheckWritingResponse.FromString,
             options,
             channel_credentials,
             insecure,

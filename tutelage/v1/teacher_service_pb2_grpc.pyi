@@ -32,6 +32,10 @@ class TeacherServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TeacherServiceAsyncStub: ...
     Describe: _grpc.UnaryUnaryMultiCallable[_teacher_service_pb2.TeacherServiceDescribeRequest, _teacher_service_pb2.TeacherServiceDescribeResponse]
+    CheckWriting: _grpc.StreamUnaryMultiCallable[_teacher_service_pb2.CheckWritingRequest, _teacher_service_pb2.CheckWritingResponse]
+    """Whether the teacher would write for these tasks: one header, then tasks, of which nothing is sampled.
+    INVALID_ARGUMENT names every field it would not take.
+    """
     WriteSelfEdits: _grpc.UnaryStreamMultiCallable[_teacher_service_pb2.WriteSelfEditsRequest, _teacher_service_pb2.WriteSelfEditsResponse]
     """Streams the candidates of one task as they are parsed."""
     AnswerPrompts: _grpc.UnaryStreamMultiCallable[_teacher_service_pb2.AnswerPromptsRequest, _teacher_service_pb2.AnswerPromptsResponse]
@@ -53,6 +57,10 @@ class TeacherServiceStub:
 class TeacherServiceAsyncStub(TeacherServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Describe: _aio.UnaryUnaryMultiCallable[_teacher_service_pb2.TeacherServiceDescribeRequest, _teacher_service_pb2.TeacherServiceDescribeResponse]  # type: ignore[assignment]
+    CheckWriting: _aio.StreamUnaryMultiCallable[_teacher_service_pb2.CheckWritingRequest, _teacher_service_pb2.CheckWritingResponse]  # type: ignore[assignment]
+    """Whether the teacher would write for these tasks: one header, then tasks, of which nothing is sampled.
+    INVALID_ARGUMENT names every field it would not take.
+    """
     WriteSelfEdits: _aio.UnaryStreamMultiCallable[_teacher_service_pb2.WriteSelfEditsRequest, _teacher_service_pb2.WriteSelfEditsResponse]  # type: ignore[assignment]
     """Streams the candidates of one task as they are parsed."""
     AnswerPrompts: _aio.UnaryStreamMultiCallable[_teacher_service_pb2.AnswerPromptsRequest, _teacher_service_pb2.AnswerPromptsResponse]  # type: ignore[assignment]
@@ -77,6 +85,16 @@ class TeacherServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _teacher_service_pb2.TeacherServiceDescribeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_teacher_service_pb2.TeacherServiceDescribeResponse, _abc.Awaitable[_teacher_service_pb2.TeacherServiceDescribeResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def CheckWriting(
+        self,
+        request_iterator: _MaybeAsyncIterator[_teacher_service_pb2.CheckWritingRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_teacher_service_pb2.CheckWritingResponse, _abc.Awaitable[_teacher_service_pb2.CheckWritingResponse]]:
+        """Whether the teacher would write for these tasks: one header, then tasks, of which nothing is sampled.
+        INVALID_ARGUMENT names every field it would not take.
+        """
 
     @_abc_1.abstractmethod
     def WriteSelfEdits(
