@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -159,7 +159,8 @@ class DeadlineConfig(Settings):
     attempts: int = Field(default=8, ge=1, le=1000)
     """Attempts, spread with backoff, before a candidate is given up as unscored."""
     total_s: float = Field(default=7200.0, gt=0)
-    """Seconds from an evaluation's first start, or for which its student is away, before it is given up as unscored."""
+    """Seconds from an evaluation's first start, or for which its student is away, before it is given up as unscored;
+    an attempt after a restart of the orchestrator has its time all the same."""
 
 
 class GroupConfig(Settings):
@@ -184,7 +185,7 @@ class RunConfig(Settings):
     """File with questions about other things, read by the client."""
     limit: int | None = Field(default=None, ge=1)
     """First tasks of the file to use, taken by the client."""
-    students: tuple[str, ...] = Field(min_length=1)
+    students: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     """Logical students that learn from each candidate."""
     format: str | InlineFormat = "implications"
     """Name of one of the teacher's formats, or a format written here."""

@@ -45,6 +45,21 @@ def test_unknown_configuration_key_is_named_with_those_allowed(tmp_path: Path, r
     assert "no_such_key" in done.stderr
 
 
+@pytest.mark.parametrize("command", [("run", "list", "--orchestrator", ""), ("policies", "list", "--teacher", " ")])
+def test_an_address_that_is_empty_is_wrong_input(command: tuple[str, ...]) -> None:
+    done = tutelage(*command)
+    assert done.returncode == 2
+    assert "address: " in done.stderr
+    assert "host:port" in done.stderr
+    assert "pydantic" not in done.stderr
+
+
+def test_a_student_without_a_name_is_wrong_input(tmp_path: Path) -> None:
+    done = tutelage("run", "start", str(write_run(tmp_path, students=["ada", ""])), "--dry-run")
+    assert done.returncode == 2
+    assert "students[1]" in done.stderr
+
+
 def test_configuration_file_that_is_not_there(tmp_path: Path) -> None:
     done = tutelage("orchestrator", "serve", "--config", str(tmp_path / "absent.yaml"))
     assert done.returncode == 2

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from tutelage.cli.models import app as models_app
 from tutelage.domain.errors import DataLoss, InvalidInput, NotFound, Unavailable
 from tutelage.domain.self_edit import LossMask, question_answer
 from tutelage.models import builtin, registry
@@ -120,6 +122,13 @@ def test_a_pull_is_done_once_and_leaves_nothing_half_made(monkeypatch: pytest.Mo
     assert [entry.cached for entry in list_models(tmp_path)] == [True, False]
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == [half.name, f"{half.name}.lock"]
     (first.path / MANIFEST).write_text("{")
+    damaged, other = list_models(tmp_path)
+    assert (damaged.cached, damaged.damaged, damaged.path, damaged.revision) == (False, True, str(first.path), "")
+    assert not other.damaged
+    shown = CliRunner().invoke(models_app, ["list", "--cache-dir", str(tmp_path)], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert "damaged: delete" in shown.stdout
+    assert str(first.path) in shown.stdout
     with pytest.raises(DataLoss, match="pull again"):
         resolve(SMOLLM2, tmp_path)
 

@@ -29,9 +29,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def channel_settings(address: str, server_name: str = "") -> ChannelSettings:
     """The channel to an address, with TLS and token as the environment says.
 
-    `server_name` is the name that the server's certificate carries, where it is not the address's host.
+    `server_name` is the name that the server's certificate carries, where it is not the address's host. InvalidInput
+    for an address that is blank.
     """
+    from tutelage.domain.errors import InvalidInput
     from tutelage.rpc.config import ChannelSettings
+
+    if not address.strip():
+        raise InvalidInput.of("address", address, "host:port of the service")
 
     def file(name: str) -> Path | None:
         value = os.environ.get(name)

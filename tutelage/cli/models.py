@@ -52,3 +52,6 @@ def list_models(
         for item in entries
     ]
     print_table(("model", "here", "revision", "license", "MB"), rows, "no models")
+    for item in entries:
+        if item["damaged"]:
+            typer.echo(f"{item['name']} is damaged: delete {item['path']} and pull it again")

@@ -43,6 +43,8 @@ class ModelEntry:
     license: str
     download_mb: int
     path: str
+    damaged: bool = False
+    """Whether something lies in the cache that is not whole: `path` is the folder to delete, `cached` is false."""
 
 
 def default_cache_dir() -> Path:
@@ -80,10 +82,16 @@ def list_models(cache_dir: Path | str | None = None) -> list[ModelEntry]:
     entries = []
     for name, model in BUILTIN_MODELS.items():
         folder = _builtin_folder(cache, name)
-        cached = (folder / MANIFEST).is_file()
-        revision = _manifest_revision(folder) if cached else ""
+        there = (folder / MANIFEST).is_file()
+        try:
+            revision = _manifest_revision(folder) if there else ""
+        except DataLoss:
+            # One damaged model hides no other.
+            revision = ""
+        path = str(folder) if there else ""
+        damaged = there and not revision
         entries.append(
-            ModelEntry(name, cached, revision, model.license, model.megabytes, str(folder) if cached else "")
+            ModelEntry(name, bool(revision), revision, model.license, model.megabytes, path, damaged=damaged)
         )
     return entries
 
@@ -110,7 +118,7 @@ def _builtin_folder(cache: Path, name: str) -> Path:
 def _manifest_revision(folder: Path) -> str:
     try:
         return str(json.loads((folder / MANIFEST).read_text())["revision"])
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataLoss(f"the manifest in {folder} is damaged; delete the folder and pull again") from error
 
 
