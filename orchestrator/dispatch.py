@@ -109,12 +109,21 @@ class Dispatch:
         owner: str = "",
         rank: tuple[int, ...] = (),
         attempts: int = 0,
+        age_s: float | None = None,
     ) -> list[Decision]:
-        """A new job; `attempts` were made before a restart. Jobs of lower rank go first within their owner."""
+        """A new job; `attempts` were made before a restart, and it first started `age_s` ago, if it has.
+
+        Jobs of lower rank go first within their owner.
+        """
         if job in self._jobs:
             raise ValueError(f"job {job!r} was submitted before")
         known = self.students.setdefault(student, KnownStudent(RetryBudget(self.rules.budget), now))
         waiting = Waiting(student, owner, rank, limits, attempts)
+        if age_s is not None:
+            # One attempt has its time also after a restart, for which nobody may have been there for long.
+            deadline = now + max(limits.total_s - age_s, min(limits.attempt_s, limits.total_s))
+            waiting.first_start = deadline - limits.total_s
+            self._at(deadline, "deadline", job)
         self._jobs[job] = waiting
         known.jobs[job] = None
         self._queue(job, waiting)

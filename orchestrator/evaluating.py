@@ -15,7 +15,7 @@ from orchestrator.evaluation_entries import Begun, Ended, TriedAgain, state_of
 from orchestrator.judging import Judges
 from orchestrator.ledger import Ledger
 from orchestrator.machine import Evaluate
-from orchestrator.records import Run, StoredEvaluation
+from orchestrator.records import Pending, Run, StoredEvaluation
 from orchestrator.retrying import patiently
 from orchestrator.store import Store
 from tutelage.client import StudentClient
@@ -87,23 +87,25 @@ class Evaluator:
         candidate_ids: Sequence[str],
         *,
         evaluation_id: str = "",
-        known: Mapping[tuple[str, str], int] | None = None,
+        known: Mapping[tuple[str, str], Pending] | None = None,
         watching: Watching | None = None,
     ) -> StoredEvaluation:
         """The stored, final evaluation. Cancelling detaches: the student goes on for its lease.
 
-        `evaluation_id` is the key's, where it is known. `known` are the attempts, by (evaluation, student), that were
-        made before a restart of what has not ended; None: the store is to be asked, also whether it has ended.
+        `evaluation_id` is the key's, where it is known. `known` tells of what was begun before a restart and has not
+        ended, by (evaluation, student); None: the store is to be asked, also whether it has ended.
         """
         run_id, watching = self.run.run_id, watching or Watching()
         evaluation_id = evaluation_id or key.id
         if known is not None:
-            attempts = known.get((evaluation_id, work.student), 0)
+            before = known.get((evaluation_id, work.student), Pending())
         else:
             rows = await self.store.evaluations(run_id, evaluation_id=evaluation_id, student=work.student)
             if rows and rows[0].final:
                 return rows[0]
-            attempts = rows[0].attempts if rows else 0
+            before = Pending(rows[0].attempts, rows[0].started_us) if rows else Pending()
+        age_s = max(0.0, (now_us() - before.started_us) / 1e6) if before.started_us else None
+        asked_at = time.monotonic()
         begun = Begun(evaluation_id, work, phase, key.adapter_version, now_us())
         began: list[float] = []
 
@@ -131,7 +133,8 @@ class Evaluator:
             self.limits,
             run_id,
             (work.round,),
-            attempts,
+            before.attempts,
+            age_s,
             started=started,
             stopped=stopped,
             again=again,
@@ -145,7 +148,10 @@ class Evaluator:
             again(Again(given, given.attempts, wait_s, str(error)))
 
         outcome, reward = scored(self.run, await self._judged(outcome, key, unjudged))
-        seconds = time.monotonic() - began[0] if began else 0.0
+        if age_s is not None:
+            seconds = age_s + time.monotonic() - asked_at
+        else:
+            seconds = time.monotonic() - began[0] if began else 0.0
         return await self._keep(Ended(begun, outcome, reward, seconds, given.attempts, candidate_ids, replica))
 
     async def _judged(

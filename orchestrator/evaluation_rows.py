@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from orchestrator import schema as s
 from orchestrator.evaluation_entries import Batch, Entry, key_of
 from orchestrator.machine import Evaluate
-from orchestrator.records import StoredEvaluation, StudentTally, Tally
+from orchestrator.records import Pending, StoredEvaluation, StudentTally, Tally
 from orchestrator.rows import Rows, uninterrupted
 from tutelage.v1 import evaluation_pb2
 from tutelage.wire import evaluation as wire_evaluation
@@ -90,12 +90,13 @@ class EvaluationRows(Rows):
             return [(row[0], row[1], row[2], row[3]) for row in await connection.execute(query)]
 
     @uninterrupted
-    async def attempts(self, run_id: str) -> dict[tuple[str, str], int]:
-        """Failed attempts of evaluations that have not ended, by (evaluation, student)."""
+    async def pending(self, run_id: str) -> dict[tuple[str, str], Pending]:
+        """Evaluations that have begun and not ended, by (evaluation, student)."""
         c = s.evaluations.c
-        query = select(c.evaluation_id, c.student, c.attempts).where(c.run_id == run_id, c.state == "pending")
+        query = select(c.evaluation_id, c.student, c.attempts, c.started_at)
         async with self.reading.connect() as connection:
-            return {(row[0], row[1]): row[2] for row in await connection.execute(query)}
+            rows = await connection.execute(query.where(c.run_id == run_id, c.state == "pending"))
+            return {(row[0], row[1]): Pending(row[2], row[3]) for row in rows}
 
     @uninterrupted
     async def first_failed(self, run_id: str) -> tuple[str, str, str] | None:
@@ -196,4 +197,5 @@ def _evaluation(row: RowMapping) -> StoredEvaluation:
         parts=json.loads(row["parts"] or "{}"),
         seconds=row["seconds"],
         replica=row["replica"],
+        started_us=row["started_at"],
     )

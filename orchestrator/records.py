@@ -74,6 +74,16 @@ class StoredCandidate:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """How far an evaluation came that has not ended."""
+
+    attempts: int = 0
+    """Failed ones."""
+    started_us: int = 0
+    """When it first started, in microseconds since 1970; 0 when it has not."""
+
+
+@dataclass(frozen=True)
 class StoredEvaluation:
     evaluation_id: str
     student: str
@@ -94,6 +104,8 @@ class StoredEvaluation:
     seconds: float | None = None
     replica: str = ""
     """Address of the replica that gave the outcome."""
+    started_us: int = 0
+    """When it first started, in microseconds since 1970."""
 
     @property
     def final(self) -> bool:

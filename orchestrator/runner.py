@@ -41,7 +41,7 @@ from orchestrator.machine import (
     WriteGroup,
 )
 from orchestrator.rebuilding import rebuild
-from orchestrator.records import Run
+from orchestrator.records import Pending, Run
 from orchestrator.store import Store
 from orchestrator.store_fault import StoreFault
 from orchestrator.student_rows import StudentRows
@@ -104,7 +104,7 @@ class Runner:
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers = asyncio.Semaphore(settings.writers)
         self._edits = WrittenEdits(run)
-        self._attempts: dict[tuple[str, str], int] = {}
+        self._before: dict[tuple[str, str], Pending] = {}
         self._pausing = False
         self.restored = False
         """Whether machine and tally stand where the store stands."""
@@ -170,7 +170,7 @@ class Runner:
         run_id = self.run.run_id
         self._edits.remember(await self._store.candidates(run_id))
         self.machine = await rebuild(self.run, self._store)
-        self._attempts = await self._store.attempts(run_id)
+        self._before = await self._store.pending(run_id)
         seconds = [each for _, _, each in await self._store.ended(run_id)]
         self.tally = RunningTally(await self._store.reward_states(run_id), seconds)
         self.restored = True
@@ -304,7 +304,7 @@ class Runner:
                 "round",
                 candidate_ids,
                 evaluation_id=evaluation_id,
-                known=self._attempts,
+                known=self._before,
                 watching=watching,
             )
         finally:
@@ -360,7 +360,7 @@ class Runner:
             left = [work for work in self.machine.works(group) if work not in self.machine.results]
             for work in left:
                 _, evaluation_id = self._keys.of(work, self._edits.of(work, group)[0])
-                if self._attempts.get((evaluation_id, work.student)):
+                if self._before.get((evaluation_id, work.student), Pending()).attempts:
                     self._failed.add(work)
             if left:
                 self._close_group(group)
@@ -387,7 +387,7 @@ class Runner:
         """Ends an evaluation that no student was asked for yet."""
         edit, candidate_ids = self._edits.of(work, self.machine.group_of(work))
         key, evaluation_id = self._keys.of(work, edit)
-        attempts = self._attempts.get((evaluation_id, work.student), 0)
+        attempts = self._before.get((evaluation_id, work.student), Pending()).attempts
         stored = await self._evaluator.give_up(
             work, evaluation_id, key.adapter_version, candidate_ids, reason, attempts
         )
