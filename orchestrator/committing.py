@@ -147,7 +147,9 @@ class Committer:
         if not isinstance(stored.candidate.result, SelfEdit) or stored.edit is None:
             raise ValueError(f"candidate {chosen.candidate_id} was rejected")
         work = Evaluate(stored.round, step.task, stored.edit, step.student, 0)
-        seed = derived_seed(run.config.seed, "commit", step.task, attempt)
+        # Rounds that were added: what was trained for the commit before them is stored for good, and its weights gone.
+        added = [run.extra_rounds] if run.extra_rounds else []
+        seed = derived_seed(run.config.seed, "commit", step.task, attempt, *added)
         key = evaluation_key(run, work, stored.candidate.result, current, seed)
         return await self.evaluator.evaluate(work, key, "commit", ())
 
