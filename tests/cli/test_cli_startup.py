@@ -32,17 +32,30 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     assert done.stdout
 
 
-def test_help_answers_in_half_a_second() -> None:
-    def cpu_seconds() -> float:
-        before = os.times()
-        subprocess.run([sys.executable, "-m", "tutelage.cli.main", "--help"], capture_output=True, check=True)
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
+def seconds(arguments: list[str]) -> tuple[float, float]:
+    """What a command takes: on the clock, and of the processor."""
+    before, begun = os.times(), time.monotonic()
+    subprocess.run([sys.executable, "-m", "tutelage.cli.main", *arguments], capture_output=True, check=True)
+    after, ended = os.times(), time.monotonic()
+    used = after.children_user + after.children_system - before.children_user - before.children_system
+    return ended - begun, used
 
-    begun = time.monotonic()
-    # Processor time of the best of three: other work on the machine must not decide.
-    assert min(cpu_seconds() for _ in range(3)) < 0.5
-    assert time.monotonic() - begun < 30
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["run", "--help"], ["run", "start", "--help"], ["ask", "--help"], ["student", "serve", "--help"]],
+)
+def test_help_answers_in_half_a_second(arguments: list[str]) -> None:
+    # Other work on the machine must not decide: the best of five counts. With more work than cores the clock tells
+    # nothing, and a neighbour on the same core doubles even processor time; torch alone would still take more.
+    taken = []
+    for _ in range(5):
+        clock, used = seconds(arguments)
+        busy = os.getloadavg()[0] > (os.cpu_count() or 1)
+        taken.append((used / 2, "half the processor time") if busy else (clock, "clock"))
+        if taken[-1][0] < 0.5:
+            return
+    pytest.fail(f"took {taken}, none below half a second")
 
 
 def test_the_orchestrator_starts_without_torch_and_in_about_a_second() -> None:
