@@ -131,7 +131,10 @@ class Driving:
             if cancelled is not None and cancelled.cancelling():
                 await self._give_back(lease)
         self.look()
-        await self._changed()
+        try:
+            await self._changed()
+        except STORE_FAULTS as error:
+            logger.warning("runs could not be counted: %s", error)
 
     async def _give_back(self, lease: Lease) -> None:
         try:

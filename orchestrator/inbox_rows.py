@@ -68,7 +68,8 @@ class InboxRows(Rows):
         other: list[str] = []
         new = 0
         async with self.engine.connect() as connection, connection.begin() as transaction:
-            for position, item in enumerate(tasks):
+            # By their ids: two submissions of the same documents in different orders would wait for each other.
+            for position, item in sorted(enumerate(tasks), key=lambda each: each[1].task.id):
                 row = {
                     "inbox": inbox,
                     "task_id": item.task.id,

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from orchestrator import schema as s
 from orchestrator.database import now_us, reading, to_datetime
 from orchestrator.leasing import LeaseLost
-from orchestrator.store_fault import StoreFault
+from orchestrator.store_fault import StoreContradiction, StoreFault
 from tutelage.domain.run import RunEvent, RunState
 
 P = ParamSpec("P")
@@ -48,7 +48,7 @@ def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[An
     """Lets a transaction end before a cancellation goes on.
 
     A statement that is cancelled still runs in the driver's thread, and would leave the database locked. A database
-    that cannot be used is raised as StoreFault.
+    that cannot be used is raised as StoreFault, what it will never take as StoreContradiction.
     """
 
     @functools.wraps(method)
@@ -63,7 +63,7 @@ def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[An
             raise
         except DBAPIError as error:
             if isinstance(error, IntegrityError):
-                raise
+                raise StoreContradiction.of(error) from error
             raise StoreFault.of(error) from error
 
     return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import yaml
@@ -269,6 +270,12 @@ class RunRows(Rows):
             if changed.rowcount and message:
                 await self._append_locked(connection, run_id, [("run_waits", {"message": message})])
 
+    async def _told(self, connection: AsyncConnection, run_id: str, event: Event) -> bool:
+        c = s.events.c
+        kind, detail = event
+        found = await connection.scalars(select(c.detail).where(c.run_id == run_id, c.kind == kind))
+        return any(json.loads(each) == detail for each in found)
+
     @uninterrupted
     async def extend(self, run_id: str, rounds: int) -> None:
         """Adds rounds to a run that has not failed or been cancelled; one that was done goes on.
@@ -306,6 +313,9 @@ class RunRows(Rows):
                     .limit(1)
                 )
             ).first()
-            if last is not None and not going:
-                told.append(("round_started", {"round": last.round + 1, "policy_version": last.version}))
+            if last is not None:
+                first = ("round_started", {"round": last.round + 1, "policy_version": last.version})
+                # While rounds are under way the next one has begun already.
+                if not await self._told(connection, run_id, first):
+                    told.append(first)
             await self._append_locked(connection, run_id, told)

@@ -1,10 +1,10 @@
-"""What a database says when it cannot be used now, as a fault that clients and runs understand."""
+"""What a database says when it cannot be used now, or refuses a row, as faults that clients and runs understand."""
 
 from __future__ import annotations
 
 from sqlalchemy.exc import DBAPIError
 
-from tutelage.domain.errors import Unavailable
+from tutelage.domain.errors import TutelageError, Unavailable
 
 
 class StoreFault(Unavailable):
@@ -13,5 +13,18 @@ class StoreFault(Unavailable):
     @classmethod
     def of(cls, error: DBAPIError) -> StoreFault:
         """With the database's own first line, which names what is wrong."""
-        said = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
-        return cls(f"the orchestrator's database cannot be used now: {said[0]}", retry_after_s=5.0)
+        return cls(f"the orchestrator's database cannot be used now: {_first_line(error)}", retry_after_s=5.0)
+
+
+class StoreContradiction(TutelageError):
+    """What was to be written contradicts what is stored: nothing was written, and trying again would not help."""
+
+    @classmethod
+    def of(cls, error: DBAPIError) -> StoreContradiction:
+        """With the database's own first line, which names the constraint."""
+        return cls(f"the orchestrator's database refuses a row: {_first_line(error)}")
+
+
+def _first_line(error: DBAPIError) -> str:
+    said = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+    return said[0]

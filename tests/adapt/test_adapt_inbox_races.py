@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 
 from orchestrator import inbox_worker
+from orchestrator.database import database_url
 from orchestrator.inbox_config import InboxConfig
 from orchestrator.inbox_rows import Ending, InboxRows
 from orchestrator.inboxes import Inboxes
 from orchestrator.schedule import Begin, Window
+from orchestrator.store import Store
 from orchestrator.store_fault import StoreFault
 from tutelage.domain.errors import PreconditionFailed
 from tutelage.domain.inbox import InboxDocumentState
@@ -83,6 +86,25 @@ def test_a_batch_is_begun_or_taken_back_on_sqlite(make_world: Any, tmp_path: Pat
 
 def test_a_batch_is_begun_or_taken_back_on_postgresql(make_world: Any, postgres: str) -> None:
     asyncio.run(_races(make_world, postgres))
+
+
+def test_submissions_of_the_same_documents_in_different_orders_wait_for_no_circle(
+    make_world: Any, postgres: str
+) -> None:
+    many = [replace(DOCUMENTS[0], task=replace(DOCUMENTS[0].task, id=f"d{number:03}")) for number in range(150)]
+
+    async def body() -> None:
+        world = make_world(postgres)
+        store = await Store.open(database_url(world.settings()))
+        rows = InboxRows(store.engine)
+        taken = await asyncio.gather(*(rows.submit("orders", each, "submitted") for each in (many, many[::-1]) * 2))
+        assert sum(taken) == len(many)
+        # They wait in the order they were given, whoever came first.
+        order = [int(each[1:]) for each in await rows.waiting("orders", len(many))]
+        assert order in (list(range(150)), list(range(150))[::-1])
+        await store.close()
+
+    asyncio.run(body())
 
 
 def test_a_run_that_was_begun_although_its_start_broke_keeps_its_documents(

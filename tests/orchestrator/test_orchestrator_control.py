@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.committing import Committer
 from orchestrator.evaluation_keys import RoundKeys, evaluation_key, round_seed
 from orchestrator.machine import Evaluate
+from orchestrator.report.phases import phase_times
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.errors import InvalidInput, PreconditionFailed
 from tutelage.domain.run import RunState
@@ -161,6 +163,33 @@ def test_rounds_that_are_added_are_those_of_a_longer_run(world: Any, tmp_path: A
             await engine.cancel_run("other")
             with pytest.raises(PreconditionFailed, match="cancelled"):
                 await engine.extend_run("other", 1)
+
+    in_world(world, body)
+
+
+def test_a_run_that_is_extended_while_it_commits_tells_when_its_next_round_began(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = Committer.commit
+
+    async def body() -> None:
+        committing = asyncio.Event()
+
+        async def slow(*given: Any) -> None:
+            committing.set()
+            await asyncio.sleep(1)
+            await commit(*given)
+
+        monkeypatch.setattr(Committer, "commit", slow)
+        async with world.engine() as engine:
+            await world.start(engine, config=SMALL)
+            await asyncio.wait_for(committing.wait(), 60)
+            await engine.extend_run("run", 1)
+            assert (await world.done(engine)).state is RunState.DONE
+            events = await engine.store.events("run")
+            assert [each.detail["round"] for each in events if each.kind == "round_started"] == [1, 2]
+            timed = {(each.round, each.phase) for each in phase_times(events)}
+            assert {(2, "writing"), (2, "evaluating"), (2, "updating")} <= timed
 
     in_world(world, body)
 

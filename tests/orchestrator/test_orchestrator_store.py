@@ -17,8 +17,10 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from orchestrator.database import database_url, migrate
 from orchestrator.evaluation_entries import Begun, Ended, TriedAgain
 from orchestrator.machine import Evaluate
+from orchestrator.runner import STORE_FAULTS
 from orchestrator.schema import metadata
 from orchestrator.store import Store
+from orchestrator.store_fault import StoreContradiction, StoreFault
 from orchestrator.student_rows import StudentRows, before_and_left
 from tutelage.domain.errors import Conflict
 from tutelage.domain.evaluation import Failure
@@ -169,6 +171,37 @@ def test_migrations_make_the_tables_that_the_code_uses(world: Any, url: str) -> 
 
     world.teacher.port = world.a.port = world.b.port = 1
     assert asyncio.run(body()) == []
+
+
+def test_what_the_database_will_never_take_is_not_tried_for_ever(world: Any, url: str) -> None:
+    async def body() -> None:
+        world.url = url
+        store = await Store.open(database_url(world.settings()))
+        with pytest.raises(StoreContradiction, match=r"(?i)foreign key") as told:
+            await store.append("no such run", ("noted", {}))
+        assert not isinstance(told.value, STORE_FAULTS)
+        await store.close()
+
+    asyncio.run(body())
+
+
+def test_a_run_whose_end_cannot_be_counted_leaves_no_exception_behind(world: Any) -> None:
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            await world.start(engine)
+
+            async def away() -> None:
+                raise StoreFault("the database is away")
+
+            engine._driving._changed = away
+            task = engine._driving._driven["run"].task
+            await asyncio.wait({task}, timeout=100)
+            assert task.exception() is None
+            assert (await engine.store.run_state("run"))[0] is RunState.DONE
+        await world.down()
+
+    asyncio.run(body())
 
 
 def test_orchestrators_that_first_start_at_once_make_the_tables_once(
