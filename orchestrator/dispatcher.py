@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from typing import Any
 
 from orchestrator import metrics
 from orchestrator.config import OrchestratorSettings
@@ -24,6 +26,7 @@ from tutelage.domain.errors import (
     Unavailable,
 )
 from tutelage.domain.evaluation import EvaluationOutcome, Failure
+from tutelage.rpc.logging import bind
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,7 @@ class Work:
     call: Call
     limits: Limits
     owner: str
+    """The run it is done for."""
     rank: tuple[int, ...] = ()
     attempts: int = 0
     """Made so far, those before a restart included."""
@@ -53,6 +57,8 @@ class Work:
     """Told of each start of an attempt."""
     stopped: Callable[[], None] = lambda: None
     """Told of each end of an attempt."""
+    evaluation_id: str = ""
+    """For logs only."""
     again: Callable[[Again], None] = lambda _: None
     """Told of each failed attempt that will be made again."""
     done: asyncio.Future[tuple[EvaluationOutcome, str]] = field(init=False)
@@ -78,6 +84,8 @@ class Dispatcher:
     async def start(self) -> None:
         """Begins to look for the replicas of all students."""
         self._loop = asyncio.get_running_loop()
+        # What is done here for one run is often begun by the end of another's: neither works under the other's ids.
+        self._context = contextvars.copy_context()
         for name in self.students.settings:
             self._background(self._follow(name))
 
@@ -129,8 +137,8 @@ class Dispatcher:
         self._listeners.add(listener)
         return lambda: self._listeners.discard(listener)
 
-    def _background(self, work: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(work)
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work, context=self._context.copy())
         self._others.add(task)
         task.add_done_callback(self._others.discard)
 
@@ -177,7 +185,8 @@ class Dispatcher:
             match decision:
                 case Start(job, address, attempt, timeout_s):
                     assert isinstance(job, Work)
-                    task = asyncio.create_task(self._attempt(job, address, attempt, timeout_s))
+                    attempt_ = self._attempt(job, address, attempt, timeout_s)
+                    task = asyncio.create_task(attempt_, context=self._context.copy())
                     # Also told of a task that is cancelled before its first step.
                     task.add_done_callback(lambda _, stopped=job.stopped: stopped())  # type: ignore[misc]
                     self._attempts[attempt] = task
@@ -189,7 +198,8 @@ class Dispatcher:
                         self._background(_ended(task_))
                 case Again(job, _, wait_s, reason):
                     assert isinstance(job, Work)
-                    logger.warning("student %s: %s; again in %.1f s", job.student, reason, wait_s)
+                    with bind(run_id=job.owner, evaluation_id=job.evaluation_id):
+                        logger.warning("student %s: %s; again in %.1f s", job.student, reason, wait_s)
                     metrics.RETRIES.labels("student").inc()
                     job.attempts = decision.attempts
                     job.again(decision)
@@ -207,13 +217,14 @@ class Dispatcher:
             if at is not None and self._timer.when() <= at:
                 return
             self._timer.cancel()
-        self._timer = None if at is None or self._closed else self._loop.call_at(at, self._tick)
+        self._timer = None if at is None or self._closed else self._loop.call_at(at, self._tick, context=self._context)
 
     def _tick(self) -> None:
         self._timer = None
         self._apply(self._dispatch.tick(self._loop.time()))
 
     async def _attempt(self, work: Work, address: str, attempt: int, timeout_s: float) -> None:
+        bind(run_id=work.owner, evaluation_id=work.evaluation_id)
         outcome = await self._asked(work, address, timeout_s)
         self._attempts.pop(attempt, None)
         now = self._loop.time()

@@ -11,7 +11,8 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextvars import Context, copy_context
+from dataclasses import dataclass, field
 
 import torch
 
@@ -42,6 +43,8 @@ class Guest:
     progress: Callable[[EvaluationProgress], None]
     slot: Slot | None = None
     trained_at: float = 0.0
+    context: Context = field(default_factory=copy_context)
+    """What is logged about it carries the ids bound where it was made."""
 
 
 Departure = tuple[Guest, Ended | Exception]
@@ -178,7 +181,8 @@ class Room:
             return [(guests[slot], fault) for slot in failed.slots]
         largest = max(failed.slots, key=lambda slot: sum(len(row.ids) for row in slot.batch))
         self.slots = max(1, min(self.slots, len(self.guests)) - 1)
-        log.warning("out of memory in a step of %d slots; %d slots from now on", len(failed.slots), self.slots)
+        told = "out of memory in a step of %d slots, of which the largest ends; %d slots from now on"
+        guests[largest].context.run(log.warning, told, len(failed.slots), self.slots)
         return [(guests[largest], fault)]
 
     def _quiz_is_due(self) -> bool:

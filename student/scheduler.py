@@ -13,6 +13,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -45,6 +46,8 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     stopped_by: Failure | None = None
     done: threading.Event = field(default_factory=threading.Event)
+    context: Context = field(default_factory=copy_context)
+    """Of the call that asked for it first: what is logged about the job carries that call's ids."""
 
     def status(self) -> EvaluationStatus:
         return EvaluationStatus(self.state, self.progress, self.outcome)
@@ -215,7 +218,7 @@ class Scheduler:
 
     def _admit(self, job: Job) -> None:
         try:
-            outcome = self._work.admit(job, lambda progress: self._progress(job, progress))
+            outcome = job.context.run(self._work.admit, job, lambda progress: self._progress(job, progress))
         except Exception as error:
             outcome = error
         if outcome is not None:
@@ -239,7 +242,7 @@ class Scheduler:
             outcome = Failure(str(result), retryable=True)
         elif isinstance(result, Exception):
             # The process lives, and a fault of the machine is never a report.
-            log.error("evaluation %s failed", job.id, exc_info=result)
+            job.context.run(log.error, "evaluation %s failed", job.id, exc_info=result)
             outcome = Failure(f"the evaluation crashed ({type(result).__name__})", retryable=True)
         else:
             outcome = result

@@ -77,7 +77,7 @@ class RoomWork:
         ended: list[tuple[Job, JobOutcome]] = []
         for guest, result in departures:
             _, job = self._jobs.pop(id(guest))
-            ended.append((job, self._finish(job, result) if isinstance(result, Ended) else result))
+            ended.append((job, job.context.run(self._finish, job, result) if isinstance(result, Ended) else result))
         if ended:
             give_back_memory()
         return ended
