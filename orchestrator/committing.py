@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from orchestrator import metrics
 from orchestrator.commit_gate import TRIES, Tried, best, gain, refusal
 from orchestrator.config import OrchestratorSettings
-from orchestrator.evaluating import Evaluator
+from orchestrator.evaluating import Evaluator, Watching
 from orchestrator.evaluation_keys import evaluation_key
 from orchestrator.machine import Commit, Evaluate
 from orchestrator.records import StoredCandidate, StoredEvaluation
@@ -45,9 +45,13 @@ class Committer:
     settings: OrchestratorSettings
 
     async def commit(
-        self, step: Commit, evaluations: Sequence[StoredEvaluation], candidates: Mapping[str, StoredCandidate]
+        self,
+        step: Commit,
+        evaluations: Sequence[StoredEvaluation],
+        candidates: Mapping[str, StoredCandidate],
+        watching: Watching | None = None,
     ) -> None:
-        """Records the decision on one (student, task)."""
+        """Records the decision on one (student, task); `watching` is told of what is evaluated for it."""
         config = self.evaluator.run.config
         chosen = best(_tried(step, evaluations, candidates), config)
         if chosen is None:
@@ -59,7 +63,7 @@ class Committer:
         for attempt in range(1, TRIES + 1):
             current = (await self.rows.current(step.student)).version
             if not held or chosen.adapter_version != current:
-                again = await self._evaluate_over(step, chosen, candidates, current, attempt)
+                again = await self._evaluate_over(step, chosen, candidates, current, attempt, watching)
                 report = again.outcome
                 if not isinstance(report, EvaluationReport):
                     why_not = f"evaluated again: {again.state}, {again.reason}"
@@ -125,9 +129,10 @@ class Committer:
             raise away or Unavailable(f"student {student!r} has no replica")
 
         retry, attempts = self.settings.retry, deadlines.attempts
-        version, stored = await patiently(call, "student", retry, total_s=deadlines.total_s, faults=attempts)
+        paused, total_s = self.evaluator.paused, deadlines.total_s
+        version, stored = await patiently(call, "student", retry, total_s=total_s, faults=attempts, paused=paused)
         judged = await patiently(
-            lambda: self._judged(step.task, chosen, stored), "judge", retry, attempts=attempts, faults=attempts
+            lambda: self._judged(step.task, chosen, stored), "judge", retry, attempts=attempts, paused=paused
         )
         return version, judged
 
@@ -140,7 +145,13 @@ class Committer:
         return (await self.evaluator.judges.judged(report, run.tasks[task].quiz, run.config.judges)).after
 
     async def _evaluate_over(
-        self, step: Commit, chosen: Tried, candidates: Mapping[str, StoredCandidate], current: str, attempt: int
+        self,
+        step: Commit,
+        chosen: Tried,
+        candidates: Mapping[str, StoredCandidate],
+        current: str,
+        attempt: int,
+        watching: Watching | None,
     ) -> StoredEvaluation:
         run = self.evaluator.run
         stored = candidates[chosen.candidate_id]
@@ -151,7 +162,7 @@ class Committer:
         added = [run.extra_rounds] if run.extra_rounds else []
         seed = derived_seed(run.config.seed, "commit", step.task, attempt, *added)
         key = evaluation_key(run, work, stored.candidate.result, current, seed)
-        return await self.evaluator.evaluate(work, key, "commit", ())
+        return await self.evaluator.evaluate(work, key, "commit", (), watching=watching)
 
     async def _record(
         self,

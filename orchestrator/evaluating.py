@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -72,6 +73,8 @@ class Evaluator:
     ledger: Ledger
     lease_s: float
     judges: Judges
+    paused: asyncio.Event
+    """Set once nothing is to be tried again."""
 
     @property
     def limits(self) -> Limits:
@@ -138,7 +141,6 @@ class Evaluator:
             started=started,
             stopped=stopped,
             again=again,
-            evaluation_id=evaluation_id,
         )
         asked = Asked(work, evaluation_id, given)
         watching.asked(asked)
@@ -173,6 +175,7 @@ class Evaluator:
                 self.dispatcher.retry,
                 attempts=deadlines.attempts,
                 total_s=deadlines.total_s,
+                paused=self.paused,
                 told=again,
             )
         except TutelageError as error:

@@ -14,6 +14,12 @@ from orchestrator.config import RetrySettings
 from tutelage.domain.errors import Exhausted, TutelageError, Unavailable
 
 T = TypeVar("T")
+
+
+class Paused(Exception):
+    """What was about to begin, or waited to be made again, does not: the run is paused."""
+
+
 logger = logging.getLogger(__name__)
 
 
@@ -25,12 +31,13 @@ async def patiently(
     attempts: int | None = None,
     total_s: float | None = None,
     faults: int = 1,
+    paused: asyncio.Event | None = None,
     told: Callable[[TutelageError, int, float], Awaitable[None]] | None = None,
 ) -> T:
     """The call's result, asked again with backoff while Unavailable or Exhausted; what the call did wrong is raised.
 
     Without `attempts` and `total_s` (seconds) it waits as long as it takes. A call that broke on the other side
-    (INTERNAL, UNKNOWN) is made `faults` times. It must be safe to repeat.
+    (INTERNAL, UNKNOWN) is made `faults` times. It must be safe to repeat. Once `paused` is set it is not: Paused.
     """
     attempt = broken = 0
     begun = time.monotonic()
@@ -55,4 +62,12 @@ async def patiently(
             logger.warning("%s, attempt %d, again in %.1f s: %s", service, attempt, pause, error)
             if told is not None:
                 await told(error, attempt, pause)
-            await asyncio.sleep(pause)
+            if paused is None:
+                await asyncio.sleep(pause)
+                continue
+            try:
+                async with asyncio.timeout(pause):
+                    await paused.wait()
+            except TimeoutError:
+                continue
+            raise Paused from None

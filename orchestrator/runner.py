@@ -42,6 +42,7 @@ from orchestrator.machine import (
 )
 from orchestrator.rebuilding import rebuild
 from orchestrator.records import Pending, Run
+from orchestrator.retrying import Paused
 from orchestrator.store import Store
 from orchestrator.store_fault import StoreFault
 from orchestrator.student_rows import StudentRows
@@ -64,10 +65,6 @@ STORE_FAULTS = (StoreFault, SQLAlchemyError, LeaseLost, OSError)
 """The database is away or refuses; what is stored stands, and the run can be driven on from there."""
 
 
-class _Paused(Exception):
-    """What was about to begin does not."""
-
-
 class Runner:
     """One run under way."""
 
@@ -85,8 +82,10 @@ class Runner:
         self._store = store.fenced(lease.run_id, lease.epoch)
         self._dispatcher, self._settings = dispatcher, settings
         self._ledger = Ledger(self._store, run.run_id)
-        self._evaluator = Evaluator(run, self._store, dispatcher, self._ledger, settings.lease_s, judges)
-        self._teaching = Teaching(run, self._store, teacher, settings)
+        self._paused = asyncio.Event()
+        lease_s, paused = settings.lease_s, self._paused
+        self._evaluator = Evaluator(run, self._store, dispatcher, self._ledger, lease_s, judges, paused)
+        self._teaching = Teaching(run, self._store, teacher, settings, paused)
         self._committer = Committer(self._evaluator, StudentRows(store.engine), settings)
         self._keys = RoundKeys(run)
         self._policy = run.config.group_policy()
@@ -95,7 +94,9 @@ class Runner:
         self._asked: dict[Evaluate, Asked | None] = {}
         self._handed: dict[str, int] = dict.fromkeys(run.plan.students, 0)
         self._failed: set[Evaluate] = set()
-        self._evaluating: dict[Evaluate, asyncio.Task[None]] = {}
+        self._evaluating: dict[Evaluate | Commit, asyncio.Task[None]] = {}
+        self._commits: dict[Commit, Asked] = {}
+        """What is evaluated once more for a commit."""
         self._room: set[str] = set()
         self._closing: dict[Group, asyncio.TimerHandle] = {}
         self._waited: set[Group] = set()
@@ -142,16 +143,22 @@ class Runner:
             await self._stop_tasks()
 
     def pause(self) -> None:
-        """Starts nothing new; `drive` ends when what students have has ended."""
+        """Starts nothing new, and tries nothing again; `drive` ends when what students and teacher are at has ended."""
         self._pausing = True
+        self._paused.set()
         for waiting in self._waiting.values():
             metrics.PENDING.dec(len(waiting))
             waiting.clear()
-        for work, task in list(self._evaluating.items()):
-            asked = self._asked.get(work)
-            if asked is None or not asked.running:
-                task.cancel()
+        for work in list(self._evaluating):
+            self._stop_idle(work)
         self._facts.put_nowait(None)
+
+    def _stop_idle(self, work: Evaluate | Commit) -> None:
+        """Ends what no student has now: asked for again it goes on where it stood."""
+        asked = self._commits.get(work) if isinstance(work, Commit) else self._asked.get(work)
+        task = self._evaluating.get(work)
+        if task is not None and (asked is None or not asked.running):
+            task.cancel()
 
     async def cancel_evaluations(self) -> None:
         """Begins nothing more, and asks the students to stop what they are evaluating for this run; best effort."""
@@ -220,7 +227,7 @@ class Runner:
                 case UpdatePolicy():
                     self._spawn(self._update(decision))
                 case Commit():
-                    self._spawn(self._commit(decision))
+                    self._evaluating[decision] = self._spawn(self._commit(decision))
                 case FinishRun():
                     self._spawn(self._finish())
 
@@ -228,7 +235,7 @@ class Runner:
         async def feed() -> None:
             try:
                 self._facts.put_nowait(await work)
-            except _Paused:
+            except Paused:
                 pass
             except Exception as error:
                 self._facts.put_nowait(error)
@@ -276,7 +283,7 @@ class Runner:
     async def _write(self, group: Group) -> Fact:
         async with self._writers:
             if self._pausing:
-                raise _Paused
+                raise Paused
             with self._used.busy(TEACHER):
                 # The newest policy, which may be newer than when this was decided.
                 written = await self._teaching.write(group, self.machine.policy_version)
@@ -290,7 +297,6 @@ class Runner:
     async def _evaluate(self, work: Evaluate) -> Fact:
         edit, candidate_ids = self._edits.of(work, self.machine.group_of(work))
         key, evaluation_id = self._keys.of(work, edit)
-        bind(evaluation_id=evaluation_id)
         actor = student(work.student)
         watching = Watching(
             asked=self._under_way,
@@ -329,7 +335,20 @@ class Runner:
         run_id = self.run.run_id
         evaluations = await self._store.evaluations(run_id, student=decision.student, task_id=decision.task)
         candidates = {stored.id: stored for stored in await self._store.candidates(run_id, task_id=decision.task)}
-        await self._committer.commit(decision, evaluations, candidates)
+
+        def asked(one: Asked) -> None:
+            self._commits[decision] = one
+            failed(one)
+
+        def failed(_: Asked) -> None:
+            if self._pausing:
+                self._stop_idle(decision)
+
+        try:
+            await self._committer.commit(decision, evaluations, candidates, Watching(asked=asked, failed=failed))
+        finally:
+            self._evaluating.pop(decision, None)
+            self._commits.pop(decision, None)
         return CommitDecided(decision.student, decision.task)
 
     async def _finish(self) -> Fact:
@@ -347,6 +366,8 @@ class Runner:
 
     def _attempt_failed(self, asked: Asked) -> None:
         self._failed.add(asked.work)
+        if self._pausing:
+            self._stop_idle(asked.work)
         self._close_group(self.machine.group_of(asked.work))
 
     def _waited_for(self, group: Group) -> None:

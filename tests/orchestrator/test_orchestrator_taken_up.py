@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from sqlalchemy import update
 
 from orchestrator import schema
 from tutelage.domain.canonical import derived_seed
-from tutelage.domain.errors import PreconditionFailed
+from tutelage.domain.errors import PreconditionFailed, Unavailable
 from tutelage.domain.evaluation import Failure
 from tutelage.domain.run import RunState
 from tutelage.domain.task import Quiz
@@ -44,7 +45,7 @@ def test_the_total_deadline_of_an_evaluation_goes_on_over_a_restart(world: Any) 
                 await connection.execute(update(schema.evaluations).values(earlier))
         async with world.engine() as engine:
             # What is left of it is the time of one attempt.
-            summary = await world.done(engine, timeout_s=30)
+            summary = await world.done(engine, timeout_s=90)
             assert (summary.state, summary.unscored) == (RunState.DONE, 2)
             rows = await engine.store.evaluations("run")
             assert all("not done in 60 s" in row.reason for row in rows)
@@ -81,5 +82,50 @@ def test_added_rounds_train_again_for_a_commit_whose_weights_were_lost(world: An
             (row,) = await engine.store.commits("run")
             assert row["committed"], row["reason"]
             assert len(world.a.trained) == 1 + 2 + 1
+
+    in_world(world, body)
+
+
+@pytest.mark.parametrize("away", ["teacher", "student at its commit", "student to train again"])
+def test_a_run_is_paused_also_while_it_waits_for_somebody_who_is_away(world: Any, away: str) -> None:
+    plain, asked, back = world.a.Commit, asyncio.Event(), asyncio.Event()
+
+    async def commit(request: Any, context: Any) -> Any:
+        asked.set()
+        if away == "student at its commit" and not back.is_set():
+            raise Unavailable("away")
+        if away == "student to train again" and not back.is_set():
+            world.a.delay_s = 1000
+            raise PreconditionFailed("its weights are no longer held")
+        return await plain(request, context)
+
+    world.a.Commit = commit
+    config = "students: [a]\ncandidates: 1\nrounds: 1\nreward: {grader_weights: {contains: 1}}\nupdate: {when: never}\n"
+
+    async def body() -> None:
+        if away == "teacher":
+            world.a.delay_s = 0.5
+        async with world.engine() as engine:
+            await world.start(engine, config=config.replace("rounds: 1", "rounds: 2"))
+            if away == "teacher":
+                await world.until(lambda: world.a.running > 0)
+                await world.teacher.down()
+                await world.until(lambda: len(world.a.trained) == 2)
+            else:
+                await asked.wait()
+                if away == "student to train again":
+                    await world.until(lambda: world.a.running == 1)
+                    await world.a.down()
+            await asyncio.sleep(0.5)
+            await engine.pause_run("run")
+            async with asyncio.timeout(10):
+                await world.until(lambda: engine._driving.runner("run") is None)
+            back.set()
+            world.a.delay_s = 0.0
+            if away != "student at its commit":
+                await (world.teacher if away == "teacher" else world.a).up()
+            await engine.resume_run("run")
+            assert (await world.done(engine)).state is RunState.DONE
+            assert all(row["committed"] or "gain" in row["reason"] for row in await engine.store.commits("run"))
 
     in_world(world, body)
