@@ -141,6 +141,7 @@ class Evaluator:
             started=started,
             stopped=stopped,
             again=again,
+            evaluation_id=evaluation_id,
         )
         asked = Asked(work, evaluation_id, given)
         watching.asked(asked)

@@ -297,6 +297,7 @@ class Runner:
     async def _evaluate(self, work: Evaluate) -> Fact:
         edit, candidate_ids = self._edits.of(work, self.machine.group_of(work))
         key, evaluation_id = self._keys.of(work, edit)
+        bind(evaluation_id=evaluation_id)
         actor = student(work.student)
         watching = Watching(
             asked=self._under_way,
