@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from orchestrator.config import OrchestratorSettings
+from orchestrator.partial_config import read_config
 from orchestrator.records import Run, RunStudent
 from orchestrator.run_config import RunConfig, resolve_format, service_violations, task_violations
 from orchestrator.start_check import Asked, start_violations, without_known
@@ -20,7 +21,6 @@ from tutelage.domain.description import StudentDescription
 from tutelage.domain.errors import FieldViolation, InvalidInput, Unavailable
 from tutelage.domain.run import RunState, TaskWithQuiz
 from tutelage.domain.task import Quiz
-from tutelage.settings import parse_settings
 
 RUN_ID = re.compile(r"[a-z0-9_-]{1,64}")
 
@@ -48,11 +48,9 @@ class RunChecking:
         wrong = [*malformed] or task_violations(tasks, retention_quiz)
         if not RUN_ID.fullmatch(run_id):
             wrong.append(FieldViolation("run_id", run_id, "1 to 64 characters of a-z, 0-9, '-', '_'"))
-        config: RunConfig | None = None
-        try:
-            config = parse_settings(config_yaml, RunConfig)
-        except InvalidInput as error:
-            wrong += [FieldViolation(f"config.{each.field}", each.value, each.allowed) for each in error.violations]
+        read = read_config(config_yaml)
+        wrong += read.wrong
+        config = read.config
         if config is None:
             raise InvalidInput(wrong)
         known = ", ".join(self.settings.students)
@@ -81,12 +79,17 @@ class RunChecking:
             if wrong:
                 raise InvalidInput(wrong) from None
             raise Unavailable(f"the run cannot start: {error}", error.retry_after_s) from None
+        found: list[FieldViolation] = []
         if not policy:
             allowed = "`initial`, `latest`, `promoted` or a version that the teacher keeps"
-            wrong.append(FieldViolation("config.policy", config.policy, allowed))
-        wrong += service_violations(config, teacher, described)
+            found.append(FieldViolation("config.policy", config.policy, allowed))
+        found += service_violations(config, teacher, described)
         if config.update.algorithm in teacher.algorithms:
-            wrong += await self._update_violations(config)
+            found += await self._update_violations(config)
+        wrong += read.of_what_was_read(found)
+        if read.left_out:
+            # Services are asked about whole settings only.
+            raise InvalidInput(wrong)
         format = None if any(item.field == "config.format" for item in wrong) else resolve_format(config, teacher)
         asked = Asked(config, tasks, _places(len(tasks), malformed), retention_quiz)
         refused = await start_violations(asked, format, self.teacher, self.students, described)

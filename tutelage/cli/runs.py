@@ -15,7 +15,8 @@ from tutelage.cli.listing import print_json, print_table
 from tutelage.domain.run import ReportFormat, RunState
 
 if TYPE_CHECKING:
-    from tutelage.cli.run_file import PreparedRun
+    from tutelage.cli.run_file import PreparedRun, WrongRun
+    from tutelage.domain.errors import InvalidInput
     from tutelage.domain.run import RunPlan, RunSummary
 
 app = typer.Typer(help="Runs of the reinforcement learning.", no_args_is_help=True)
@@ -43,9 +44,12 @@ def start(
     as_json: AsJson = False,
 ) -> None:
     """Start a run: the files it names are read here and sent along."""
-    from tutelage.cli.run_file import prepare_run, resolved_yaml
+    from tutelage.cli.run_file import WrongRun, prepare_run, resolved_yaml
 
-    prepared = prepare_run(run_file)
+    try:
+        prepared = prepare_run(run_file)
+    except WrongRun as wrong:
+        raise asyncio.run(_all_wrong(orchestrator, wrong)) from None
     if dry_run:
         planned, why_not = asyncio.run(_planned(orchestrator, prepared))
         if as_json:
@@ -76,6 +80,21 @@ def start(
             return summary
 
     _exit_with(asyncio.run(call()), watch)
+
+
+async def _all_wrong(orchestrator: str, wrong: WrongRun) -> InvalidInput:
+    """With what the orchestrator finds in the rest of the run, where it answers: all errors are told at once."""
+    from tutelage.domain.errors import InvalidInput, TutelageError
+
+    rest = wrong.rest
+    try:
+        async with orchestrator_client(orchestrator) as client:
+            await client.plan_run("check", rest.config_yaml, rest.tasks, rest.retention_quiz)
+    except InvalidInput as error:
+        return wrong.and_told(error.violations)
+    except TutelageError:
+        pass
+    return wrong
 
 
 async def _planned(orchestrator: str, prepared: PreparedRun) -> tuple[RunPlan | None, str]:
