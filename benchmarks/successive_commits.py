@@ -57,7 +57,7 @@ def main() -> None:
             evaluation_id, outcome = room.evaluate(item, edit_of(room, item, args.source), adapter_version=version)
             if not isinstance(outcome, EvaluationReport):
                 raise SystemExit(f"the edit of {item.task.id} was rejected: {outcome}")
-            adapter, _ = room.student.commit(evaluation_id)
+            adapter, *_ = room.student.commit(evaluation_id)
             version, ranks = adapter.version, [*ranks, adapter.rank]
             matrix.append([quizzed(room, other, version) for other in items])
             print(f"  commit {len(ranks)} of {len(items)} after {time.monotonic() - begun:.0f} s", flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.run_config import RunConfig
 from tutelage.domain.evaluation import EvaluationReport, QuizResult
@@ -51,6 +51,17 @@ def refusal(report: EvaluationReport, config: RunConfig) -> str:
     if gate.max_retention_loss is not None and lost > gate.max_retention_loss:
         return f"{lost:.4f} forgotten on {config.reward.retention_grader} is above {gate.max_retention_loss}"
     return ""
+
+
+def refusal_as_stored(report: EvaluationReport, quiz: QuizResult, retention: QuizResult, config: RunConfig) -> str:
+    """Why a stored version does not pass the gate, by what it answers itself; empty when it does.
+
+    It is not quite what earned the report: joined with its parent, and perhaps recompressed.
+    """
+    after = quiz if quiz.answers else report.after
+    kept = retention if retention.answers else report.retention_after
+    why_not = refusal(replace(report, after=after, retention_after=kept), config)
+    return f"as stored, {why_not}" if why_not else ""
 
 
 def _forgotten(report: EvaluationReport, config: RunConfig) -> float:

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator import metrics
-from orchestrator.commit_gate import TRIES, Tried, best, gain, refusal
+from orchestrator.commit_gate import TRIES, Tried, best, refusal, refusal_as_stored
 from orchestrator.config import OrchestratorSettings
 from orchestrator.evaluating import Evaluator, Watching
 from orchestrator.evaluation_keys import evaluation_key
@@ -21,6 +21,7 @@ from orchestrator.machine import Commit, Evaluate
 from orchestrator.records import StoredCandidate, StoredEvaluation
 from orchestrator.retrying import patiently
 from orchestrator.student_rows import StudentRows
+from tutelage.client.student import Committed
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.errors import (
     Conflict,
@@ -80,16 +81,15 @@ class Committer:
                 if why_not:
                     return await self._record(step, chosen, f"over the current version: {why_not}")
             try:
-                version, quiz = await self._keep(step, chosen)
+                version, quiz, retention = await self._keep(step, chosen)
             except LOST:
                 # Its weights are no longer held: train again, under another seed, since a stored report is final.
                 held = False
                 continue
             except TutelageError as error:
                 return await self._record(step, chosen, f"the student could not keep it: {error}", fault=True)
-            gained = gain(chosen.report.before, quiz, config.commit.grader) if quiz.answers else None
-            if gained is not None and gained <= config.commit.min_gain:
-                why_not = f"as stored, gain {gained:+.4f} on {config.commit.grader} is not above the gate's"
+            why_not = refusal_as_stored(chosen.report, quiz, retention, config)
+            if why_not:
                 return await self._record(step, chosen, why_not)
             try:
                 return await self._record(step, chosen, "", version, quiz)
@@ -98,8 +98,10 @@ class Committer:
         why_not = f"the version moved or the weights were lost {TRIES} times"
         return await self._record(step, chosen, why_not, fault=True)
 
-    async def _keep(self, step: Commit, chosen: Tried) -> tuple[str, QuizResult]:
-        """Asks the replica that earned the report, then the others: only who has the weights can keep them.
+    async def _keep(self, step: Commit, chosen: Tried) -> tuple[str, QuizResult, QuizResult]:
+        """The version, and the quiz and the retention quiz as it answers them.
+
+        Asks the replica that earned the report, then the others: only who has the weights can keep them.
 
         One of LOST when nobody has them. Who is away is waited for: to the total deadline while nobody answers, and
         for as many attempts as an evaluation has while others do, which can train them again.
@@ -108,21 +110,17 @@ class Committer:
         deadlines, commit_s = self.evaluator.run.config.deadlines, self.settings.commit_timeout_s
         waited = 0
 
-        async def call() -> tuple[str, QuizResult]:
+        async def call() -> Committed:
             nonlocal waited
             lacking: dict[str, TutelageError] = {}
             away: TutelageError | None = None
             for address in sorted(await students.addresses(student), key=lambda each: each != chosen.replica):
                 try:
-                    adapter, quiz = await students.replica(student, address).commit(
-                        chosen.evaluation_id, timeout_s=commit_s
-                    )
+                    return await students.replica(student, address).commit(chosen.evaluation_id, timeout_s=commit_s)
                 except LOST as error:
                     lacking[address] = error
                 except (Unavailable, Exhausted) as error:
                     away = error
-                else:
-                    return adapter.version, quiz
             waited += bool(lacking)
             if lacking and (away is None or chosen.replica in lacking or waited >= deadlines.attempts):
                 raise next(iter(lacking.values()))
@@ -130,11 +128,13 @@ class Committer:
 
         retry, attempts = self.settings.retry, deadlines.attempts
         paused, total_s = self.evaluator.paused, deadlines.total_s
-        version, stored = await patiently(call, "student", retry, total_s=total_s, faults=attempts, paused=paused)
+        adapter, stored, retention = await patiently(
+            call, "student", retry, total_s=total_s, faults=attempts, paused=paused
+        )
         judged = await patiently(
             lambda: self._judged(step.task, chosen, stored), "judge", retry, attempts=attempts, paused=paused
         )
-        return version, judged
+        return adapter.version, judged, retention
 
     async def _judged(self, task: str, chosen: Tried, stored: QuizResult) -> QuizResult:
         """What the stored version answered, with the judges' scores: the gate's grader may be one of them."""

@@ -208,8 +208,8 @@ class StudentEngine:
         self.get_evaluation(evaluation_id)
         return False
 
-    def commit(self, evaluation_id: str) -> tuple[Adapter, QuizResult]:
-        """Keeps the weights that earned the report, joined with their parent; the stored version takes the quiz again.
+    def commit(self, evaluation_id: str) -> tuple[Adapter, QuizResult, QuizResult]:
+        """Keeps the weights that earned the report, joined with their parent; what is stored takes both quizzes again.
 
         Raises NotFound, or PreconditionFailed when there is no report or its weights are no longer held.
         """
@@ -274,11 +274,11 @@ class StudentEngine:
                 self._in_memory.popitem(last=False)
             return adapter
 
-    def _commit(self, evaluation_id: str) -> tuple[Adapter, QuizResult]:
+    def _commit(self, evaluation_id: str) -> tuple[Adapter, QuizResult, QuizResult]:
         earlier = self._store.committed(evaluation_id)
         if earlier is not None:
             try:
-                return self._adapters.get(earlier[0]), earlier[1]
+                return self._adapters.get(earlier[0]), *earlier[1:]
             except (NotFound, DataLoss):
                 log.info("version %s of evaluation %s is gone; committing anew", earlier[0], evaluation_id)
         outcome, key = self._store.outcome(evaluation_id), self._store.key(evaluation_id)
@@ -304,12 +304,17 @@ class StudentEngine:
         )
         stored = self._parent(adapter.version)
         assert stored is not None
-        sitting = Sitting(key.quiz.questions, key.graders, (stored,))
-        answers = self._sit(sitting, self._quiz.max_new_tokens, lambda: False)
-        quiz = QuizResult.of(answers)
-        self._store.keep_commit(evaluation_id, adapter.version, quiz)
+        quiz, retention = (self._result(each, key, stored) for each in (key.quiz, key.retention_quiz))
+        self._store.keep_commit(evaluation_id, adapter.version, quiz, retention)
         self._measure_adapters()
-        return adapter, quiz
+        return adapter, quiz, retention
+
+    def _result(self, quiz: Quiz, key: EvaluationKey, adapter: BankAdapter) -> QuizResult:
+        """What a stored version answers to a quiz of an evaluation."""
+        if not quiz.questions:
+            return QuizResult()
+        sitting = Sitting(quiz.questions, key.graders, (adapter,))
+        return QuizResult.of(self._sit(sitting, self._quiz.max_new_tokens, lambda: False))
 
     def _measure_adapters(self) -> None:
         self._metrics.adapter_bytes.set(sum(adapter.bytes for adapter in self._adapters.list()))

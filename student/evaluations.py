@@ -34,7 +34,9 @@ CREATE TABLE IF NOT EXISTS baselines (id TEXT PRIMARY KEY, result BLOB NOT NULL)
 CREATE TABLE IF NOT EXISTS held (
     id TEXT PRIMARY KEY, sha256 TEXT NOT NULL, bytes INTEGER NOT NULL, held_at REAL NOT NULL
 );
-CREATE TABLE IF NOT EXISTS commits (evaluation_id TEXT PRIMARY KEY, version TEXT NOT NULL, quiz BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS commits (
+    evaluation_id TEXT PRIMARY KEY, version TEXT NOT NULL, quiz BLOB NOT NULL, retention BLOB
+);
 """
 
 FinalOutcome = EvaluationReport | Rejection
@@ -53,6 +55,9 @@ class EvaluationStore:
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.executescript(_SCHEMA)
+        if "retention" not in {row[1] for row in self._db.execute("PRAGMA table_info(commits)")}:
+            # A folder from before the retention quiz was taken again.
+            self._db.execute("ALTER TABLE commits ADD COLUMN retention BLOB")
         self.expire()
 
     def close(self) -> None:
@@ -155,16 +160,19 @@ class EvaluationStore:
                 (baseline_id, quiz_result_to_wire(result).SerializeToString()),
             )
 
-    def committed(self, evaluation_id: str) -> tuple[str, QuizResult] | None:
-        """Version and quiz of an earlier commit."""
-        row = self._one("SELECT version, quiz FROM commits WHERE evaluation_id = ?", evaluation_id)
+    def committed(self, evaluation_id: str) -> tuple[str, QuizResult, QuizResult] | None:
+        """Version, quiz and retention quiz of an earlier commit."""
+        query = "SELECT version, quiz, retention FROM commits WHERE evaluation_id = ? AND retention IS NOT NULL"
+        row = self._one(query, evaluation_id)
         if row is None:
             return None
-        return str(row[0]), quiz_result_from_wire(evaluation_pb2.QuizResult.FromString(row[1]))
+        quiz, retention = (quiz_result_from_wire(evaluation_pb2.QuizResult.FromString(each)) for each in row[1:])
+        return str(row[0]), quiz, retention
 
-    def keep_commit(self, evaluation_id: str, version: str, quiz: QuizResult) -> None:
+    def keep_commit(self, evaluation_id: str, version: str, quiz: QuizResult, retention: QuizResult) -> None:
+        results = [quiz_result_to_wire(each).SerializeToString() for each in (quiz, retention)]
         with self._lock:
             self._db.execute(
-                "INSERT OR REPLACE INTO commits VALUES (?, ?, ?)",
-                (evaluation_id, version, quiz_result_to_wire(quiz).SerializeToString()),
+                "INSERT OR REPLACE INTO commits (evaluation_id, version, quiz, retention) VALUES (?, ?, ?, ?)",
+                (evaluation_id, version, *results),
             )

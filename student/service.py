@@ -121,8 +121,10 @@ class StudentServicer(pb_grpc.StudentServiceServicer):
         return pb.CancelEvaluationResponse(cancelled=cancelled)
 
     async def Commit(self, request: pb.CommitRequest, context: Context) -> Any:
-        adapter, quiz = await asyncio.to_thread(self._engine.commit, request.evaluation_id)
-        return pb.CommitResponse(adapter=adapter_to_wire(adapter), quiz=quiz_result_to_wire(quiz))
+        adapter, quiz, retention = await asyncio.to_thread(self._engine.commit, request.evaluation_id)
+        return pb.CommitResponse(
+            adapter=adapter_to_wire(adapter), quiz=quiz_result_to_wire(quiz), retention=quiz_result_to_wire(retention)
+        )
 
     async def Answer(self, request: pb.AnswerRequest, context: Context) -> Any:
         questions = [question_from_wire(item, f"questions[{i}]") for i, item in enumerate(request.questions)]

@@ -21,6 +21,7 @@ from tutelage.domain.evaluation import Answer, QuizResult
 from tutelage.domain.run import RunState
 from tutelage.domain.task import Quiz
 from tutelage.settings import load_settings, parse_settings
+from tutelage.wire.evaluation import quiz_result_to_wire
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "adapt.yaml"
 
@@ -98,6 +99,35 @@ def test_a_student_that_forgets_too_much_is_left_alone_and_the_other_learns(worl
             assert {row["student"] for row in commits if row["committed"]} == {"b"}
             reasons = [row["reason"] for row in commits if row["student"] == "a"]
             assert all("0.7500 forgotten on loglik is above 0.5" in reason for reason in reasons)
+        await world.down()
+
+    asyncio.run(body())
+
+
+def test_what_the_stored_version_forgot_counts_and_not_what_was_evaluated(world: Any) -> None:
+    def answered(value: float) -> QuizResult:
+        return QuizResult.of((Answer("r", "text", {"contains": 1.0, "loglik": value}),))
+
+    report, commit = world.a.report, world.a.Commit
+
+    def remembering(key: Any) -> Any:
+        return dataclasses.replace(report(key), retention_before=answered(-1.0), retention_after=answered(-1.1))
+
+    async def recompressed(request: Any, context: Any) -> Any:
+        reply = await commit(request, context)
+        reply.retention.CopyFrom(quiz_result_to_wire(answered(-1.75)))
+        return reply
+
+    world.a.report, world.a.Commit = remembering, recompressed
+
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            await _adapt(world, engine, gate={"max_retention_loss": 0.5})
+            commits = await engine.store.commits("run")
+            assert {row["student"] for row in commits if row["committed"]} == {"b"}
+            reasons = [row["reason"] for row in commits if row["student"] == "a"]
+            assert all("as stored, 0.7500 forgotten on loglik is above 0.5" in reason for reason in reasons)
         await world.down()
 
     asyncio.run(body())

@@ -421,7 +421,7 @@ def test_truncated_adapter_is_data_loss(services: Services, student: SyncStudent
     key = key_for(student, seed=7)
     *_, report = student.evaluate(key)
     assert isinstance(report, EvaluationReport)
-    adapter, _ = student.commit(key.id)
+    adapter, *_ = student.commit(key.id)
     folder = Path(services.student_settings["data_dir"]) / "adapters" / adapter.version
     weights = folder / "adapter_model.safetensors"
     whole = weights.read_bytes()

@@ -32,7 +32,7 @@ def study(client: SyncStudentClient) -> EvaluationReport:
     )  # fmt: skip
     *_, report = client.evaluate(key)
     assert isinstance(report, EvaluationReport)
-    adapter, _ = client.commit(key.id)
+    adapter, *_ = client.commit(key.id)
     assert len(client.answer([Question("a", "Who?", "")], adapter_version=adapter.version)) == 1
     return report
 

@@ -106,9 +106,10 @@ def test_asking_twice_trains_once_also_after_a_restart(student, make_key):
     assert report_of(restarted, key) == report
     assert value(restarted, "tutelage_student_training_tokens_total") == 0
     assert restarted.get_evaluation(key.id).state is EvaluationState.DONE
-    adapter, quiz = restarted.commit(key.id)
+    adapter, quiz, retention = restarted.commit(key.id)
     assert quiz.scores["loglik"] == pytest.approx(report.after.scores["loglik"], abs=1e-5)
-    assert restarted.commit(key.id) == (adapter, quiz)
+    assert retention.scores["loglik"] == pytest.approx(report.retention_after.scores["loglik"], abs=1e-5)
+    assert restarted.commit(key.id) == (adapter, quiz, retention)
     # The baseline survived as well.
     assert report_of(restarted, make_key(restarted, seed=8)).cost.baseline_cached
 
@@ -117,14 +118,15 @@ def test_commit_over_a_parent_and_answers_of_versions(student, make_key):
     engine = student(max_adapter_rank=6)
     first = make_key(engine)
     report = report_of(engine, first)
-    parent, _ = engine.commit(first.id)
+    parent, *_ = engine.commit(first.id)
     assert parent.rank == 4
     second = make_key(engine, adapter_version=parent.version)
     over = report_of(engine, second)
     assert over.before.scores["loglik"] == pytest.approx(report.after.scores["loglik"], abs=1e-5)
     assert over.after.scores["loglik"] > over.before.scores["loglik"]
-    child, quiz = engine.commit(second.id)
-    # 4 + 4 recompressed to 6.
+    child, quiz, retention = engine.commit(second.id)
+    # 4 + 4 recompressed to 6: no longer the very weights of the report, also where it tells of what was forgotten.
+    assert {answer.question_id for answer in retention.answers} == {each.id for each in second.retention_quiz.questions}
     assert (child.rank, child.parent_version) == (6, parent.version)
     assert quiz.scores["loglik"] > over.before.scores["loglik"]
     assert [adapter.version for adapter in engine.list_adapters()] == [parent.version, child.version]
@@ -145,7 +147,7 @@ def test_a_truncated_adapter_is_data_loss_and_the_student_goes_on(student, make_
     engine = student()
     key = make_key(engine)
     report_of(engine, key)
-    adapter, _ = engine.commit(key.id)
+    adapter, *_ = engine.commit(key.id)
     engine.close()
     file = tmp_path / "student" / "adapters" / adapter.version / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-10])

@@ -99,9 +99,11 @@ def test_evaluate_commit_answer_and_delete(client, served):
     status = client.get_evaluation(key.id)
     assert (status.state, status.outcome) == (EvaluationState.DONE, report)
     assert not client.cancel_evaluation(key.id)
-    adapter, quiz = client.commit(key.id)
+    adapter, quiz, retention = client.commit(key.id)
     assert quiz.scores["loglik"] == pytest.approx(report.after.scores["loglik"], abs=1e-5)
-    assert client.commit(key.id) == (adapter, quiz)
+    # The evaluation had no retention quiz.
+    assert retention.answers == ()
+    assert client.commit(key.id) == (adapter, quiz, retention)
     assert client.list_adapters() == (adapter,)
     questions = [Question("a", "Which bird is on the arms?", "heron"), Question("b", "Who?", "")]
     first, second = client.answer(questions, adapter_version=adapter.version)

@@ -31,8 +31,13 @@ def _event(message: pb.EvaluateResponse) -> EvaluationProgress | EvaluationOutco
     return evaluation_outcome_from_wire(message.outcome)
 
 
-def _committed(message: pb.CommitResponse) -> tuple[Adapter, QuizResult]:
-    return adapter_from_wire(message.adapter), quiz_result_from_wire(message.quiz, "quiz")
+Committed = tuple[Adapter, QuizResult, QuizResult]
+"""A version that was stored, the quiz and the retention quiz as it answers them."""
+
+
+def _committed(message: pb.CommitResponse) -> Committed:
+    results = quiz_result_from_wire(message.quiz, "quiz"), quiz_result_from_wire(message.retention, "retention")
+    return adapter_from_wire(message.adapter), *results
 
 
 def _answers(message: pb.AnswerResponse) -> tuple[Answer, ...]:
@@ -113,8 +118,8 @@ class StudentClient(AsyncConnection):
         request = pb.CancelEvaluationRequest(evaluation_id=evaluation_id)
         return await self._call(self._stub.CancelEvaluation, request, _cancelled, timeout_s)
 
-    async def commit(self, evaluation_id: str, *, timeout_s: float = WORK_S) -> tuple[Adapter, QuizResult]:
-        """Keeps an evaluation's weights; the new version and the quiz as it answers it."""
+    async def commit(self, evaluation_id: str, *, timeout_s: float = WORK_S) -> Committed:
+        """Keeps an evaluation's weights; the new version, and the quiz and the retention quiz as it answers them."""
         request = pb.CommitRequest(evaluation_id=evaluation_id)
         return await self._call(self._stub.Commit, request, _committed, timeout_s)
 
@@ -179,8 +184,8 @@ class SyncStudentClient(SyncConnection):
         request = pb.CancelEvaluationRequest(evaluation_id=evaluation_id)
         return self._call(self._stub.CancelEvaluation, request, _cancelled, timeout_s)
 
-    def commit(self, evaluation_id: str, *, timeout_s: float = WORK_S) -> tuple[Adapter, QuizResult]:
-        """Keeps an evaluation's weights; the new version and the quiz as it answers it."""
+    def commit(self, evaluation_id: str, *, timeout_s: float = WORK_S) -> Committed:
+        """Keeps an evaluation's weights; the new version, and the quiz and the retention quiz as it answers them."""
         return self._call(self._stub.Commit, pb.CommitRequest(evaluation_id=evaluation_id), _committed, timeout_s)
 
     def answer(

@@ -407,21 +407,27 @@ class CommitResponse(_message.Message):
 
     ADAPTER_FIELD_NUMBER: _builtins.int
     QUIZ_FIELD_NUMBER: _builtins.int
+    RETENTION_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def adapter(self) -> Global___Adapter: ...
     @_builtins.property
     def quiz(self) -> _evaluation_pb2.QuizResult:
         """The quiz answered by the stored version."""
 
+    @_builtins.property
+    def retention(self) -> _evaluation_pb2.QuizResult:
+        """The retention quiz answered by the stored version; empty where the evaluation had none."""
+
     def __init__(
         self,
         *,
         adapter: Global___Adapter | None = ...,
         quiz: _evaluation_pb2.QuizResult | None = ...,
+        retention: _evaluation_pb2.QuizResult | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "quiz", b"quiz"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "quiz", b"quiz", "retention", b"retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "quiz", b"quiz"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "quiz", b"quiz", "retention", b"retention"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
