@@ -8,12 +8,15 @@ nobody was there is not made up for.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
+
+_SHORTEST = timedelta(minutes=2)
 
 
 @dataclass(frozen=True)
@@ -74,12 +77,13 @@ def openings(schedule: Schedule, after: datetime) -> Iterator[datetime]:
 
 def open_since(schedule: Schedule, now: datetime) -> datetime | None:
     """When the window that is open now was opened; None between windows."""
-    latest = None
-    for opening in openings(schedule, now - schedule.window):
-        if opening > now:
-            break
-        latest = opening
-    return latest
+    # Looked for ever further back: a window of a week that opens every minute has ten thousand openings.
+    span = min(_SHORTEST, schedule.window)
+    while True:
+        past = list(itertools.takewhile(lambda opening: opening <= now, openings(schedule, now - span)))
+        if past or span == schedule.window:
+            return past[-1] if past else None
+        span = min(2 * span, schedule.window)
 
 
 def next_opening(schedule: Schedule, now: datetime) -> datetime:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.schedule import Begin, Schedule, Wait, Waiting, Window, decide, next_opening, open_since
+from orchestrator import schedule as schedule_module
+from orchestrator.schedule import Begin, Schedule, Wait, Waiting, Window, decide, next_opening, open_since, openings
 
 NIGHTLY = Schedule("30 2 * * *", "Europe/Berlin", timedelta(hours=3), budget=20, batch=4)
 DOCUMENTS = tuple(Waiting(f"d{number}", 7) for number in range(9))
@@ -34,6 +37,34 @@ def test_nights_when_clocks_change_have_one_window_each() -> None:
     assert next_opening(NIGHTLY, _utc(2026, 3, 29, 1, 0)) == _utc(2026, 3, 30, 0, 30)
     assert next_opening(NIGHTLY, _utc(2026, 10, 24, 12)) == _utc(2026, 10, 25, 0, 30)
     assert next_opening(NIGHTLY, _utc(2026, 10, 25, 0, 30)) == _utc(2026, 10, 26, 1, 30)
+
+
+def test_a_window_that_opens_all_the_time_is_found_in_a_few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal steps
+        for opening in openings(*given):
+            steps += 1
+            yield opening
+
+    monkeypatch.setattr(schedule_module, "openings", counted)
+    always = dataclasses.replace(NIGHTLY, cron="* * * * *", window=timedelta(days=7))
+    assert open_since(always, _utc(2026, 1, 10, 1, 30)) == _utc(2026, 1, 10, 1, 30)
+    assert steps < 10
+
+
+@given(
+    st.sampled_from(["30 2 * * *", "*/7 1-3 * * *", "0 0 * * 0", "15 */5 * * *", "* 2 * * *"]),
+    st.sampled_from([timedelta(seconds=40), timedelta(hours=3), timedelta(days=2), timedelta(days=7)]),
+    st.datetimes(datetime(2026, 3, 27), datetime(2026, 4, 2), timezones=st.just(UTC))
+    | st.datetimes(datetime(2026, 10, 23), datetime(2026, 10, 28), timezones=st.just(UTC)),
+)
+@settings(deadline=None, max_examples=60)
+def test_looking_back_in_steps_finds_what_walking_the_window_finds(cron: str, window: timedelta, now: datetime) -> None:
+    schedule = dataclasses.replace(NIGHTLY, cron=cron, window=window)
+    walked = list(itertools.takewhile(lambda opening: opening <= now, openings(schedule, now - window)))
+    assert open_since(schedule, now) == (walked[-1] if walked else None)
 
 
 def test_oldest_first_as_far_as_budget_and_batch_reach() -> None:
