@@ -17,14 +17,19 @@ def seconds_left(mean_s: float | None, remaining: Mapping[str, int], slots: Mapp
 def run_seconds(
     plan: Plan, slots: Mapping[str, int], evaluation_s: Mapping[str, float], teacher_s: float | None
 ) -> float | None:
-    """Estimate for a whole run in strict rounds; None when a student or the teacher has never been timed.
+    """Estimate for a whole run; None when a student or the teacher has never been timed.
 
     `evaluation_s` are mean seconds of an evaluation by student, `teacher_s` those of the teacher for a group, its part
-    of the round's update included.
+    of the round's update included. In strict rounds one waits for the other; with a staleness the slower one decides,
+    and the other is waited for in the first round. At the end each student trains a version a task, one over the other.
     """
     if teacher_s is None or any(name not in evaluation_s for name in plan.students):
         return None
     each = plan.evaluations // len(plan.students)
     groups = plan.rounds * len(plan.tasks) * len(plan.audiences)
     slowest = max(each * evaluation_s[name] / max(1, slots.get(name, 1)) for name in plan.students)
-    return slowest + groups * teacher_s
+    teaching = groups * teacher_s
+    committing = len(plan.tasks) * max(evaluation_s[name] for name in plan.students) if plan.commits else 0.0
+    if plan.staleness:
+        return max(slowest, teaching) + min(slowest, teaching) / plan.rounds + committing
+    return slowest + teaching + committing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.closing import Closing, GroupPolicy, enough, to_give_up, viable
@@ -166,5 +168,8 @@ def test_the_slowest_student_decides_the_time_left() -> None:
     assert seconds_left(2.0, {"a": 8, "b": 3}, {"a": 4, "b": 1}) == 6.0
     plan = Plan(("x", "y"), ("a", "b"), 4, 1, 2, False)
     assert run_seconds(plan, {"a": 2, "b": 1}, {"a": 3.0, "b": 1.0}, 5.0) == 16 * 3 / 2 + 4 * 5
+    # What overlaps is waited for once, and commits of a student come one after the other.
+    ahead = replace(plan, staleness=1, commits=True)
+    assert run_seconds(ahead, {"a": 2, "b": 1}, {"a": 3.0, "b": 1.0}, 5.0) == 24 + 20 / 2 + 2 * 3.0
     assert run_seconds(plan, {"a": 2, "b": 1}, {"a": 3.0}, 5.0) is None
     assert run_seconds(plan, {"a": 2, "b": 1}, {"a": 3.0, "b": 1.0}, None) is None
