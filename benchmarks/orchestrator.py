@@ -8,7 +8,8 @@ of busy time is counted by themselves, from the first evaluation's start to the 
     python benchmarks/orchestrator.py --quick    # less than a minute
     python benchmarks/orchestrator.py --database postgresql://user@host/name
 
-The last line is JSON: cpu_ms_per_evaluation, peak_mib, students and evaluations of the largest size, busy_share_64.
+The last line is JSON: cpu_ms_per_evaluation, peak_mib, students and evaluations of the largest size, busy_share_64,
+and marginal_cpu_ms: what an evaluation costs without a run's start, from the difference of largest and smallest size.
 """
 
 from __future__ import annotations
@@ -125,22 +126,26 @@ def main() -> None:
         sizes = (Size(int(students), int(tasks), int(candidates), float(seconds)),)
     print("students  evaluations  each (s)  wall (s)  busy   CPU ms/evaluation  peak MiB", flush=True)
     busy_64, measured = None, {}
+    spent: list[tuple[int, float]] = []
     for size in sizes:
         command = [sys.executable, __file__, "--one", json.dumps(asdict(size)), "--database", options.database]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         if done.returncode:
             raise SystemExit(f"{size} failed")
         measured = json.loads(done.stdout.splitlines()[-1])
+        spent.append((size.evaluations, measured["cpu_ms"] * size.evaluations))
         busy_64 = measured["busy"] if size.students == 64 else busy_64
         print(
             f"{size.students:8}  {size.evaluations:11}  {size.seconds:8g}  {measured['wall_s']:8.1f}"
             f"  {measured['busy']:5.3f}  {measured['cpu_ms']:17.2f}  {measured['peak_mib']:8.0f}",
             flush=True,
         )
+    (fewest, least_ms), (most, most_ms) = spent[0], spent[-1]
     print(
         json.dumps(
             {
                 "cpu_ms_per_evaluation": round(measured["cpu_ms"], 3),
+                "marginal_cpu_ms": round((most_ms - least_ms) / (most - fewest), 3) if most > fewest else None,
                 "busy_share_64": None if busy_64 is None else round(busy_64, 4),
                 "peak_mib": round(measured["peak_mib"], 1),
                 "students": sizes[-1].students,
