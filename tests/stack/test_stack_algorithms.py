@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import time
+import urllib.request
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 import yaml
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from prometheus_client.parser import text_string_to_metric_families
 
 from tutelage.client import SyncOrchestratorClient
 from tutelage.domain.errors import InvalidInput
@@ -53,11 +57,17 @@ def ended(client: SyncOrchestratorClient, name: str, **update: Any) -> tuple[lis
 
 @pytest.mark.timeout(900)
 def test_a_policy_learns_by_the_algorithm_that_the_run_names(start_service: Callable[..., Service]) -> None:
-    student = start_service("student")
-    teachers = {"learner": start_service("teacher"), "passage": start_service("teacher", backend="passage")}
+    pages = {"metrics_port": 0}
+    student = start_service("student", server=dict(pages))
+    teachers = {
+        "learner": start_service("teacher", server=dict(pages)),
+        "passage": start_service("teacher", backend="passage"),
+    }
     students = {"ada": {"address": student.wait_ready()}}
     services = {
-        name: start_service("orchestrator", teacher={"address": teacher.wait_ready()}, students=students)
+        name: start_service(
+            "orchestrator", teacher={"address": teacher.wait_ready()}, students=students, server=dict(pages)
+        )
         for name, teacher in teachers.items()
     }
     with SyncOrchestratorClient(ChannelSettings(address=services["learner"].wait_ready())) as client:
@@ -75,3 +85,38 @@ def test_a_policy_learns_by_the_algorithm_that_the_run_names(start_service: Call
         (made,), reports["passage"] = ended(client, "run")
         assert made["kept_candidates"] == 0
     assert set(reports["grpo"]) == set(reports["dpo"]) == set(reports["passage"])
+    on_the_pages_of_metrics(student, teachers["learner"], services["learner"], versions)
+    for service, name in (
+        (student, "Student"),
+        (teachers["learner"], "Teacher"),
+        (services["learner"], "Orchestrator"),
+    ):
+        with grpc.insecure_channel(service.wait_ready()) as channel:
+            told = ProtoReflectionDescriptorDatabase(channel).get_services()
+        assert {f"tutelage.v1.{name}Service", "grpc.health.v1.Health"} <= set(told)
+
+
+def on_the_pages_of_metrics(student: Service, teacher: Service, orchestrator: Service, versions: set[str]) -> None:
+    """What the two runs of three candidates and one policy each left there."""
+    counts = scraped(student)
+    assert counts["tutelage_student_queue", ()] == 0
+    assert counts["tutelage_student_evaluations_total", (("outcome", "report"),)] >= 3
+    assert counts["tutelage_student_training_tokens_total", ()] > 0
+    assert counts["tutelage_student_slots", (("state", "busy"),)] == 0
+    told = [dict(labels) for name, labels in scraped(teacher) if name == "tutelage_teacher_policy_info"]
+    assert [labels["version"] in versions for labels in told] == [True]
+    counts = scraped(orchestrator)
+    assert counts["tutelage_orchestrator_reward_count", ()] == 6
+    called = (("grpc_code", "OK"), ("grpc_method", "StartRun"))
+    assert [count for (_, labels), count in counts.items() if set(called) <= set(labels)][:1] == [2]
+
+
+def scraped(service: Service) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    """The samples on a service's page, by name and labels."""
+    with urllib.request.urlopen(f"http://{service.metrics_address}/metrics", timeout=10) as page:
+        families = text_string_to_metric_families(page.read().decode())
+        return {
+            (each.name, tuple(sorted(each.labels.items()))): each.value
+            for family in families
+            for each in family.samples
+        }
