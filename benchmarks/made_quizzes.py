@@ -31,7 +31,7 @@ from benchmarks.classroom import GRADERS, Classroom, Setup, documents
 from orchestrator.adapt_quiz import FORMAT, SAMPLING, TRIES, questions_of
 from orchestrator.answer_check import ANSWER_TOKENS, prompts_of, verdict
 from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.made_quiz import Dropped, QuizCheck
+from tutelage.domain.made_quiz import DEFAULT_CHECK, Dropped, QuizCheck
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit
 from tutelage.domain.task import DocumentTask, Question, Quiz
@@ -153,9 +153,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--questions", type=int, default=6, help="most questions made for a document")
     parser.add_argument("--least", type=int, default=2, help="with fewer a document is left out")
-    parser.add_argument(
-        "--check", default="both", choices=[each.value for each in QuizCheck], help="what made questions must pass"
-    )
+    parser.add_argument("--check", default=DEFAULT_CHECK, choices=list(QuizCheck), help="what made questions must pass")
     parser.add_argument("--format", default="self-qa")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side")

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from orchestrator.commit_gate import TRIES
 from orchestrator.run_config import DeadlineConfig, InlineFormat, InnerLoopConfig, RunConfig, SamplingConfig
-from tutelage.domain.made_quiz import QuizCheck
+from tutelage.domain.made_quiz import DEFAULT_CHECK, QuizCheck
 from tutelage.settings import Settings
 
 
@@ -60,7 +60,7 @@ class Recipe(Settings):
     """Questions that are made for a document that has none, by the teacher's first policy; 0 refuses such documents."""
     least_questions: int = Field(default=3, ge=1)
     """With fewer that can be made, a document is left out and reported."""
-    made_check: QuizCheck = QuizCheck.BOTH
+    made_check: QuizCheck = DEFAULT_CHECK
     """What the teacher's first policy has to answer before a made question is kept: `both` (it finds the answer with
     the text, and does not know it without), `unknown` (it does not know it without), or `none`."""
     deadlines: DeadlineConfig = Field(default_factory=DeadlineConfig)

@@ -22,7 +22,7 @@ from orchestrator.report.json_report import json_parts
 from orchestrator.report.metrics import metrics_lines
 from orchestrator.report_builder import build_report
 from tutelage.domain.errors import FieldViolation, InvalidInput
-from tutelage.domain.made_quiz import MadeQuiz, QuizCheck
+from tutelage.domain.made_quiz import DEFAULT_CHECK, MadeQuiz, QuizCheck
 from tutelage.domain.run import ReportFormat, TaskWithQuiz
 from tutelage.domain.task import Quiz, Task
 from tutelage.v1 import orchestrator_service_pb2 as pb
@@ -229,7 +229,7 @@ class OrchestratorService(OrchestratorServiceServicer):
 
     async def MakeQuiz(self, request: pb.MakeQuizRequest, context: Any) -> pb.MakeQuizResponse:
         task = task_from_wire(request.task, "task")
-        (made,) = await self._made((task,), request.questions, request.seed, QuizCheck.BOTH)
+        (made,) = await self._made((task,), request.questions, request.seed, DEFAULT_CHECK)
         if made.refused:
             raise InvalidInput.of("task", task.id, made.refused)
         return pb.MakeQuizResponse(quiz=quiz_to_wire(made.quiz))

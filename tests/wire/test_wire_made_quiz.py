@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tutelage.domain.errors import InvalidInput
-from tutelage.domain.made_quiz import Dropped, MadeQuiz, QuizCheck
+from tutelage.domain.made_quiz import DEFAULT_CHECK, Dropped, MadeQuiz, QuizCheck
 from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.wire.made_quiz import (
@@ -37,8 +37,8 @@ def test_a_request_names_its_check(check: QuizCheck) -> None:
     assert quiz_check_from_wire(request.check) is check
 
 
-def test_a_request_without_a_check_asks_for_both_and_an_unknown_one_is_refused() -> None:
-    assert quiz_check_from_wire(pb.MakeQuizzesRequest().check) is QuizCheck.BOTH
+def test_a_request_without_a_check_asks_for_the_default_and_an_unknown_one_is_refused() -> None:
+    assert quiz_check_from_wire(pb.MakeQuizzesRequest().check) is DEFAULT_CHECK
     with pytest.raises(InvalidInput, match=r"check.*none, unknown, both"):
         quiz_check_from_wire(9)
 

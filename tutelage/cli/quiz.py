@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, Orchestrator, orchestrator_client
-from tutelage.domain.made_quiz import MadeQuiz, QuizCheck
+from tutelage.domain.made_quiz import DEFAULT_CHECK, MadeQuiz, QuizCheck
 from tutelage.domain.task import DocumentTask, Quiz
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def quiz(
             help="What the teacher's first policy has to answer: `both`, with the text and not without; `unknown`, not "
             "without; `none`."
         ),
-    ] = QuizCheck.BOTH,
+    ] = DEFAULT_CHECK,
     seed: Annotated[int, typer.Option(help="The same seed gives the same questions.")] = 0,
     orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
 ) -> None:

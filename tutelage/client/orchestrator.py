@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.inbox import Inbox, InboxDocument
-from tutelage.domain.made_quiz import MadeQuiz, QuizCheck
+from tutelage.domain.made_quiz import DEFAULT_CHECK, MadeQuiz, QuizCheck
 from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunPlan, RunSummary, TaskWithQuiz
 from tutelage.domain.task import Quiz, Task
 from tutelage.rpc.config import ChannelSettings
@@ -211,7 +211,7 @@ class OrchestratorClient(AsyncConnection):
         questions: int,
         *,
         seed: int = 0,
-        check: QuizCheck = QuizCheck.BOTH,
+        check: QuizCheck = DEFAULT_CHECK,
         timeout_s: float = LONG_S,
     ) -> tuple[MadeQuiz, ...]:
         """At most so many questions for each document, by the teacher's first policy; the same seed gives the same.
@@ -335,7 +335,7 @@ class SyncOrchestratorClient(SyncConnection):
         questions: int,
         *,
         seed: int = 0,
-        check: QuizCheck = QuizCheck.BOTH,
+        check: QuizCheck = DEFAULT_CHECK,
         timeout_s: float = LONG_S,
     ) -> tuple[MadeQuiz, ...]:
         """At most so many questions for each document, by the teacher's first policy; the same seed gives the same.

@@ -20,6 +20,10 @@ class QuizCheck(StrEnum):
     """It must find the answer with the text, and not know it without."""
 
 
+DEFAULT_CHECK = QuizCheck.UNKNOWN
+"""A small first policy finds too few answers in a text for more: most good questions would be dropped with the bad."""
+
+
 class Dropped(StrEnum):
     """Why a question that was written is not in the quiz."""
 

@@ -101,7 +101,7 @@ class _QuizCheck:
 class _QuizCheckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_QuizCheck.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     QUIZ_CHECK_UNSPECIFIED: _QuizCheck.ValueType  # 0
-    """As BOTH."""
+    """As UNKNOWN."""
     QUIZ_CHECK_NONE: _QuizCheck.ValueType  # 1
     """Nothing: the text alone decides."""
     QUIZ_CHECK_UNKNOWN: _QuizCheck.ValueType  # 2
@@ -113,7 +113,7 @@ class QuizCheck(_QuizCheck, metaclass=_QuizCheckEnumTypeWrapper):
     """What the teacher's first policy, which no update changes, has to answer before a made question is kept."""
 
 QUIZ_CHECK_UNSPECIFIED: QuizCheck.ValueType  # 0
-"""As BOTH."""
+"""As UNKNOWN."""
 QUIZ_CHECK_NONE: QuizCheck.ValueType  # 1
 """Nothing: the text alone decides."""
 QUIZ_CHECK_UNKNOWN: QuizCheck.ValueType  # 2

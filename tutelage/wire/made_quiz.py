@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tutelage.domain.made_quiz import Dropped, MadeQuiz, QuizCheck
+from tutelage.domain.made_quiz import DEFAULT_CHECK, Dropped, MadeQuiz, QuizCheck
 from tutelage.domain.task import Task
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.wire.checks import INT64_MAX, Checks, fitting, reverse
@@ -19,9 +19,9 @@ _CHECK_VALUES = reverse(_CHECKS)
 
 
 def quiz_check_from_wire(value: int, field: str = "check") -> QuizCheck:
-    """The check; both questions where none is named."""
+    """The check; the default where none is named."""
     if value == pb.QUIZ_CHECK_UNSPECIFIED:
-        return QuizCheck.BOTH
+        return DEFAULT_CHECK
     checks = Checks("")
     return checks.passed(checks.enum(field, value, _CHECKS))
 
