@@ -1,25 +1,22 @@
-"""The stack of real processes of tests/stack, with proxies before its services and a hand that breaks things."""
+"""The stack of real processes of tests/stack, with proxies before its services and its database, and who breaks it."""
 
 from __future__ import annotations
 
 import importlib.util
-import random
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-import psycopg
 import pytest
+from sqlalchemy import make_url
+
+from tutelage.client import SyncOrchestratorClient
+from tutelage.rpc.config import ChannelSettings
 
 HERE = Path(__file__).resolve().parent
-END_SESSIONS = (
-    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
-    "AND backend_type = 'client backend'"
-)
 
 
 def _loaded(name: str, path: Path) -> ModuleType:
@@ -37,24 +34,54 @@ orchestrator_conftest = _loaded("faults_orchestrator_fixtures", HERE.parent / "o
 # Torch starts slowly where much else goes on.
 stack_conftest.READY_S = 300.0  # type: ignore[attr-defined]
 proxy = _loaded("faults_proxy", HERE / "proxy.py")
+breaker_module = _loaded("faults_breaker", HERE / "breaker.py")
 
 tiny_model = stack_conftest.tiny_model
 postgres = orchestrator_conftest.postgres
 
 
 class ProxiedStack(stack_conftest.Stack):  # type: ignore[name-defined,misc]
-    """The orchestrator reaches teacher and students through proxies."""
+    """The orchestrator reaches teacher and students through proxies.
+
+    On PostgreSQL there are two orchestrators, and each reaches the database through a proxy of its own.
+    """
 
     def __init__(self, folder: Path, model: Path, database_url: str = "", deterministic: bool = True) -> None:
         super().__init__(folder, model)
         self.database_url, self.deterministic = database_url, deterministic
+        self.orchestrators = ("orchestrator", "deputy") if database_url else ("orchestrator",)
         self.proxies: dict[str, Any] = {}
+        self.database_proxies: dict[str, Any] = {}
+
+    def start_all(self) -> None:
+        super().start_all()
+        for name in self.orchestrators[1:]:
+            self.start(name)
+            self.wait_ready(name)
+
+    def wait_ready(self, name: str) -> None:
+        """An orchestrator that cannot reach its database ends, and is started again as a supervisor would."""
+        deadline = time.monotonic() + stack_conftest.READY_S  # type: ignore[attr-defined]
+        while name in self._addresses and not self._ready_file(name).exists() and time.monotonic() < deadline:
+            if name in self.orchestrators and self._processes[name].poll() is not None:
+                self.start(name)
+            time.sleep(0.1)
+        super().wait_ready(name)
+
+    def clients(self) -> Iterator[SyncOrchestratorClient]:
+        """Of each orchestrator one, to be used before the next is asked for."""
+        for name in self.orchestrators:
+            with SyncOrchestratorClient(ChannelSettings(address=self.address(name))) as client:
+                yield client
+
+    def _room(self, name: str) -> str:
+        return "orchestrator" if name in self.orchestrators else str(super()._room(name))
 
     def _config(self, name: str) -> dict[str, Any]:
         config: dict[str, Any] = super()._config(name)
         if name in stack_conftest.STUDENTS:
             config["deterministic"] = self.deterministic
-        if name == "orchestrator":
+        if name in self.orchestrators:
             for each in ("teacher", *stack_conftest.STUDENTS):
                 if each not in self.proxies:
                     self.proxies[each] = proxy.Proxy(self.address(each))
@@ -62,84 +89,24 @@ class ProxiedStack(stack_conftest.Stack):  # type: ignore[name-defined,misc]
             for student, channel in config["students"].items():
                 channel["address"] = self.proxies[student].address
             if self.database_url:
-                config["database_url"] = self.database_url
+                config["database_url"] = self._by_proxy(f"the database of the {name}")
         return config
+
+    def _by_proxy(self, which: str) -> str:
+        """URL of the database through the proxy of that name."""
+        url = make_url(self.database_url)
+        if which not in self.database_proxies:
+            folder = url.query.get("host")
+            target = f"{folder}/.s.PGSQL.{url.port or 5432}" if folder else f"{url.host}:{url.port or 5432}"
+            self.database_proxies[which] = self.proxies[which] = proxy.Proxy(target)
+        host, _, port = self.database_proxies[which].address.rpartition(":")
+        query = {name: value for name, value in url.query.items() if name != "host"}
+        return url.set(host=host, port=int(port), query=query).render_as_string(hide_password=False)
 
     def stop(self) -> None:
         super().stop()
         for each in self.proxies.values():
             each.close()
-
-
-class Breaker:
-    """Breaks something of a stack, at random but for its seed, and says what."""
-
-    def __init__(self, stack: ProxiedStack, seed: int) -> None:
-        self._stack, self._random = stack, random.Random(seed)
-        self.broken: list[str] = []
-
-    def pause(self) -> None:
-        """Waits until the next fault is due."""
-        time.sleep(self._random.uniform(0.2, 4.0))
-
-    def break_one(self) -> None:
-        """One fault; whatever it stopped is started again, mostly at once, sometimes after a while."""
-        services = ["orchestrator", "orchestrator", "ada", "ben", "teacher"]
-        faults: list[Callable[[], str]] = [self._kill(self._random.choice(services)) for _ in range(4)]
-        faults += [self._cut, self._slow]
-        if self._stack.database_url:
-            faults.append(self._end_sessions)
-        if self._socket() is not None:
-            faults.append(self._hide_database)
-        done = self._random.choice(faults)()
-        self.broken.append(done)
-        print(f"  fault {len(self.broken)}: {done}", flush=True)
-
-    def _kill(self, name: str) -> Callable[[], str]:
-        def kill() -> str:
-            self._stack.kill(name)
-            away_s = self._random.choice([0.0, 0.0, 2.0])
-            time.sleep(away_s)
-            self._stack.start(name)
-            self._stack.wait_ready(name)
-            return f"kill -9 {name}, away for {away_s:g} s"
-
-        return kill
-
-    def _cut(self) -> str:
-        name = self._random.choice(sorted(self._stack.proxies))
-        self._stack.proxies[name].cut()
-        return f"connections to {name} cut"
-
-    def _slow(self) -> str:
-        name = self._random.choice(sorted(self._stack.proxies))
-        self._stack.proxies[name].delay(self._random.choice([0.05, 0.5]))
-        time.sleep(1.0)
-        self._stack.proxies[name].delay(0.0)
-        return f"traffic to {name} delayed"
-
-    def _end_sessions(self) -> str:
-        with psycopg.connect(self._stack.database_url, autocommit=True) as connection:
-            ended = connection.execute(END_SESSIONS).fetchone()
-        return f"{ended[0] if ended else 0} database connections ended"
-
-    def _socket(self) -> Path | None:
-        """Where the database is reached, if that is a socket of this machine."""
-        folder = parse_qs(urlsplit(self._stack.database_url).query).get("host", [""])[0]
-        socket = Path(folder) / ".s.PGSQL.5432"
-        return socket if folder and socket.exists() else None
-
-    def _hide_database(self) -> str:
-        socket, away_s = self._socket(), self._random.choice([2.0, 2.0, 60.0])
-        assert socket is not None
-        with psycopg.connect(self._stack.database_url, autocommit=True) as connection:
-            socket.rename(socket.with_suffix(".hidden"))
-            connection.execute(END_SESSIONS)
-        try:
-            time.sleep(away_s)
-        finally:
-            socket.with_suffix(".hidden").rename(socket)
-        return f"the database away for {away_s:g} s"
 
 
 def _stacks(folder: Path, model: Path) -> Iterator[Callable[..., ProxiedStack]]:
@@ -171,5 +138,5 @@ def make_module_stack(
 
 
 @pytest.fixture
-def breaker() -> type[Breaker]:
-    return Breaker
+def breaker() -> type[Any]:
+    return breaker_module.Breaker  # type: ignore[no-any-return]

@@ -1,9 +1,10 @@
 """Broken at random again and again, runs end with the rewards, versions and policy of undisturbed ones.
 
-The teacher, the students and the orchestrator are killed with -9, their connections are cut and delayed, and on
-PostgreSQL its sessions are ended and the server is away, for a minute at most. With students that are not
-deterministic and rounds that overlap, no reward is lost, doubled or invented. Which fault comes when follows from a
-seed, which is printed. CI breaks a few things; the whole (about an hour on two cores):
+The teacher, the students and the orchestrator are killed with -9, their connections are cut, delayed and fall silent.
+On PostgreSQL two orchestrators share the runs, all sessions are ended, what goes to the database is disturbed as well,
+and it is away once for a minute. With students that are not deterministic and rounds that overlap, no reward is lost,
+doubled or invented. Which fault comes when follows from a seed, which is printed; runs go on being started until there
+were as many kills as asked for. CI breaks a few things; the whole, as one command:
 
     TUTELAGE_FAULTS=60 python -m pytest -s tests/faults
     TUTELAGE_FAULTS=60 TUTELAGE_FAULTS_SEED=4711 python -m pytest -s tests/faults    # the same faults again
@@ -29,12 +30,12 @@ from tutelage.domain.errors import Unavailable
 from tutelage.domain.run import ReportFormat, RunState, RunSummary, TaskWithQuiz
 from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 
-FAULTS = int(os.environ.get("TUTELAGE_FAULTS", "3"))
+KILLS = int(os.environ.get("TUTELAGE_FAULTS", "3"))
+KILLS_OF_A_RUN = 12
+"""At most; then the run is let end."""
 SEED = int(os.environ.get("TUTELAGE_FAULTS_SEED", "0")) or secrets.randbelow(10**6) + 1
 WHOLE = "TUTELAGE_FAULTS" in os.environ
 RUN_S = 900.0
-RUNS = {f"run-{number}": number for number in range(1, max(1, FAULTS // 12) + 1)}
-"""By id their seeds. Each starts from the adapters that the one before left."""
 CONFIG: dict[str, Any] = {
     "students": ["ada", "ben"],
     # A random model writes noise: whatever it is, it is a document.
@@ -67,26 +68,31 @@ TASKS = tuple(
 )
 
 
+def asked(stack: Any, call: Callable[[Any], Any], tries_s: float = RUN_S) -> Any:
+    """What the first orchestrator that can say answers; each is asked at least once."""
+    deadline = time.monotonic() + tries_s
+    while True:
+        for client in stack.clients():
+            try:
+                return call(client)
+            except Unavailable as error:
+                refused = error
+        if time.monotonic() > deadline:
+            raise refused
+        time.sleep(0.2)
+
+
 def look(stack: Any, run_id: str) -> RunSummary | None:
-    """The run's summary; None while the orchestrator does not answer."""
+    """The run's summary; None while no orchestrator answers."""
     try:
-        with stack.orchestrator() as client:
-            return client.get_run(run_id)[0]  # type: ignore[no-any-return]
+        return asked(stack, lambda client: client.get_run(run_id)[0], 0.0)  # type: ignore[no-any-return]
     except Unavailable:
         return None
 
 
 def start(stack: Any, run_id: str, settings: dict[str, Any], seed: int) -> None:
     config = yaml.safe_dump({**settings, "seed": seed})
-    deadline = time.monotonic() + RUN_S
-    while True:
-        try:
-            with stack.orchestrator() as client:
-                client.start_run(run_id, config, TASKS, Quiz())
-            return
-        except Unavailable:
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    asked(stack, lambda client: client.start_run(run_id, config, TASKS, Quiz()))
 
 
 def ended(stack: Any, run_id: str) -> RunSummary:
@@ -96,13 +102,13 @@ def ended(stack: Any, run_id: str) -> RunSummary:
         if summary is not None and summary.state.ended:
             return summary
         time.sleep(0.2)
-    pytest.fail(f"run {run_id} does not end\n{stack.log('orchestrator')}")
+    pytest.fail(f"run {run_id} does not end\n" + "\n".join(stack.log(name) for name in stack.orchestrators))
 
 
 def told(stack: Any, run_id: str) -> dict[str, Any]:
     """The run's report."""
-    with stack.orchestrator() as client:
-        return dict(json.loads(client.get_report(run_id, ReportFormat.JSON))["report"])
+    report = asked(stack, lambda client: client.get_report(run_id, ReportFormat.JSON))
+    return dict(json.loads(report)["report"])
 
 
 def results(stack: Any, run_id: str) -> dict[str, Any]:
@@ -129,15 +135,28 @@ def results(stack: Any, run_id: str) -> dict[str, Any]:
     }
 
 
-def broken_while_it_runs(stack: Any, hand: Any, run_id: str, faults: int) -> RunSummary:
-    """Starts nothing: breaks things while the run goes on, at most until so many were broken in all."""
-    while len(hand.broken) < faults:
+def broken_while_it_runs(stack: Any, hand: Any, run_id: str, kills: int) -> RunSummary:
+    """Starts nothing: breaks things while the run goes on, at most until there were so many kills in all."""
+    while hand.killed < kills:
         hand.pause()
         now = look(stack, run_id)
         if now is not None and now.state.ended:
             break
-        hand.break_one()
+        if WHOLE and stack.database_url and not hand.others["outage"] and hand.killed >= kills // 3:
+            hand.outage()
+        else:
+            hand.break_one()
     return ended(stack, run_id)
+
+
+def everything_was_broken(stack: Any, hand: Any, kills: int) -> None:
+    """Fails when a test broke less than it says."""
+    print(f"  kills: {dict(hand.kills)}; traffic: {dict(hand.others)}", flush=True)
+    assert hand.killed >= kills
+    assert not WHOLE or not stack.database_url or hand.others["outage"]
+    if kills > hand.bag_kills:
+        assert set(hand.kills) >= hand.targets
+        assert set(hand.others) >= hand.kinds
 
 
 @pytest.fixture
@@ -157,37 +176,50 @@ def url(request: pytest.FixtureRequest) -> str:
     return server.set(database=name).render_as_string(hide_password=False)
 
 
+class Undisturbed:
+    """What runs lead to when nothing is broken. Each starts from the adapters that the one before left."""
+
+    def __init__(self, stack: Any) -> None:
+        self._stack = stack
+        self._found: list[dict[str, Any]] = []
+
+    def run(self, number: int) -> dict[str, Any]:
+        """The results of a run by its number, from 1, which is its seed."""
+        while len(self._found) < number:
+            seed = len(self._found) + 1
+            start(self._stack, f"run-{seed}", CONFIG, seed)
+            summary = ended(self._stack, f"run-{seed}")
+            assert summary.state is RunState.DONE, summary
+            found = results(self._stack, f"run-{seed}")
+            assert found["unscored"] == 0
+            assert len(found["rewards"]) >= 4
+            self._found.append(found)
+        return self._found[number - 1]
+
+
 @pytest.fixture(scope="module")
-def undisturbed(make_module_stack: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-    """By run what it leads to when nothing is broken."""
-    quiet = make_module_stack("quiet")
-    found = {}
-    for run_id, seed in RUNS.items():
-        start(quiet, run_id, CONFIG, seed)
-        summary = ended(quiet, run_id)
-        assert summary.state is RunState.DONE, summary
-        found[run_id] = results(quiet, run_id)
-        assert found[run_id]["unscored"] == 0
-        assert len(found[run_id]["rewards"]) >= 4
-    quiet.stop()
-    return found
+def undisturbed(make_module_stack: Callable[..., Any]) -> Undisturbed:
+    """Shared by both databases."""
+    return Undisturbed(make_module_stack("quiet"))
 
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("url", ["sqlite", "postgres"], indirect=True)
 def test_runs_that_are_broken_end_as_undisturbed_ones(
-    url: str, undisturbed: dict[str, dict[str, Any]], make_stack: Callable[..., Any], breaker: Any
+    url: str, undisturbed: Undisturbed, make_stack: Callable[..., Any], breaker: Any
 ) -> None:
     stack = make_stack("disturbed", url)
     hand = breaker(stack, SEED)
-    print(f"\n{FAULTS} faults, seed {SEED} (TUTELAGE_FAULTS_SEED)", flush=True)
-    for number, (run_id, seed) in enumerate(RUNS.items(), start=1):
-        start(stack, run_id, CONFIG, seed)
-        summary = broken_while_it_runs(stack, hand, run_id, FAULTS * number // len(RUNS))
+    print(f"\n{KILLS} kills, seed {SEED} (TUTELAGE_FAULTS_SEED)", flush=True)
+    for number in itertools.count(1):
+        start(stack, f"run-{number}", CONFIG, number)
+        summary = broken_while_it_runs(stack, hand, f"run-{number}", min(KILLS, hand.killed + KILLS_OF_A_RUN))
         assert summary.state is RunState.DONE, (SEED, hand.broken, summary)
-        assert results(stack, run_id) == undisturbed[run_id], (SEED, hand.broken)
+        assert results(stack, f"run-{number}") == undisturbed.run(number), (SEED, hand.broken)
         print(f"  run {number} ended as undisturbed, after {len(hand.broken)} faults", flush=True)
-    assert hand.broken, "the runs ended before anything was broken"
+        if hand.killed >= KILLS:
+            break
+    everything_was_broken(stack, hand, KILLS)
 
 
 def no_reward_is_lost_doubled_or_invented(tree: dict[str, Any]) -> None:
@@ -235,11 +267,14 @@ def test_whatever_the_settings_no_reward_is_lost_doubled_or_invented(
 ) -> None:
     stack = make_stack("loose", url, deterministic=False)
     hand = breaker(stack, SEED + 1)
-    print(f"\n{FAULTS // 2} faults, overlapping rounds, seed {SEED} (TUTELAGE_FAULTS_SEED)", flush=True)
-    for number, run_id in enumerate(("loose-1", "loose-2"), start=1):
-        start(stack, run_id, LOOSE, number)
-        summary = broken_while_it_runs(stack, hand, run_id, FAULTS // 2 * number // 2)
+    kills = max(1, KILLS // 3)
+    print(f"\n{kills} kills, overlapping rounds, seed {SEED} (TUTELAGE_FAULTS_SEED)", flush=True)
+    for number in itertools.count(1):
+        start(stack, f"loose-{number}", LOOSE, number)
+        summary = broken_while_it_runs(stack, hand, f"loose-{number}", min(kills, hand.killed + KILLS_OF_A_RUN))
         assert summary.state is RunState.DONE, (SEED, hand.broken, summary)
-        no_reward_is_lost_doubled_or_invented(told(stack, run_id))
+        no_reward_is_lost_doubled_or_invented(told(stack, f"loose-{number}"))
         print(f"  run {number} ended in order, after {len(hand.broken)} faults", flush=True)
-    assert hand.broken, "the runs ended before anything was broken"
+        if hand.killed >= kills:
+            break
+    everything_was_broken(stack, hand, kills)

@@ -52,7 +52,7 @@ class Stack:
             "ready_file": str(self._ready_file(name)),
             "grace_s": 2,
         }
-        if name == "orchestrator":
+        if self._room(name) == "orchestrator":
             return {
                 "data_dir": str(self.folder / name),
                 "teacher": {"address": self._addresses["teacher"]},
@@ -73,6 +73,10 @@ class Stack:
             settings["deterministic"] = True
         return settings
 
+    def _room(self, name: str) -> str:
+        """Which service a process is."""
+        return "student" if name in STUDENTS else name
+
     def _ready_file(self, name: str) -> Path:
         return self.folder / f"{name}.ready.json"
 
@@ -80,10 +84,9 @@ class Stack:
         config = self.folder / f"{name}.yaml"
         config.write_text(yaml.safe_dump(self._config(name)), encoding="utf-8")
         self._ready_file(name).unlink(missing_ok=True)
-        room = "student" if name in STUDENTS else name
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", "tutelage.cli.main", room, "serve", "--config", str(config)],
+                [sys.executable, "-m", "tutelage.cli.main", self._room(name), "serve", "--config", str(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -161,6 +164,11 @@ class Service:
             assert time.monotonic() < deadline, f"not ready:\n{self.err}"
             time.sleep(0.05)
         return str(json.loads(self._ready.read_text(encoding="utf-8"))["address"])
+
+    @property
+    def metrics_address(self) -> str:
+        """Once it is ready, of its page of metrics."""
+        return str(json.loads(self._ready.read_text(encoding="utf-8"))["metrics_address"])
 
     def stop(self, timeout_s: float = 20) -> int:
         """SIGTERM; the exit code."""
