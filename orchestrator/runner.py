@@ -15,12 +15,13 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator import metrics
-from orchestrator.closing import Closing, enough, to_give_up
+from orchestrator.closing import Closing
 from orchestrator.committing import Committer
 from orchestrator.config import OrchestratorSettings
 from orchestrator.dispatcher import Dispatcher
 from orchestrator.evaluating import Asked, Evaluator, Watching
 from orchestrator.evaluation_keys import RoundKeys
+from orchestrator.group_closing import GroupClosing
 from orchestrator.judging import Judges
 from orchestrator.leasing import Lease, LeaseLost
 from orchestrator.ledger import Ledger
@@ -93,13 +94,11 @@ class Runner:
         self._waiting: dict[str, deque[Evaluate]] = {name: deque() for name in run.plan.students}
         self._asked: dict[Evaluate, Asked | None] = {}
         self._handed: dict[str, int] = dict.fromkeys(run.plan.students, 0)
-        self._failed: set[Evaluate] = set()
+        self._groups = GroupClosing(self._policy, self._not_needed)
         self._evaluating: dict[Evaluate | Commit, asyncio.Task[None]] = {}
         self._commits: dict[Commit, Asked] = {}
         """What is evaluated once more for a commit."""
         self._room: set[str] = set()
-        self._closing: dict[Group, asyncio.TimerHandle] = {}
-        self._waited: set[Group] = set()
         self._open = 0
         self._used = Utilisation(self._store, run.run_id)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -118,13 +117,12 @@ class Runner:
         LeaseLost when another orchestrator has it; a database's errors are raised, and the rows stand.
         """
         bind(run_id=self.run.run_id)
-        self._loop = asyncio.get_running_loop()
         stop_listening = self._dispatcher.listen(self._room_changed)
         try:
             await self._restore()
             self._aside(self._used.write_regularly())
             self._begin(self.machine.outstanding())
-            self._close_restored()
+            self._groups.start(self.machine, self._tried)
             while self.machine.state is RunState.RUNNING and (self._open or not self._pausing):
                 self._hand_out()
                 fact = await self._facts.get()
@@ -133,7 +131,7 @@ class Runner:
                 if fact is not None:
                     self._begin(self.machine.feed(fact))
                     if isinstance(fact, Evaluated):
-                        self._close_group(self.machine.group_of(fact.work))
+                        self._groups.look(self.machine.group_of(fact.work))
         except STORE_FAULTS:
             raise
         except Exception as error:
@@ -200,8 +198,7 @@ class Runner:
         self.machine.feed(RunEnded(RunState.FAILED))
 
     async def _stop_tasks(self) -> None:
-        for timer in self._closing.values():
-            timer.cancel()
+        self._groups.stop()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -316,7 +313,7 @@ class Runner:
                 watching=watching,
             )
         finally:
-            self._failed.discard(work)
+            self._groups.ended(work)
             self._evaluating.pop(work, None)
             del self._asked[work]
             self._handed[work.student] -= 1
@@ -357,54 +354,31 @@ class Runner:
         await self._store.end_run(self.run.run_id, RunState.DONE, "")
         return RunEnded(RunState.DONE)
 
-    # Closing groups.
+    # What is given up.
 
     def _under_way(self, asked: Asked) -> None:
         self._asked[asked.work] = asked
-        group = self.machine.group_of(asked.work)
-        if group in self._waited:
-            self._loop.call_soon(self._close_group, group)
+        self._groups.under_way(asked.work)
 
     def _attempt_failed(self, asked: Asked) -> None:
-        self._failed.add(asked.work)
         if self._pausing:
             self._stop_idle(asked.work)
-        self._close_group(self.machine.group_of(asked.work))
+        self._groups.attempt_failed(asked.work)
 
-    def _waited_for(self, group: Group) -> None:
-        self._waited.add(group)
-        self._close_group(group)
+    def _tried(self, work: Evaluate, group: Group) -> bool:
+        """Whether an attempt at it had failed before this runner."""
+        _, evaluation_id = self._keys.of(work, self._edits.of(work, group)[0])
+        return self._before.get((evaluation_id, work.student), Pending()).attempts > 0
 
-    def _close_restored(self) -> None:
-        """Groups that had enough before a restart close, too: nothing else may ever happen in them."""
-        if self._policy.close is not Closing.MINIMUM:
-            return
-        for group in list(self.machine.groups):
-            left = [work for work in self.machine.works(group) if work not in self.machine.results]
-            for work in left:
-                _, evaluation_id = self._keys.of(work, self._edits.of(work, group)[0])
-                if self._before.get((evaluation_id, work.student), Pending()).attempts:
-                    self._failed.add(work)
-            if left:
-                self._close_group(group)
-
-    def _close_group(self, group: Group) -> None:
-        """Gives up what is left of a group that has enough."""
-        if not enough(self._policy, self.machine, group):
-            return
-        wait_s = self._policy.wait_s
-        if wait_s is not None and group not in self._closing:
-            self._closing[group] = self._loop.call_later(wait_s, self._waited_for, group)
-        reason = f"not needed: {self._policy.minimum} candidates of its group are scored"
-        for work in to_give_up(self._policy, self.machine, group, self._failed, group in self._waited):
-            asked = self._asked.get(work)
-            if asked is not None:
-                if asked.running:
-                    self._aside(self._cancel(asked))
-                self._dispatcher.give_up(asked.given, reason)
-            elif work not in self._asked:
-                self._asked[work] = None
-                self._spawn(self._give_up(work, reason))
+    def _not_needed(self, work: Evaluate, reason: str) -> None:
+        asked = self._asked.get(work)
+        if asked is not None:
+            if asked.running:
+                self._aside(self._cancel(asked))
+            self._dispatcher.give_up(asked.given, reason)
+        elif work not in self._asked:
+            self._asked[work] = None
+            self._spawn(self._give_up(work, reason))
 
     async def _give_up(self, work: Evaluate, reason: str) -> Fact:
         """Ends an evaluation that no student was asked for yet."""
