@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -185,7 +185,7 @@ class RunConfig(Settings):
     """File with questions about other things, read by the client."""
     limit: int | None = Field(default=None, ge=1)
     """First tasks of the file to use, taken by the client."""
-    students: tuple[str, ...] = Field(min_length=1)
+    students: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     """Logical students that learn from each candidate."""
     format: str | InlineFormat = "implications"
     """Name of one of the teacher's formats, or a format written here."""
