@@ -53,7 +53,7 @@ async def _races(make_world: Any, url: str) -> None:
 
         ends = Counter[str]()
         for number, document in enumerate(DOCUMENTS):
-            name, run_id = f"race{number}", f"inbox-race-{number}"
+            name, run_id = f"begun{number}", f"inbox-begun-{number}"
             await rows.submit(name, [document], "submitted")
             assert await rows.claim(name, run_id, Begin(window, (document.task.id,), 10))
             batch = await rows.open_batch(name)
