@@ -14,7 +14,7 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, event, func, make_url, select
+from sqlalchemy import Connection, event, func, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from orchestrator.config import OrchestratorSettings
@@ -98,6 +98,8 @@ def _postgres(url: str, silent_s: float) -> AsyncEngine:
         connection.autocommit = True
         cursor = connection.cursor()
         cursor.execute(f"SET idle_in_transaction_session_timeout = {int(silent_s * 1000)}")
+        # Well below it: what a stopped orchestrator had waiting for a lock must not get it in turn, for as long again.
+        cursor.execute(f"SET lock_timeout = {int(silent_s * 300)}")
         cursor.close()
         connection.autocommit = False
 
@@ -111,7 +113,9 @@ def reading(engine: AsyncEngine) -> AsyncEngine:
 
 def _upgrade(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
-        # Orchestrators that start at once upgrade one after the other, as SQLite's transactions do by themselves.
+        # Orchestrators that start at once upgrade one after the other, as SQLite's transactions do by themselves; an
+        # upgrade may take its time.
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(select(func.pg_advisory_xact_lock(UPGRADE_LOCK)))
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))

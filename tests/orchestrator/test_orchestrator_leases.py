@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text, update
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from orchestrator.database import database_url
 from orchestrator.evaluation_entries import Begun
@@ -135,6 +135,40 @@ def test_a_transaction_that_falls_silent_keeps_no_other_from_taking_over(world: 
         await world.down()
 
     asyncio.run(asyncio.wait_for(body(), 150))
+
+
+def test_transactions_that_queued_behind_a_silent_one_do_not_fall_silent_in_turn(world: Any, postgres: str) -> None:
+    """A stopped process has writes that wait for each other: the next would get the lock and hold it as long again."""
+    queued = 8
+
+    async def body() -> float:
+        await emptied(world, postgres)
+        await world.up()
+        async with world.engine() as engine:
+            await world.start(engine)
+        url = database_url(world.settings())
+        stopped, other = await Store.open(url, silent_s=1.0), await Store.open(url)
+        old = await stopped.take("run", "stopped", 0.1)
+        assert old is not None
+        mine = stopped.fenced("run", old.epoch)
+        silent = [await stopped.engine.connect() for _ in range(1 + queued)]
+        await mine._locked(silent[0], "run")
+        waiting = [asyncio.ensure_future(mine._locked(each, "run")) for each in silent[1:]]
+        await asyncio.sleep(0.2)
+        since = asyncio.get_running_loop().time()
+        assert await asyncio.wait_for(other.take("run", "other", 30), 30) is not None
+        took_s = asyncio.get_running_loop().time() - since
+        ended = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(each) for each in ended} == {OperationalError}
+        for each in silent:
+            await each.invalidate()
+            await each.close()
+        await stopped.close()
+        await other.close()
+        await world.down()
+        return took_s
+
+    assert asyncio.run(asyncio.wait_for(body(), 150)) < 0.5 * queued
 
 
 @pytest.mark.parametrize("slow", ["student", "database"])
