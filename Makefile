@@ -30,8 +30,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/tutelage demo $(DEMO_ARGS)
 
+# Most tests wait for services: two processes take turns on the cores, each a file at a time and with one thread.
+TEST_WORKERS ?= 2
 test: $(STAMP)
-	@$(BIN)/python -m pytest -q $(TEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile $(TEST_ARGS)
 
 check: lint types proto stubs-current docs-current
 	@echo "check: all good"
