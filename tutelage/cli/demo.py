@@ -6,7 +6,6 @@ import asyncio
 import fcntl
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -103,9 +102,10 @@ def _default_folder() -> Path:
 
 def _pull(console: Console, model: str) -> None:
     """Brings the model into the cache, in a process of its own: converting needs memory that goes back at its end."""
+    from tutelage.cli.processes import run_to_end
+
     console.print(f"1. model {model} ...")
-    command = [sys.executable, "-m", "tutelage.cli.main", "models", "pull", model]
-    if subprocess.run(command, check=False).returncode != 0:
+    if run_to_end([sys.executable, "-m", "tutelage.cli.main", "models", "pull", model]) != 0:
         raise Unavailable(f"the model {model!r} could not be brought here (see above)")
 
 

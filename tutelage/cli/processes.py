@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +19,7 @@ from tutelage.domain.errors import Unavailable
 
 _PR_SET_PDEATHSIG = 1
 _LAST_LINES = 15
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _die_with_parent() -> Callable[[], None] | None:
@@ -35,6 +36,36 @@ def _die_with_parent() -> Callable[[], None] | None:
             os._exit(1)
 
     return arm
+
+
+@contextlib.contextmanager
+def interrupts_after() -> Iterator[None]:
+    """Lets signals that ask to end take effect after the block; in the main thread.
+
+    While a process forks, Python drops what a handler raises, and a child that is not noted down yet would be left.
+    """
+    seen: list[int] = []
+    previous = {number: signal.signal(number, lambda which, _: seen.append(which)) for number in _ENDING}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        if seen:
+            signal.raise_signal(seen[0])
+
+
+def run_to_end(command: Sequence[str]) -> int:
+    """Its exit code; whatever ends the wait, such as Ctrl-C, ends the command and all that it started."""
+    process = None
+    try:
+        with interrupts_after():
+            process = subprocess.Popen(command, start_new_session=True, preexec_fn=_die_with_parent())
+        return process.wait()
+    finally:
+        if process is not None:
+            _kill_group(process.pid)
+            process.wait()
 
 
 @dataclass
@@ -70,7 +101,7 @@ class ServiceProcesses:
         ready_file.unlink(missing_ok=True)
         count = str(self._threads)
         environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "TOKENIZERS_PARALLELISM": "0"}
-        with log.open("wb") as output:
+        with log.open("wb") as output, interrupts_after():
             process = subprocess.Popen(
                 [sys.executable, "-m", "tutelage.cli.main", room, "serve", "--config", str(config)],
                 stdin=subprocess.DEVNULL,
@@ -80,8 +111,8 @@ class ServiceProcesses:
                 preexec_fn=_die_with_parent(),
                 env=environment,
             )
-        started = ServiceProcess(name, process, ready_file, log)
-        self._started.append(started)
+            started = ServiceProcess(name, process, ready_file, log)
+            self._started.append(started)
         return started
 
     def wait_ready(self, services: list[ServiceProcess], timeout_s: float) -> None:
