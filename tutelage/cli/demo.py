@@ -123,8 +123,8 @@ def _run_demo(console: Console, folder: Path, model: str, prepared: PreparedRun)
         console.print(f"   ready after {time.monotonic() - begun:.0f} s; orchestrator at {address}")
         asyncio.run(_circle(console, processes, folder, address, prepared))
         console.print("stopping the services ...")
-    seconds = time.monotonic() - begun
-    console.print(f"done in {seconds // 60:.0f} min {seconds % 60:02.0f} s; nothing is left running")
+    minutes, seconds = divmod(round(time.monotonic() - begun), 60)
+    console.print(f"done in {minutes} min {seconds:02} s; nothing is left running")
 
 
 def _start_services(processes: ServiceProcesses, folder: Path, model: str, names: Sequence[str]) -> str:
