@@ -16,6 +16,8 @@ import os, signal, sys
 from pathlib import Path
 from tutelage.cli.processes import ServiceProcesses
 
+# Who was started in the background ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = Path(sys.argv[1])
 os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))
 processes = ServiceProcesses(1)
@@ -29,8 +31,9 @@ WAITS = """
 import signal, sys
 from tutelage.cli.processes import run_to_end
 
-# As the demo does: asked to end, it ends as on Ctrl-C.
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+# As the demo does: asked to end, it ends as on Ctrl-C; which who was started in the background ignores.
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
 child = "import os, time; print(os.getpid(), flush=True); time.sleep(600)"
 run_to_end([sys.executable, "-c", f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"])
 """
@@ -51,7 +54,10 @@ def test_a_command_ends_with_who_waits_for_it(number: signal.Signals) -> None:
         assert process.stdout is not None
         grandchild = int(process.stdout.readline())
         os.kill(process.pid, number)
-        assert process.wait(30) != 0
+        try:
+            assert process.wait(30) != 0
+        finally:
+            process.kill()
     for _ in range(100):
         try:
             os.kill(grandchild, 0)
