@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from tutelage.grading import STRING_GRADERS, grade
 from tutelage.grading.likeness import NAMES, likeness
 from tutelage.grading.number_words import number_at
-from tutelage.grading.terms import terms
+from tutelage.grading.terms import stem, terms
 from tutelage.grading.vocabulary import vocabulary
 
 SAMPLE = json.loads((Path(__file__).parents[2] / "benchmarks/graded_sample.json").read_text(encoding="utf-8"))
@@ -129,3 +131,22 @@ def test_vocabulary_is_in_the_form_that_terms_compares() -> None:
     words = [*known.stop_words, *known.titles, *known.negations, *known.units, *known.abbreviations, *known.phrases]
     assert all(word == word.casefold() for word in words)
     assert len(NAMES) == len(likeness("a", "b").values())
+
+
+def test_threads_that_grade_at_once_get_the_terms_that_one_alone_gets() -> None:
+    words = [
+        f"{head}{tail}" for head in ("nation", "hope", "relat", "organ") for tail in ("ational", "ization", "fulness")
+    ]
+    alone = {word: stem.__wrapped__(word) for word in words}
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            found = [
+                *threads.map(
+                    lambda n: {word: stem.__wrapped__(word) for word in words[n:] + words[:n]}, list(range(12)) * 25
+                )
+            ]
+    finally:
+        sys.setswitchinterval(before)
+    assert all(item == alone for item in found)

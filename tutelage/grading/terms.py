@@ -7,6 +7,7 @@ abbreviations are brought to one form; the stems are Snowball's for English.
 from __future__ import annotations
 
 import re
+import threading
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +29,16 @@ _GLUED = re.compile(r"(?<=\d)(?=[a-z%])|(?<=[a-z%])(?=\d)")
 _SPACES = re.compile(r"[^\S\n]+")
 _CLAUSE = re.compile(r"[.;:!?](?=\s|$)|\n|, |\bbut\b|\bhowever\b")
 _WORD = re.compile(r"\d+(?:\.\d+)?|[^\W\d_]+|[%$€£¥₹]")
-_stemmer = snowballstemmer.stemmer("english")
+
+
+class _Stemmers(threading.local):
+    """A stemmer for each thread: it keeps the word under work in itself, and two threads would mix theirs."""
+
+    def __init__(self) -> None:
+        self.english = snowballstemmer.stemmer("english")
+
+
+_stemmers = _Stemmers()
 
 
 @dataclass(frozen=True)
@@ -51,7 +61,7 @@ class Term:
 @lru_cache(maxsize=20_000)
 def stem(word: str) -> str:
     """Snowball's English stem of a lower-case word."""
-    return str(_stemmer.stemWord(word))
+    return str(_stemmers.english.stemWord(word))
 
 
 @lru_cache(maxsize=2_000)
