@@ -261,7 +261,9 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, model: str, length: int) -> None:
     load = workload(args.edits, args.epochs, args.seed)
-    ours, theirs = (load_model(model, threads=args.threads) for _ in range(2))
+    # As a student with memory to spare holds its base, and as PEFT and the Trainer do.
+    ours = load_model(model, threads=args.threads, dequantise="once")
+    theirs = load_model(model, threads=args.threads)
     enable_packing(ours.model)
     bank = Bank(ours)
     alone = min(4, args.edits)
@@ -269,14 +271,18 @@ def measure(args: argparse.Namespace, model: str, length: int) -> None:
     timed: dict[str, Timed] = {f"(a) bank, {k} slots": Timed() for k in args.slots}
     peft, trainer = Timed(), Timed()
     steps: list[float] = []
-    rate = 0.0
+    dtype = torch.bfloat16 if ours.compute_dtype == "bfloat16" else torch.float32
+    rates: list[float] = []
     for alternation in range(args.alternations):
-        rate = max(rate, matmul_rate(torch.bfloat16 if ours.compute_dtype == "bfloat16" else torch.float32))
         for k in args.slots:
             edits = args.edits if k > 1 else alone
             begin_peak()
+            before = matmul_rate(dtype)
             seconds, training = by_bank(ours, bank, load, k, edits, args.max_new_tokens)
             timed[f"(a) bank, {k} slots"].add(edits, sum(tokens[:edits]), seconds, training)
+            if k == max(args.slots):
+                # A machine that others share changes its speed: each run has the floor of its own minutes.
+                rates.append(max(before, matmul_rate(dtype)))
         for way, times in ((by_peft, peft), (by_trainer, trainer)):
             for i in range(alone):
                 begin_peak()
@@ -287,7 +293,7 @@ def measure(args: argparse.Namespace, model: str, length: int) -> None:
         print(f"alternation {alternation + 1} of {args.alternations}", file=sys.stderr, flush=True)
     rows = len(load.edits[0].documents)
     published = 3600 / (statistics.mean(steps) * rows * args.epochs)
-    floor = rate / (4 * ours.parameters)
+    floors = [rate / (4 * ours.parameters) for rate in rates]
     best = max(timed, key=lambda name: statistics.mean(timed[name].per_hour))
     print(f"{model}, {ours.quantisation}, {ours.compute_dtype}, {platform.machine()}, {args.threads} threads")
     size = statistics.mean(tokens)
@@ -296,14 +302,15 @@ def measure(args: argparse.Namespace, model: str, length: int) -> None:
     for name, times in {**timed, "(b) PEFT alone": peft, "(c) HF Trainer alone": trainer}.items():
         print(times.line(name))
     print(f"| (d) published, training alone | {published:.2f} | from {len(steps)} timings of steps | | |")
-    print(f"| floor: 4 x {ours.parameters} at {rate / 1e9:.0f} GFLOP/s | | | {floor:.0f} | |\n")
+    shown = f"4 x {ours.parameters} at {statistics.mean(rates) / 1e9:.0f} GFLOP/s"
+    print(f"| floor: {shown} | | | {statistics.mean(floors):.0f} | |\n")
     mean = statistics.mean(timed[best].per_hour)
-    most = f"(a) bank, {max(args.slots)} slots"
+    most = timed[f"(a) bank, {max(args.slots)} slots"].tokens_per_s
     figures = {
         "vs_peft": mean / statistics.mean(peft.per_hour),
         "vs_trainer": mean / statistics.mean(trainer.per_hour),
         "vs_published": mean / published,
-        "vs_floor": floor / statistics.mean(timed[most].tokens_per_s),
+        "vs_floor": statistics.mean(floor / reached for floor, reached in zip(floors, most, strict=True)),
         "best_k": args.slots[list(timed).index(best)],
         "peak_mib": timed[best].peak_mib,
         "seed": args.seed,

@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
-from student.bank import layer_of
+from student.bank_adapter import layer_of
 from student.inner_loop import Row, learning_rate_at, micro_batches
 from student.lora import LoraWeights
 from student.lower_layers import first_adapted

@@ -5,14 +5,12 @@ projections run once over all tokens, so each weight is dequantised once forward
 of adapters, and each adapter adds its `B A x` to its own stretch. Gradients go straight into an adapter's own buffer:
 no adapter is ever touched by another one's tokens.
 
-An adapter is one flat float32 vector with an A and a B for each projection in it, so that clipping and AdamW are one
-call an adapter. Shape suffixes: N tokens of all stretches, S tokens of one, I and O features in and out, R rank, P all
-values of an adapter.
+Projections that read the same input are one step: the first that is asked computes for all of them. Shape suffixes: N
+tokens of all stretches, S tokens of one, I and O features in and out, R rank, J the ranks of a family's members.
 """
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -24,83 +22,13 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from student.lora import LoraWeights
-from tutelage.domain.errors import InvalidInput
+from student.bank_adapter import BankAdapter, Joint, Projection
 from tutelage.models.loading import LoadedModel
 from tutelage.models.quantised import frozen_weight
 
 Result = TypeVar("Result")
 MOST_WORKERS = 4
 """Passes at once; the interpreter runs between the products of one at a time."""
-
-
-@dataclass(frozen=True)
-class Projection:
-    """A linear layer of the base that can carry LoRA."""
-
-    name: str
-    in_features: int
-    out_features: int
-
-
-class BankAdapter:
-    """One LoRA adapter in a flat vector `values_P`; with `trainable`, `grad_P` collects its gradient."""
-
-    def __init__(
-        self, projections: Sequence[Projection], rank: int, scaling: float, device: torch.device, *, trainable: bool
-    ) -> None:
-        self.projections, self.rank, self.scaling = tuple(projections), rank, scaling
-        size = sum(rank * (p.in_features + p.out_features) for p in projections)
-        self.values_P = torch.zeros(size, device=device)
-        self.grad_P = torch.zeros(size, device=device) if trainable else None
-        self.factors = self._views(self.values_P)
-        self.gradients = self._views(self.grad_P) if self.grad_P is not None else {}
-
-    def _views(self, flat_P: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        """(A [R, I], B transposed [R, O]) by projection, as views of the flat vector.
-
-        B lies transposed, because its gradient then is a product of long rows, which takes half the time on a CPU.
-        """
-        views, at = {}, 0
-        for p in self.projections:
-            middle, end = at + self.rank * p.in_features, at + self.rank * (p.in_features + p.out_features)
-            a_RI = flat_P[at:middle].view(self.rank, p.in_features)
-            b_RO = flat_P[middle:end].view(self.rank, p.out_features)
-            views[p.name], at = (a_RI, b_RO), end
-        return views
-
-    def initialise(self, seed: int) -> None:
-        """PEFT's start: A uniform after Kaiming with a = sqrt(5), B zero."""
-        # An own generator on the CPU: the same start on every device, and no state shared between adapters.
-        generator = torch.Generator().manual_seed(seed)
-        for a_RI, b_RO in self.factors.values():
-            start_RI = torch.empty(a_RI.shape)
-            nn.init.kaiming_uniform_(start_RI, a=5**0.5, generator=generator)
-            a_RI.copy_(start_RI)
-            b_RO.zero_()
-
-    def freeze(self) -> None:
-        """Gives up the gradient."""
-        self.grad_P, self.gradients = None, {}
-
-    def weights(self) -> LoraWeights:
-        """A copy on the CPU, scaling folded in."""
-        return LoraWeights(
-            {
-                name: (a_RI.detach().cpu().clone(), (b_RO.detach().cpu() * self.scaling).T.contiguous())
-                for name, (a_RI, b_RO) in self.factors.items()
-            }
-        )
-
-    @classmethod
-    def frozen(cls, weights: LoraWeights, device: torch.device) -> BankAdapter:
-        """A committed version, as it acts and without a gradient."""
-        projections = [Projection(name, a.shape[1], b.shape[0]) for name, (a, b) in weights.modules.items()]
-        adapter = cls(projections, weights.rank, 1.0, device, trainable=False)
-        for name, (a_RI, b_RO) in adapter.factors.items():
-            a_RI.copy_(weights.modules[name][0])
-            b_RO.copy_(weights.modules[name][1].T)
-        return adapter
 
 
 @dataclass(frozen=True)
@@ -112,6 +40,24 @@ class Stretch:
     adapters: tuple[BankAdapter, ...]
 
 
+class Scratch:
+    """Room for a stretch in float32, used again and again: what lies there stays in the cache, and no page is new."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, torch.Tensor] = {}
+
+    def floats(self, place: str, values: torch.Tensor) -> torch.Tensor:
+        """The values in float32: themselves if they are, else a copy that lasts until the place is used again."""
+        if values.dtype == torch.float32:
+            return values
+        room = self._rooms.get(place)
+        if room is None or room.numel() < values.numel():
+            # One made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                room = self._rooms[place] = torch.empty(values.numel(), device=values.device)
+        return room[: values.numel()].view(values.shape).copy_(values)
+
+
 @dataclass
 class Routing:
     """What the projections look up in one pass."""
@@ -120,95 +66,139 @@ class Routing:
     """They cover all tokens, in their order."""
     anchor: torch.Tensor | None = None
     """Requires a gradient, so that autograd reaches adapters it does not know of."""
-    _last: tuple[torch.Tensor, list[torch.Tensor]] | None = None
+    scratch: Scratch = field(default_factory=lambda: Scratch())
+    _ahead: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
 
-    def parts(self, x_NI: torch.Tensor) -> list[torch.Tensor]:
-        """The stretches of x [N, I] in float32; projections that read the same x share them."""
-        if self._last is not None and _same(self._last[0], x_NI):
-            return self._last[1]
-        parts = list(x_NI.float().split(self.sizes))
-        # Held with x itself, so that no other tensor can come to lie where x lay.
-        self._last = (x_NI, parts)
-        return parts
+    def keep_ahead(self, x: torch.Tensor, outputs: dict[str, torch.Tensor]) -> None:
+        """What the rest of a family gives for x, until they are asked."""
+        self._ahead = (x, outputs)
+
+    def computed_ahead(self, x: torch.Tensor, name: str) -> torch.Tensor | None:
+        if self._ahead is None or not _same(self._ahead[0], x):
+            return None
+        return self._ahead[1].pop(name, None)
 
     @cached_property
     def sizes(self) -> list[int]:
         """Tokens of each stretch."""
         return [stretch.stop - stretch.start for stretch in self.stretches]
 
+    def met(self, family: Family) -> list[tuple[int, list[tuple[BankAdapter, Joint]]]]:
+        """The stretches, by their number, in which an adapter has a part in the family, and those parts."""
+        found = []
+        for i, stretch in enumerate(self.stretches):
+            joints = [
+                (adapter, adapter.families[family.key])
+                for adapter in stretch.adapters
+                if family.key in adapter.families
+            ]
+            if joints:
+                found.append((i, joints))
+        return found
+
+    @cached_property
+    def families(self) -> frozenset[str]:
+        """All in which an adapter has a part."""
+        return frozenset(
+            family for stretch in self.stretches for adapter in stretch.adapters for family in adapter.families
+        )
+
 
 def _same(x: torch.Tensor, y: torch.Tensor) -> bool:
     return x.data_ptr() == y.data_ptr() and x.shape == y.shape and x.stride() == y.stride() and x.dtype == y.dtype
 
 
-class _Adapted(torch.autograd.Function):
-    """base(x), and scaling B A x of each stretch's adapters; backward, the adapters' gradients are written.
+@dataclass(frozen=True, eq=False)
+class Family:
+    """Projections of the base that read the same input, computed together."""
 
-    One function for both, so that the sums are formed in place. LoRA computes in float32 whatever the base's dtype, as
-    PEFT does.
+    key: str
+    layers: dict[str, nn.Module]
+    """By the projection's name."""
+
+
+class _Adapted(torch.autograd.Function):
+    """base(x) of each layer of a family, and scaling B A x of each stretch's adapters.
+
+    Backward, the adapters' gradients are written. One function for all, so that the sums are formed in place. LoRA
+    computes in float32 whatever the base's dtype, as PEFT does.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, anchor: torch.Tensor | None, layer: nn.Module, name: str, routing: Routing
-    ) -> torch.Tensor:
-        y: torch.Tensor = layer(x)
-        y_NO = y.view(-1, y.shape[-1])
-        # In float32 this is y itself.
-        sum_NO = y_NO.float()
-        xs, sums = routing.parts(x.flatten(0, -2)), sum_NO.split(routing.sizes)
+        ctx: Any, x: torch.Tensor, anchor: torch.Tensor | None, family: Family, routing: Routing
+    ) -> tuple[torch.Tensor, ...]:
+        floats = routing.scratch.floats
+        ys = {name: layer(x) for name, layer in family.layers.items()}
+        xs = x.flatten(0, -2).split(routing.sizes)
+        parts = {name: y.view(-1, y.shape[-1]).split(routing.sizes) for name, y in ys.items()}
         inner = []
-        for stretch, x_SI, sum_SO in zip(routing.stretches, xs, sums, strict=True):
-            for adapter in stretch.adapters:
-                factors = adapter.factors.get(name)
-                if factors is None:
+        for i, joints in routing.met(family):
+            x_SI = floats("x", xs[i])
+            hs = [(x_SI @ joint.a_JI.T).split(adapter.rank, 1) for adapter, joint in joints]
+            for name in family.layers:
+                acting = [(each, h) for each, h in zip(joints, hs, strict=True) if name in each[1].members]
+                if not acting:
                     continue
-                h_SR = x_SI @ factors[0].T
-                sum_SO.addmm_(h_SR, factors[1], alpha=adapter.scaling)
-                inner.append(h_SR if adapter.grad_P is not None else None)
-        if sum_NO.dtype != y.dtype:
-            y_NO.copy_(sum_NO)
+                y_SO = parts[name][i]
+                sum_SO = floats("y", y_SO)
+                for (adapter, joint), h in acting:
+                    at, b_RO, _ = joint.members[name]
+                    sum_SO.addmm_(h[at], b_RO, alpha=adapter.scaling)
+                if sum_SO is not y_SO:
+                    y_SO.copy_(sum_SO)
+            inner.append(hs)
         if anchor is not None:
             ctx.save_for_backward(x)
-            ctx.inner, ctx.layer, ctx.name, ctx.routing = inner, layer, name, routing
-        return y
+            ctx.inner, ctx.family, ctx.routing = inner, family, routing
+        return tuple(ys.values())
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None, None]:
-        (grad,) = gradients
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         (x,) = ctx.saved_tensors
-        routing: Routing = ctx.routing
-        inner = iter(ctx.inner)
-        g_NO = grad.flatten(0, -2)
-        dx_NI = g_NO @ frozen_weight(ctx.layer, grad.dtype) if ctx.needs_input_grad[0] else None
-        sum_NI = dx_NI.float() if dx_NI is not None else None
-        xs, gs = routing.parts(x.flatten(0, -2)), g_NO.float().split(routing.sizes)
-        sums = [None] * len(gs) if sum_NI is None else sum_NI.split(routing.sizes)
-        for stretch, x_SI, g_SO, sum_SI in zip(routing.stretches, xs, gs, sums, strict=True):
-            for adapter in stretch.adapters:
-                factors = adapter.factors.get(ctx.name)
-                if factors is None:
+        family, routing = ctx.family, ctx.routing
+        floats = routing.scratch.floats
+        xs = x.flatten(0, -2).split(routing.sizes)
+        dx_NI, gs = None, {}
+        for (name, layer), gradient in zip(family.layers.items(), gradients, strict=True):
+            g_NO = gradient.flatten(0, -2)
+            gs[name] = g_NO.split(routing.sizes)
+            if ctx.needs_input_grad[0]:
+                weight_OI = frozen_weight(layer, g_NO.dtype)
+                dx_NI = g_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(g_NO, weight_OI)
+        dxs = dx_NI.split(routing.sizes) if dx_NI is not None else None
+        for (i, joints), hs in zip(routing.met(family), ctx.inner, strict=True):
+            x_SI = floats("x", xs[i])
+            dhs_SJ = [x_SI.new_empty(len(x_SI), len(joint.a_JI)) for _, joint in joints]
+            for name in family.layers:
+                acting = [each for each in zip(joints, hs, dhs_SJ, strict=True) if name in each[0][1].members]
+                if not acting:
                     continue
-                h_SR = next(inner)
-                dh_SR = g_SO @ factors[1].T
-                if sum_SI is not None:
-                    sum_SI.addmm_(dh_SR, factors[0], alpha=adapter.scaling)
-                if h_SR is not None:
-                    da_RI, db_RO = adapter.gradients[ctx.name]
-                    da_RI.addmm_(dh_SR.T, x_SI, alpha=adapter.scaling)
-                    db_RO.addmm_(h_SR.T, g_SO, alpha=adapter.scaling)
-        if dx_NI is not None and sum_NI is not None:
-            dx_NI = sum_NI.to(dx_NI.dtype).view(x.shape)
-        return dx_NI, None, None, None, None
+                g_SO = floats("y", gs[name][i])
+                for (adapter, joint), h, dh_SJ in acting:
+                    at, b_RO, db_RO = joint.members[name]
+                    torch.mm(g_SO, b_RO.T, out=dh_SJ.narrow(1, at * adapter.rank, adapter.rank))
+                    if db_RO is not None:
+                        db_RO.addmm_(h[at].T, g_SO, alpha=adapter.scaling)
+            for (adapter, joint), dh_SJ in zip(joints, dhs_SJ, strict=True):
+                if joint.da_JI is not None:
+                    joint.da_JI.addmm_(dh_SJ.T, x_SI, alpha=adapter.scaling)
+            if dxs is not None:
+                sum_SI = floats("x", dxs[i])
+                for (adapter, joint), dh_SJ in zip(joints, dhs_SJ, strict=True):
+                    sum_SI.addmm_(dh_SJ, joint.a_JI, alpha=adapter.scaling)
+                if sum_SI is not dxs[i]:
+                    dxs[i].copy_(sum_SI)
+        return (dx_NI.view(x.shape) if dx_NI is not None else None), None, None, None
 
 
 class BankLinear(nn.Module):
     """A projection of the base and, on top of it, the adapters of each stretch."""
 
-    def __init__(self, base: nn.Module, name: str, current: _Current) -> None:
+    def __init__(self, base: nn.Module, name: str, family: Family, current: _Current) -> None:
         super().__init__()
         self.base = base
-        self._name, self._current = name, current
+        self._name, self._family, self._current = name, family, current
 
     @property
     def weight(self) -> Any:
@@ -217,18 +207,18 @@ class BankLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         routing = self._current.routing
-        if not any(self._name in a.factors for stretch in routing.stretches for a in stretch.adapters):
+        if self._family.key not in routing.families:
             plain: torch.Tensor = self.base(x)
             return plain
+        ready = routing.computed_ahead(x, self._name)
+        if ready is not None:
+            return ready
         anchor = routing.anchor if torch.is_grad_enabled() else None
-        adapted: torch.Tensor = _Adapted.apply(x, anchor, self.base, self._name, routing)
+        outputs = _Adapted.apply(x, anchor, self._family, routing)
+        ahead = dict(zip(self._family.layers, outputs, strict=True))
+        adapted: torch.Tensor = ahead.pop(self._name)
+        routing.keep_ahead(x, ahead)
         return adapted
-
-
-def layer_of(name: str) -> int:
-    """The number of the decoder layer that a module of this name is part of; a large one where it is part of none."""
-    found = re.search(r"\blayers\.(\d+)\.", name)
-    return int(found.group(1)) if found else 2**31
 
 
 def linear_layers(loaded: LoadedModel) -> list[Projection]:
@@ -242,32 +232,11 @@ def linear_layers(loaded: LoadedModel) -> list[Projection]:
     ]
 
 
-def targeted(
-    projections: Sequence[Projection], target_modules: Sequence[str], first_layer: int = 0
-) -> list[Projection]:
-    """Those that carry LoRA: the ones named, by their last part or in full, or all when none is named.
-
-    Of decoder layers only those from `first_layer` on. Raises InvalidInput when a name matches no projection.
-    """
-    projections = [p for p in projections if layer_of(p.name) >= first_layer]
-
-    def named(projection: Projection, target: str) -> bool:
-        return projection.name == target or projection.name.endswith("." + target)
-
-    for target in target_modules:
-        if not any(named(projection, target) for projection in projections):
-            short_names = sorted({projection.name.rsplit(".", 1)[-1] for projection in projections})
-            raise InvalidInput.of("settings.target_modules", target, ", ".join(short_names))
-    if not target_modules:
-        return list(projections)
-    return [p for p in projections if any(named(p, target) for target in target_modules)]
-
-
 class _Current(threading.local):
-    """The routing of the pass that a thread is in."""
+    """The routing of the pass that a thread is in, and the thread's scratch."""
 
     def __init__(self) -> None:
-        self.routing = Routing()
+        self.routing, self.scratch = Routing(), Scratch()
 
 
 @dataclass(eq=False)
@@ -294,10 +263,14 @@ class Bank:
                 parent, _, child = name.rpartition(".")
                 setattr(self.loaded.model.get_submodule(parent), child, module.base)
         self.projections = linear_layers(self.loaded)
+        families: dict[str, Family] = {}
         for projection in self.projections:
             parent, _, child = projection.name.rpartition(".")
             module = self.loaded.model.get_submodule(parent)
-            setattr(module, child, BankLinear(getattr(module, child), projection.name, self._current))
+            base = getattr(module, child)
+            family = families.setdefault(projection.family, Family(projection.family, {}))
+            family.layers[projection.name] = base
+            setattr(module, child, BankLinear(base, projection.name, family, self._current))
         self._threads = torch.get_num_threads()
         shareable = self.device.type == "cpu" and _shareable(self.loaded.model)
         self.workers = min(self._threads, MOST_WORKERS) if shareable else 1
@@ -311,7 +284,7 @@ class Bank:
     def routed(self, stretches: Sequence[Stretch], *, training: bool = False) -> Iterator[None]:
         """Within the block this thread's tokens, flattened, go through these adapters."""
         anchor = torch.zeros((), device=self.device, requires_grad=True) if training else None
-        self._current.routing = Routing(tuple(stretches), anchor)
+        self._current.routing = Routing(tuple(stretches), anchor, self._current.scratch)
         try:
             yield
         finally:

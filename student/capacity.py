@@ -13,18 +13,22 @@ from pathlib import Path
 
 import torch
 
-from student.bank import Bank, targeted
+from student.bank import Bank
+from student.bank_adapter import targeted
 from student.bank_step import CHUNK, Limits
 from student.config import StudentSettings
 from student.inner_loop import Row
 from student.lower_layers import first_adapted
 from tutelage.domain.evaluation import InnerLoopSettings
+from tutelage.models.loading import LoadedModel
 
 MOST = 16
 """Slots chosen without being asked; more hardly pay, and each waits for the others' steps."""
 SHARE = 0.6
 """Of the free memory that training may take; the rest is for quizzes and for whoever else lives here."""
 TYPICAL_RANK = 32
+DEQUANTISED_SHARE = 0.1
+"""Of the free memory that dequantised weights may take without being asked for."""
 
 
 def slot_bytes(bank: Bank, settings: InnerLoopSettings) -> int:
@@ -59,6 +63,15 @@ def free_bytes(device: torch.device) -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 4 * 2**30
+
+
+def dequantises_once(loaded: LoadedModel, settings: StudentSettings) -> bool:
+    """Whether NF4 weights are to be kept dequantised: as the operator says, else on a CPU with much memory free."""
+    if settings.dequantise != "auto":
+        return settings.dequantise == "once"
+    device = torch.device(loaded.device)
+    taken = loaded.parameters * (4 if loaded.compute_dtype == "float32" else 2)
+    return device.type == "cpu" and taken <= DEQUANTISED_SHARE * free_bytes(device)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,10 @@ class StudentSettings(Settings):
     """The base model: a name that `tutelage models list` shows, a folder, or a hub id (owner/name)."""
     quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen base is held in memory."""
+    dequantise: Literal["auto", "each-pass", "once"] = "auto"
+    """When NF4 weights are brought to the compute type: in each pass, or once at the start, which is faster and takes
+    two or four bytes a weight. `auto`: once on a CPU where that takes at most a tenth of the free memory. Either way
+    reports are the same."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:<n>`."""
     compute_dtype: str = "auto"

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 from student.adapters import AdapterStore
-from student.bank import Bank, BankAdapter
+from student.bank import Bank
+from student.bank_adapter import BankAdapter
 from student.capacity import Capacity
 from student.config import StudentSettings
 from student.evaluation import QuizSettings

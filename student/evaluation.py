@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from student.bank import BankAdapter
+from student.bank_adapter import BankAdapter
 from student.bounds import Effective, effective_settings, too_large
 from student.evaluations import EvaluationStore
 from student.inner_loop import Row, Trained

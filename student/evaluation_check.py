@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
-from student.bank import Projection, targeted
+from student.bank_adapter import Projection, targeted
 from student.bounds import check_settings
 from student.lower_layers import first_adapted
 from student.quiz import check_quiz

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from student.bank import BankAdapter
+from student.bank_adapter import BankAdapter
 from student.inner_loop import Row
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.evaluation import Answer

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from student.bank import Bank, BankAdapter, Stretch
+from student.bank import Bank, Stretch
+from student.bank_adapter import BankAdapter
 from student.heads import last_logits, logits_at
 from student.inner_loop import Cancelled, Row
 from student.packing import packed_inputs

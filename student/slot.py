@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from student.bank import Bank, BankAdapter, targeted
+from student.bank import Bank
+from student.bank_adapter import BankAdapter, targeted
 from student.inner_loop import Plateau, Row, Trained, diverged, exploded_above, learning_rate_at, micro_batches
 from student.lower_layers import first_adapted
 from tutelage.domain.evaluation import InnerLoopSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from student.bank import BankAdapter
+from student.bank_adapter import BankAdapter
 from student.capacity import Capacity
 from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from student.adapters import AdapterStore
-from student.bank import Bank, BankAdapter, Stretch
+from student.bank import Bank, Stretch
+from student.bank_adapter import BankAdapter
 from student.bank_step import Limits
 from student.packing import enable_packing, packed_inputs
 from student.slot import Slot

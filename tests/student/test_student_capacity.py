@@ -6,18 +6,23 @@ import dataclasses
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 import student.bank_step as bank_step
+import student.capacity as capacity
+import student.service as service
 from student.bank import Bank
 from student.bank_step import CHUNK, Limits, Part, backward
 from student.capacity import Capacity, pass_bytes, slot_bytes
 from student.config import BoundsSettings, StudentSettings
 from student.inner_loop import Row
+from student.metrics import StudentMetrics
 from student.packing import enable_packing
 from student.slot import Slot
 from tutelage.domain.evaluation import EvaluationReport, Failure, InnerLoopSettings
 from tutelage.domain.self_edit import Directives, SelfEdit, TextDocument
 from tutelage.models.loading import load_model
+from tutelage.models.quantised import FrozenLinear
 from tutelage.models.tiny import TINY_FAMILIES, write_tiny_model
 
 LOOP = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=2)
@@ -133,3 +138,20 @@ def test_who_does_not_fit_beside_the_others_waits(student, make_key, monkeypatch
         assert job.done.wait(60)
         assert isinstance(job.outcome, EvaluationReport), job.outcome
     assert max(beside) < 3
+
+
+@pytest.mark.parametrize(
+    ("free_gib", "chosen", "once"),
+    [(24, "auto", True), (0, "auto", False), (0, "once", True), (24, "each-pass", False)],
+)
+def test_weights_are_kept_dequantised_where_memory_is_to_spare_or_as_the_operator_says(
+    free_gib, chosen, once, tiny_path, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(capacity, "free_bytes", lambda device: free_gib * GIB)
+    settings = StudentSettings(
+        model=str(tiny_path), data_dir=tmp_path, device="cpu", threads=1, slots=1, max_training_gib=1, dequantise=chosen
+    )
+    loaded = service.load_engine(settings, StudentMetrics(CollectorRegistry()))._loaded
+    frozen = [each for each in loaded.model.modules() if isinstance(each, FrozenLinear)]
+    assert bool(frozen) == once
+    assert not any(layer.training or layer.weight.requires_grad for layer in frozen)

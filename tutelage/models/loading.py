@@ -61,11 +61,9 @@ def load_model(
     model, tokenizer = _read(found.path, quantisation, place, dtype)
     protect_gradients(model)
     parameters = parameter_count(model)
-    if quantisation == "nf4" and dequantise == "once":
-        keep_dequantised(model, dtype)
     model.eval()
     model.requires_grad_(False)
-    return LoadedModel(
+    loaded = LoadedModel(
         model=model,
         tokenizer=tokenizer,
         name=name,
@@ -76,6 +74,16 @@ def load_model(
         context_length=_context_length(model.config, tokenizer),
         parameters=parameters,
     )
+    if dequantise == "once":
+        dequantise_once(loaded)
+    return loaded
+
+
+def dequantise_once(loaded: LoadedModel) -> None:
+    """Keeps the values of NF4 weights in the compute dtype from now on; of a model that is not NF4, nothing changes."""
+    if loaded.quantisation == "nf4":
+        keep_dequantised(loaded.model, _DTYPES[loaded.compute_dtype])
+        loaded.model.eval()
 
 
 def choose_device(device: str) -> torch.device:
