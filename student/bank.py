@@ -71,12 +71,21 @@ class Routing:
 
     def keep_ahead(self, x: torch.Tensor, outputs: dict[str, torch.Tensor]) -> None:
         """What the rest of a family gives for x, until they are asked."""
-        self._ahead = (x, outputs)
+        # Without its history, which leads back to here: such a ring is never given free.
+        self._ahead = (x.detach(), outputs) if outputs else None
 
     def computed_ahead(self, x: torch.Tensor, name: str) -> torch.Tensor | None:
+        """What was kept for this projection and no other input."""
         if self._ahead is None or not _same(self._ahead[0], x):
             return None
-        return self._ahead[1].pop(name, None)
+        output = self._ahead[1].pop(name, None)
+        if not self._ahead[1]:
+            self._ahead = None
+        return output
+
+    def forget(self) -> None:
+        """Lets go of what nobody asked for."""
+        self._ahead = None
 
     @cached_property
     def sizes(self) -> list[int]:
@@ -232,11 +241,15 @@ def linear_layers(loaded: LoadedModel) -> list[Projection]:
     ]
 
 
-class _Current(threading.local):
-    """The routing of the pass that a thread is in, and the thread's scratch."""
+class _Current:
+    """The routing of the one pass that runs, and its scratch."""
 
     def __init__(self) -> None:
         self.routing, self.scratch = Routing(), Scratch()
+
+
+class _CurrentOfThread(threading.local, _Current):
+    """The routing of the pass that this thread is in, and the thread's scratch."""
 
 
 @dataclass(eq=False)
@@ -252,7 +265,7 @@ class Bank:
     workers: int = field(init=False)
     """Passes that run at once, each on its share of the threads."""
     _threads: int = field(init=False)
-    _current: _Current = field(init=False, default_factory=_Current)
+    _current: _Current = field(init=False)
     _pool: ThreadPoolExecutor | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -263,6 +276,11 @@ class Bank:
                 parent, _, child = name.rpartition(".")
                 setattr(self.loaded.model.get_submodule(parent), child, module.base)
         self.projections = linear_layers(self.loaded)
+        self._threads = torch.get_num_threads()
+        shareable = self.device.type == "cpu" and _shareable(self.loaded.model)
+        self.workers = min(self._threads, MOST_WORKERS) if shareable else 1
+        # On a GPU the backward pass is another thread's, which computes checkpointed layers anew: it must see the same.
+        self._current = _CurrentOfThread() if self.workers > 1 else _Current()
         families: dict[str, Family] = {}
         for projection in self.projections:
             parent, _, child = projection.name.rpartition(".")
@@ -271,9 +289,6 @@ class Bank:
             family = families.setdefault(projection.family, Family(projection.family, {}))
             family.layers[projection.name] = base
             setattr(module, child, BankLinear(base, projection.name, family, self._current))
-        self._threads = torch.get_num_threads()
-        shareable = self.device.type == "cpu" and _shareable(self.loaded.model)
-        self.workers = min(self._threads, MOST_WORKERS) if shareable else 1
         if self.workers > 1:
             share = self._threads // self.workers
             self._pool = ThreadPoolExecutor(
@@ -284,10 +299,11 @@ class Bank:
     def routed(self, stretches: Sequence[Stretch], *, training: bool = False) -> Iterator[None]:
         """Within the block this thread's tokens, flattened, go through these adapters."""
         anchor = torch.zeros((), device=self.device, requires_grad=True) if training else None
-        self._current.routing = Routing(tuple(stretches), anchor, self._current.scratch)
+        routing = self._current.routing = Routing(tuple(stretches), anchor, self._current.scratch)
         try:
             yield
         finally:
+            routing.forget()
             self._current.routing = Routing()
 
     def side_by_side(self, works: Sequence[Callable[[], Result]]) -> list[Result]:

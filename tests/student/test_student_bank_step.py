@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 import student.bank_step as bank_step
 from student.bank import Bank
-from student.bank_step import StepFailed, passes_of, step
+from student.bank_step import Limits, StepFailed, passes_of, step
 from student.packing import enable_packing
 from student.slot import Slot
 from tests.student.bank_cases import RELATIVE, WHOLE, alone, difference, row, run
@@ -37,6 +40,39 @@ def test_a_failed_step_leaves_the_slots_as_they_were(pair, monkeypatch):
     assert failed.value.slots == [slot]
     run(bank, [slot])
     assert difference(alone(reference, rows, loop, 1)[1], slot.adapter.weights()) < RELATIVE
+
+
+def test_layers_computed_anew_by_a_thread_of_autograd_have_their_adapters(pair, monkeypatch):
+    """As on a GPU, where the backward pass is not in the thread that called it."""
+    bank, reference = pair
+    assert bank.workers == 1
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=2)
+    rows, backward = [row(20, 1), row(9, 2)], torch.Tensor.backward
+
+    def elsewhere(*args, **kwargs):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(backward, *args, **kwargs).result()
+
+    monkeypatch.setattr(torch.Tensor, "backward", elsewhere)
+    slot = Slot(bank, rows, loop, 1)
+    assert run(bank, [slot], Limits(4096, 0)) == {slot: None}
+    monkeypatch.undo()
+    assert difference(alone(reference, rows, loop, 1)[1], slot.adapter.weights()) < RELATIVE
+
+
+def test_nothing_of_a_pass_is_left_behind(pair):
+    bank, _ = pair
+    seen: list[weakref.ref[object]] = []
+    layer = bank.loaded.model.get_submodule("model.layers.0")
+    hook = layer.register_forward_pre_hook(lambda *_: seen.append(weakref.ref(bank._current.routing)))
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=2)
+    try:
+        run(bank, [Slot(bank, [row(20, 1), row(9, 2)], loop, 1)])
+    finally:
+        hook.remove()
+    gc.collect()
+    assert len(seen) == 4
+    assert [routing() for routing in seen] == [None] * 4
 
 
 class Sized:
