@@ -22,13 +22,15 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from student.bank_adapter import BankAdapter, Joint, Projection
+from student.bank_adapter import BankAdapter, Joint, Member, Projection
 from tutelage.models.loading import LoadedModel
 from tutelage.models.quantised import frozen_weight
 
 Result = TypeVar("Result")
 MOST_WORKERS = 4
 """Passes at once; the interpreter runs between the products of one at a time."""
+MOST_VIEWS = 1024
+"""Views of a scratch that are kept, of all shapes seen."""
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,29 @@ class Scratch:
 
     def __init__(self) -> None:
         self._rooms: dict[str, torch.Tensor] = {}
+        self._views: dict[tuple[str, torch.Size], torch.Tensor] = {}
+
+    def room(self, place: str, shape: torch.Size, device: torch.device) -> torch.Tensor:
+        """A tensor of any values, that lasts until the place is used again."""
+        view = self._views.get((place, shape))
+        if view is None:
+            values = shape.numel()
+            whole = self._rooms.get(place)
+            # One made in inference mode could not be written to outside of it.
+            with torch.inference_mode(False):
+                if whole is None or whole.numel() < values:
+                    whole = self._rooms[place] = torch.empty(values, device=device)
+                    self._views.clear()
+                if len(self._views) == MOST_VIEWS:
+                    self._views.clear()
+                view = self._views[place, shape] = whole[:values].view(shape)
+        return view
 
     def floats(self, place: str, values: torch.Tensor) -> torch.Tensor:
         """The values in float32: themselves if they are, else a copy that lasts until the place is used again."""
         if values.dtype == torch.float32:
             return values
-        room = self._rooms.get(place)
-        if room is None or room.numel() < values.numel():
-            # One made in inference mode could not be written to outside of it.
-            with torch.inference_mode(False):
-                room = self._rooms[place] = torch.empty(values.numel(), device=values.device)
-        return room[: values.numel()].view(values.shape).copy_(values)
+        return self.room(place, values.shape, values.device).copy_(values)
 
 
 @dataclass
@@ -66,8 +80,9 @@ class Routing:
     """They cover all tokens, in their order."""
     anchor: torch.Tensor | None = None
     """Requires a gradient, so that autograd reaches adapters it does not know of."""
-    scratch: Scratch = field(default_factory=lambda: Scratch())
+    scratch: Scratch = field(default_factory=Scratch)
     _ahead: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
+    _met: dict[str, list[tuple[int, list[tuple[BankAdapter, Joint]]]]] = field(default_factory=dict)
 
     def keep_ahead(self, x: torch.Tensor, outputs: dict[str, torch.Tensor]) -> None:
         """What the rest of a family gives for x, until they are asked."""
@@ -94,7 +109,9 @@ class Routing:
 
     def met(self, family: Family) -> list[tuple[int, list[tuple[BankAdapter, Joint]]]]:
         """The stretches, by their number, in which an adapter has a part in the family, and those parts."""
-        found = []
+        if family.key in self._met:
+            return self._met[family.key]
+        found = self._met[family.key] = []
         for i, stretch in enumerate(self.stretches):
             joints = [
                 (adapter, adapter.families[family.key])
@@ -126,6 +143,11 @@ class Family:
     """By the projection's name."""
 
 
+def _ranks(h_SJ: torch.Tensor, member: Member, adapter: BankAdapter) -> torch.Tensor:
+    """[S, R] of one member."""
+    return h_SJ if h_SJ.shape[1] == adapter.rank else h_SJ.narrow(1, member.at, adapter.rank)
+
+
 class _Adapted(torch.autograd.Function):
     """base(x) of each layer of a family, and scaling B A x of each stretch's adapters.
 
@@ -144,19 +166,19 @@ class _Adapted(torch.autograd.Function):
         inner = []
         for i, joints in routing.met(family):
             x_SI = floats("x", xs[i])
-            hs = [(x_SI @ joint.a_JI.T).split(adapter.rank, 1) for adapter, joint in joints]
-            for name in family.layers:
-                acting = [(each, h) for each, h in zip(joints, hs, strict=True) if name in each[1].members]
-                if not acting:
-                    continue
-                y_SO = parts[name][i]
-                sum_SO = floats("y", y_SO)
-                for (adapter, joint), h in acting:
-                    at, b_RO, _ = joint.members[name]
-                    sum_SO.addmm_(h[at], b_RO, alpha=adapter.scaling)
-                if sum_SO is not y_SO:
-                    y_SO.copy_(sum_SO)
-            inner.append(hs)
+            hs_SJ = [x_SI @ joint.a_IJ for _, joint in joints]
+            for name, each in parts.items():
+                sum_SO = None
+                for (adapter, joint), h_SJ in zip(joints, hs_SJ, strict=True):
+                    member = joint.members.get(name)
+                    if member is None:
+                        continue
+                    if sum_SO is None:
+                        sum_SO = floats("y", each[i])
+                    sum_SO.addmm_(_ranks(h_SJ, member, adapter), member.b_RO, alpha=adapter.scaling)
+                if sum_SO is not None and sum_SO is not each[i]:
+                    each[i].copy_(sum_SO)
+            inner.append(hs_SJ)
         if anchor is not None:
             ctx.save_for_backward(x)
             ctx.inner, ctx.family, ctx.routing = inner, family, routing
@@ -176,19 +198,21 @@ class _Adapted(torch.autograd.Function):
                 weight_OI = frozen_weight(layer, g_NO.dtype)
                 dx_NI = g_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(g_NO, weight_OI)
         dxs = dx_NI.split(routing.sizes) if dx_NI is not None else None
-        for (i, joints), hs in zip(routing.met(family), ctx.inner, strict=True):
+        for (i, joints), hs_SJ in zip(routing.met(family), ctx.inner, strict=True):
             x_SI = floats("x", xs[i])
-            dhs_SJ = [x_SI.new_empty(len(x_SI), len(joint.a_JI)) for _, joint in joints]
-            for name in family.layers:
-                acting = [each for each in zip(joints, hs, dhs_SJ, strict=True) if name in each[0][1].members]
-                if not acting:
-                    continue
-                g_SO = floats("y", gs[name][i])
-                for (adapter, joint), h, dh_SJ in acting:
-                    at, b_RO, db_RO = joint.members[name]
-                    torch.mm(g_SO, b_RO.T, out=dh_SJ.narrow(1, at * adapter.rank, adapter.rank))
-                    if db_RO is not None:
-                        db_RO.addmm_(h[at].T, g_SO, alpha=adapter.scaling)
+            dhs_SJ = [h_SJ.new_empty(h_SJ.shape) for h_SJ in hs_SJ]
+            for name, each in gs.items():
+                g_SO = None
+                for (adapter, joint), h_SJ, dh_SJ in zip(joints, hs_SJ, dhs_SJ, strict=True):
+                    member = joint.members.get(name)
+                    if member is None:
+                        continue
+                    if g_SO is None:
+                        g_SO = floats("y", each[i])
+                    torch.mm(g_SO, member.b_OR, out=_ranks(dh_SJ, member, adapter))
+                    if member.db_RO is not None:
+                        h_SR = _ranks(h_SJ, member, adapter)
+                        member.db_RO.addmm_(h_SR.T, g_SO, alpha=adapter.scaling)
             for (adapter, joint), dh_SJ in zip(joints, dhs_SJ, strict=True):
                 if joint.da_JI is not None:
                     joint.da_JI.addmm_(dh_SJ.T, x_SI, alpha=adapter.scaling)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -39,17 +40,28 @@ class Projection:
         return f"{parent}.{first}/{self.in_features}"
 
 
+class Member(NamedTuple):
+    """An adapter's part in one projection."""
+
+    at: int
+    """Where its ranks begin in J."""
+    b_RO: torch.Tensor
+    """Transposed, because its gradient then is a product of long rows, which takes half the time on a CPU."""
+    b_OR: torch.Tensor
+    """The same values; views are made once, for each is as dear to the interpreter as a product of a short row."""
+    db_RO: torch.Tensor | None
+
+
 @dataclass(frozen=True)
 class Joint:
     """An adapter's part in a family of projections; the gradients are None where it does not train."""
 
     a_JI: torch.Tensor
+    a_IJ: torch.Tensor
+    """The same values."""
     da_JI: torch.Tensor | None
-    members: dict[str, tuple[int, torch.Tensor, torch.Tensor | None]]
-    """By the projection's name (its place in J, counted in ranks, B transposed [R, O], its gradient).
-
-    Transposed, because its gradient then is a product of long rows, which takes half the time on a CPU.
-    """
+    members: dict[str, Member]
+    """By the projection's name."""
 
 
 class BankAdapter:
@@ -77,23 +89,20 @@ class BankAdapter:
             if self.grad_P is not None:
                 gradients = self.grad_P[at : at + sum(sizes)].split(sizes)
             at += sum(sizes)
-            first = gradients[0]
-            found[family] = Joint(
-                values[0].view(-1, width),
-                None if first is None else first.view(-1, width),
-                {
-                    p.name: (place, b.view(self.rank, -1), None if db is None else db.view(self.rank, -1))
-                    for place, (p, b, db) in enumerate(zip(projections, values[1:], gradients[1:], strict=True))
-                },
-            )
+            a_JI, first = values[0].view(-1, width), gradients[0]
+            parts = {}
+            for place, (p, b, db) in enumerate(zip(projections, values[1:], gradients[1:], strict=True)):
+                b_RO, db_RO = b.view(self.rank, -1), None if db is None else db.view(self.rank, -1)
+                parts[p.name] = Member(place * self.rank, b_RO, b_RO.T, db_RO)
+            found[family] = Joint(a_JI, a_JI.T, None if first is None else first.view(-1, width), parts)
         return found
 
     def factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """(A [R, I], B transposed [R, O]) by projection, in their order: views of the flat vector."""
         found = {
-            name: (a_RI, b_RO)
+            name: (a_RI, member.b_RO)
             for joint in self.families.values()
-            for (name, (_, b_RO, _)), a_RI in zip(joint.members.items(), joint.a_JI.split(self.rank), strict=True)
+            for (name, member), a_RI in zip(joint.members.items(), joint.a_JI.split(self.rank), strict=True)
         }
         return {projection.name: found[projection.name] for projection in self.projections}
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from student.bank import Bank, Stretch
 from student.checkpointing import checkpointed
+from student.cross_entropy import cross_entropy
 from student.heads import hidden_at, logits_at, plain_head
 from student.inner_loop import Row
 from student.lower_layers import above, below
@@ -26,9 +27,6 @@ from student.packing import packed_inputs
 from student.slot import Slot
 from tutelage.domain.self_edit import Rejection
 from tutelage.models.chat import NO_LOSS
-
-CHUNK = 256
-"""Labelled tokens whose logits are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -213,14 +211,6 @@ def _backward(
         (losses_M * weights_M).sum().backward()
         return losses_M.detach().cpu()
     hidden_MD = hidden_at(model, inputs, at_M)
-    losses, gradients = [], []
-    for chunk in torch.arange(len(at_M), device=device).split(CHUNK):
-        hidden_CD = hidden_MD.detach()[chunk].requires_grad_()
-        logits_CV = model.get_submodule("lm_head")(hidden_CD).float()
-        losses_C = nn.functional.cross_entropy(logits_CV, targets_M[chunk], reduction="none")
-        (losses_C * weights_M[chunk]).sum().backward()
-        assert hidden_CD.grad is not None
-        losses.append(losses_C.detach())
-        gradients.append(hidden_CD.grad)
-    hidden_MD.backward(torch.cat(gradients))
-    return torch.cat(losses).cpu()
+    losses_M, gradient_MD = cross_entropy(model.get_submodule("lm_head"), hidden_MD, targets_M, weights_M)
+    hidden_MD.backward(gradient_MD)
+    return losses_M.cpu()

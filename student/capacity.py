@@ -15,8 +15,9 @@ import torch
 
 from student.bank import Bank
 from student.bank_adapter import targeted
-from student.bank_step import CHUNK, Limits
+from student.bank_step import Limits
 from student.config import StudentSettings
+from student.cross_entropy import CHUNK
 from student.inner_loop import Row
 from student.lower_layers import first_adapted
 from tutelage.domain.evaluation import InnerLoopSettings

@@ -12,9 +12,10 @@ import student.bank_step as bank_step
 import student.capacity as capacity
 import student.service as service
 from student.bank import Bank
-from student.bank_step import CHUNK, Limits, Part, backward
+from student.bank_step import Limits, Part, backward
 from student.capacity import Capacity, pass_bytes, slot_bytes
 from student.config import BoundsSettings, StudentSettings
+from student.cross_entropy import CHUNK
 from student.inner_loop import Row
 from student.metrics import StudentMetrics
 from student.packing import enable_packing
