@@ -201,9 +201,10 @@ class _Adapted(torch.autograd.Function):
         for (i, joints), hs_SJ in zip(routing.met(family), ctx.inner, strict=True):
             x_SI = floats("x", xs[i])
             dhs_SJ = [h_SJ.new_empty(h_SJ.shape) for h_SJ in hs_SJ]
+            betas = [adapter.beta(family.key) for adapter, _ in joints]
             for name, each in gs.items():
                 g_SO = None
-                for (adapter, joint), h_SJ, dh_SJ in zip(joints, hs_SJ, dhs_SJ, strict=True):
+                for (adapter, joint), h_SJ, dh_SJ, beta in zip(joints, hs_SJ, dhs_SJ, betas, strict=True):
                     member = joint.members.get(name)
                     if member is None:
                         continue
@@ -212,10 +213,10 @@ class _Adapted(torch.autograd.Function):
                     torch.mm(g_SO, member.b_OR, out=_ranks(dh_SJ, member, adapter))
                     if member.db_RO is not None:
                         h_SR = _ranks(h_SJ, member, adapter)
-                        member.db_RO.addmm_(h_SR.T, g_SO, alpha=adapter.scaling)
-            for (adapter, joint), dh_SJ in zip(joints, dhs_SJ, strict=True):
+                        member.db_RO.addmm_(h_SR.T, g_SO, beta=beta, alpha=adapter.scaling)
+            for (adapter, joint), dh_SJ, beta in zip(joints, dhs_SJ, betas, strict=True):
                 if joint.da_JI is not None:
-                    joint.da_JI.addmm_(dh_SJ.T, x_SI, alpha=adapter.scaling)
+                    joint.da_JI.addmm_(dh_SJ.T, x_SI, beta=beta, alpha=adapter.scaling)
             if dxs is not None:
                 sum_SI = floats("x", dxs[i])
                 for (adapter, joint), dh_SJ in zip(joints, dhs_SJ, strict=True):

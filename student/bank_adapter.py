@@ -75,6 +75,29 @@ class BankAdapter:
         self.values_P = torch.zeros(size, device=device)
         self.grad_P = torch.zeros(size, device=device) if trainable else None
         self.families = self._families()
+        self._written: set[str] = set()
+
+    def beta(self, family: str) -> int:
+        """By what the family's gradient is multiplied before a product is added: 0 once a step, then 1.
+
+        So no step begins by writing zeros over all of it, and none reads them.
+        """
+        if family in self._written:
+            return 1
+        self._written.add(family)
+        return 0
+
+    def complete_gradient(self) -> None:
+        """Zeros where no token has met a projection since the gradient was forgotten."""
+        for family in self.families.keys() - self._written:
+            joint = self.families[family]
+            for gradient in (joint.da_JI, *(member.db_RO for member in joint.members.values())):
+                if gradient is not None:
+                    gradient.zero_()
+
+    def forget_gradient(self) -> None:
+        """The next one is written anew."""
+        self._written.clear()
 
     def _families(self) -> dict[str, Joint]:
         members: dict[str, list[Projection]] = {}

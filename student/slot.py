@@ -78,8 +78,7 @@ class Slot:
 
     def learn(self, loss: float) -> Rejection | None:
         """Ends the step of mean loss `loss` whose gradient lies in the adapter; a rejection if it diverged."""
-        grad_P = self._parameter.grad
-        assert grad_P is not None
+        self.adapter.complete_gradient()
         self._first_loss = loss if self._step == 0 else self._first_loss
         self._last_loss = loss
         limit = exploded_above(self._first_loss, self._vocabulary)
@@ -91,7 +90,7 @@ class Slot:
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate_at(self._step, self.steps, self.settings)
         self._optimiser.step()
-        grad_P.zero_()
+        self.adapter.forget_gradient()
         self._step += 1
         self._plateau.add(loss)
         if self.finished and not bool(torch.isfinite(self._parameter).all()):
@@ -102,8 +101,7 @@ class Slot:
 
     def forget_gradient(self) -> None:
         """Undoes a backward pass that did not come to its end."""
-        if self._parameter.grad is not None:
-            self._parameter.grad.zero_()
+        self.adapter.forget_gradient()
 
     def release(self) -> None:
         """Gives the gradient's and the optimiser's memory back, once nothing is left to train."""
