@@ -115,7 +115,8 @@ def fresh_weights(model: nn.Module) -> LoraWeights:
 
 def row_loss(model: nn.Module, row: Row) -> torch.Tensor:
     """Cross-entropy summed over the row's supervised tokens, nats."""
-    ids_1T, targets_T = torch.tensor([row.ids]), torch.tensor(row.labels[1:])
+    device = next(model.parameters()).device
+    ids_1T, targets_T = torch.tensor([row.ids], device=device), torch.tensor(row.labels[1:], device=device)
     kept_K = (targets_T != NO_LOSS).nonzero().squeeze(1)
     output = model(input_ids=ids_1T, use_cache=False, logits_to_keep=kept_K)
     return nn.functional.cross_entropy(output.logits[0].float(), targets_T[kept_K], reduction="sum")

@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from student.bank import Bank, Stretch
+from student.bank import Bank
 from student.checkpointing import checkpointed
 from student.cross_entropy import cross_entropy
 from student.heads import hidden_at, logits_at, plain_head
 from student.inner_loop import Row
 from student.lower_layers import above, below
 from student.packing import packed_inputs
+from student.routing import Stretch
 from student.slot import Slot
 from tutelage.domain.self_edit import Rejection
 from tutelage.models.chat import NO_LOSS

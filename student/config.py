@@ -56,9 +56,9 @@ class StudentSettings(Settings):
     quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen base is held in memory."""
     dequantise: Literal["auto", "each-pass", "once"] = "auto"
-    """When NF4 weights are brought to the compute type: in each pass, or once at the start, which is faster and takes
-    two or four bytes a weight. `auto`: once on a CPU where that takes at most a tenth of the free memory. Either way
-    reports are the same."""
+    """When NF4 weights are brought to the compute type: in each pass, or once at the start, which takes two or four
+    bytes a weight and saves time where few are trained side by side. `auto`: once on a CPU where that takes at most a
+    tenth of the free memory. Either way reports are the same."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:<n>`."""
     compute_dtype: str = "auto"

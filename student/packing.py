@@ -7,6 +7,8 @@ served; a model that is not told `packed_lengths` attends as before.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from student.padded import Padded, length_class
 from student.row_attention import RowAttention
 
 NAME = "tutelage_packed"
@@ -54,6 +57,8 @@ def _attention(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     sliding = sliding_window if sliding_window is not None else max(lengths)
+    if query.device.type != "cpu" and max(lengths) <= sliding:
+        return padded_attention(query, key, value, tuple(lengths), scale), None
     runs = _runs(lengths, min(SHORT, sliding) if query.device.type == "cpu" else 0)
     parts = []
     # Split, not sliced: its backward is one concatenation, where each slice's would be a tensor of all tokens.
@@ -66,6 +71,38 @@ def _attention(
         else:
             parts.append(_one_row(q, k, v, scale, sliding))
     return (parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)), None
+
+
+def padded_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, lengths: tuple[int, ...], scale: float
+) -> torch.Tensor:
+    """Causal attention of rows as batches of about one length, for GPUs; as the attention functions of transformers.
+
+    query [1, H, N, E], key and value [1, G, N, E] -> [1, N, H, E]. What pads a row stands behind its tokens, which
+    never look there, so that no mask is needed.
+    """
+    groups = query.shape[1] // key.shape[1]
+    flat = [each[0].transpose(0, 1) for each in (query, key, value)]
+    outputs = []
+    for places in _row_places(lengths, query.device):
+        q, k, v = (places.spread(each).transpose(1, 2) for each in flat)
+        k, v = repeat_kv(k, groups), repeat_kv(v, groups)
+        seen = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+        outputs.append(places.gathered(seen.transpose(1, 2)))
+    total = outputs[0]
+    for output in outputs[1:]:
+        total = total + output
+    return total.unsqueeze(0)
+
+
+@functools.lru_cache(maxsize=8)
+def _row_places(lengths: tuple[int, ...], device: torch.device) -> list[Padded]:
+    """Rows of one class of length together; each layer of a pass asks for the same."""
+    stops = list(itertools.accumulate(lengths))
+    classes: dict[int, list[tuple[int, int]]] = {}
+    for length, stop in zip(lengths, stops, strict=True):
+        classes.setdefault(length_class(length), []).append((stop - length, stop))
+    return [Padded.of(spans, stops[-1], device) for spans in classes.values()]
 
 
 def _runs(lengths: Sequence[int], short: int) -> list[list[int]]:

@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
-from student.bank import Bank, Stretch
+from student.bank import Bank
 from student.bank_adapter import BankAdapter
 from student.heads import last_logits, logits_at
 from student.inner_loop import Cancelled, Row
 from student.packing import packed_inputs
 from student.quiz import LOGLIK, Sitting, asked, gold_row, graded
+from student.routing import Stretch
 from tutelage.domain.evaluation import Answer
 from tutelage.models.chat import NO_LOSS, prompt_ids, stop_ids
 

@@ -139,9 +139,11 @@ class Room:
 
     def _slot_of(self, guest: Guest) -> Slot:
         evaluation = guest.evaluation
+        # Not through the guest, who holds the slot: rings of tensors wait for the garbage collector.
+        report = guest.progress
 
         def progress(done: int, total: int, loss: float) -> None:
-            guest.progress(EvaluationProgress(EvaluationPhase.TRAINING, done, total, loss))
+            report(EvaluationProgress(EvaluationPhase.TRAINING, done, total, loss))
 
         return Slot(
             self._bank,

@@ -28,10 +28,11 @@ def no_constants(name: str) -> float:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", QUICK)
-def test_benchmark_runs_and_ends_with_one_json_object(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [*QUICK, "inner_loop.py --geometry qwen2.5-tiny"])
+def test_benchmark_runs_and_ends_with_one_json_object(command: str, tmp_path: Path) -> None:
+    name, *options = command.split()
     done = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / name), "--quick"],
+        [sys.executable, str(ROOT / "benchmarks" / name), "--quick", *options],
         # Elsewhere, so that a path that holds only in the checkout is found out.
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "0"},

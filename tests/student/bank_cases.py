@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import math
 
+from safetensors.torch import load_file, save_file
+
 from benchmarks.peft_loop import fresh_weights, peft_adapted, train_alone
 from student.bank import Bank
 from student.bank_step import Limits, step
 from student.inner_loop import Row
+from student.packing import enable_packing
 from student.slot import Slot
 from tutelage.domain.self_edit import Rejection
-from tutelage.models.loading import LoadedModel
+from tutelage.models.loading import LoadedModel, load_model
+from tutelage.models.tiny import write_tiny_model
 
 RELATIVE = 1e-4
+
+
+def make_pair(tmp_path_factory, batched=None):
+    """The same NF4 model twice: for the bank, and for PEFT."""
+    path = write_tiny_model(tmp_path_factory.mktemp("bank") / "model")
+    # At their random start the weights pass on gradients so small that AdamW's epsilon and rounding decide steps.
+    weights = load_file(path / "model.safetensors")
+    grown = {name: 4 * value if value.dim() == 2 and "embed" not in name else value for name, value in weights.items()}
+    save_file(grown, path / "model.safetensors", metadata={"format": "pt"})
+    bank_model, peft_model = (
+        load_model(str(path), quantisation="nf4", device="cpu", compute_dtype="float32", threads=1) for _ in range(2)
+    )
+    enable_packing(bank_model.model)
+    return Bank(bank_model, batched), peft_model
 
 
 def row(length: int, at: int, masked: int = 0) -> Row:

@@ -9,13 +9,11 @@ from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
-from safetensors.torch import load_file, save_file
 
-from student.bank import Bank
 from student.config import StudentSettings
 from student.engine import StudentEngine
 from student.metrics import StudentMetrics
-from student.packing import enable_packing
+from tests.student.bank_cases import make_pair
 from tutelage.domain.evaluation import EvaluationKey, InnerLoopSettings
 from tutelage.domain.self_edit import SelfEdit, TextDocument, question_answer
 from tutelage.domain.task import Question, Quiz
@@ -93,16 +91,7 @@ def make_key() -> Callable[..., EvaluationKey]:
     return make
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """The same NF4 model twice: for the bank, and for PEFT."""
-    path = write_tiny_model(tmp_path_factory.mktemp("bank") / "model")
-    # At their random start the weights pass on gradients so small that AdamW's epsilon and rounding decide steps.
-    weights = load_file(path / "model.safetensors")
-    grown = {name: 4 * value if value.dim() == 2 and "embed" not in name else value for name, value in weights.items()}
-    save_file(grown, path / "model.safetensors", metadata={"format": "pt"})
-    bank_model, peft_model = (
-        load_model(str(path), quantisation="nf4", device="cpu", compute_dtype="float32", threads=1) for _ in range(2)
-    )
-    enable_packing(bank_model.model)
-    return Bank(bank_model), peft_model
+@pytest.fixture(scope="module", params=[False, True], ids=["stretched", "batched"])
+def pair(request, tmp_path_factory):
+    """With the products of CPUs and with those of GPUs, which a CPU can also make."""
+    return make_pair(tmp_path_factory, request.param)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from peft import PeftModel
 
 from student.adapters import AdapterStore
-from student.bank import Bank, Stretch
-from student.bank_adapter import BankAdapter
+from student.bank import Bank
+from student.bank_adapter import BankAdapter, targeted
 from student.bank_step import Limits
 from student.packing import enable_packing, packed_inputs
+from student.routing import Stretch
 from student.slot import Slot
 from tests.student.bank_cases import RELATIVE, alone, apart, difference, row, run
 from tutelage.domain.errors import InvalidInput
@@ -131,9 +133,10 @@ def test_the_exported_adapter_gives_the_same_logits_through_peft(pair, tmp_path)
     assert (ours - plain).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("batched", [False, True], ids=["stretched", "batched"])
 @pytest.mark.parametrize("quantisation", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_other_families_work_unchanged(family, quantisation, tmp_path):
+def test_other_families_work_unchanged(family, quantisation, batched, tmp_path):
     """Losses of packed rows equal those of each row alone, and training lowers them."""
     path = str(write_tiny_model(tmp_path / "model", family=family))
     loaded = load_model(path, quantisation=quantisation, device="cpu", compute_dtype="float32", threads=1)
@@ -141,7 +144,7 @@ def test_other_families_work_unchanged(family, quantisation, tmp_path):
     with torch.no_grad():
         expected = [loaded.model(torch.tensor([each.ids])).logits[0] for each in rows]
     enable_packing(loaded.model)
-    bank = Bank(loaded)
+    bank = Bank(loaded, batched)
     lengths = [len(each.ids) for each in rows]
     ids_N = torch.tensor([token for each in rows for token in each.ids])
     with torch.no_grad():
@@ -159,3 +162,42 @@ def test_other_families_work_unchanged(family, quantisation, tmp_path):
 def test_unknown_projections_are_named(pair):
     with pytest.raises(InvalidInput, match=r"target_modules.*q_proj"):
         Slot(pair[0], [row(9, 1)], InnerLoopSettings(target_modules=("nope",)), 1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_batched_products_are_those_of_each_stretch(dtype, tmp_path):
+    """Parents, ranks and scalings of all kinds, stretches with no adapter between others, and short ones."""
+    path = str(write_tiny_model(tmp_path / "model"))
+    loaded = load_model(path, quantisation="nf4", device="cpu", compute_dtype=dtype, threads=1)
+    enable_packing(loaded.model)
+    lengths = [5, 90, 1, 12, 130, 7]
+    ids_N = torch.arange(sum(lengths)) % 200 + 5
+    logits = []
+    for batched in (False, True):
+        bank = Bank(loaded, batched)
+
+        def adapter(seed: int, rank: int, names: tuple[str, ...] = (), bank: Bank = bank) -> BankAdapter:
+            made = BankAdapter(targeted(bank.projections, names), rank, 16 / rank, bank.device, trainable=False)
+            made.values_P.copy_(0.1 * torch.randn(len(made.values_P), generator=torch.Generator().manual_seed(seed)))
+            return made
+
+        parent = adapter(1, 4)
+        mixes = [
+            (parent,),
+            (parent, adapter(2, 8)),
+            (),
+            (adapter(3, 4, ("v_proj", "down_proj")),),
+            (),
+            (adapter(4, 3),),
+        ]
+        stops = list(itertools.accumulate(lengths))
+        stretches = [Stretch(stop - length, stop, mix) for length, stop, mix in zip(lengths, stops, mixes, strict=True)]
+        with torch.inference_mode(), bank.routed(stretches):
+            logits.append(loaded.model(**packed_inputs(ids_N, lengths, bank.device)).logits[0].float())
+    untouched = torch.cat([torch.arange(95, 96), torch.arange(108, 238)])
+    with torch.inference_mode():
+        plain = loaded.model(**packed_inputs(ids_N, lengths, torch.device("cpu"))).logits[0].float()
+    assert torch.equal(logits[1][untouched], plain[untouched])
+    assert (logits[0] - plain).abs().max() > 0.05
+    tolerance = 1e-5 if dtype == "float32" else 0.02
+    assert (logits[0] - logits[1]).abs().max() < tolerance * plain.abs().max()

@@ -162,3 +162,27 @@ def test_a_slot_that_cannot_learn_fails_alone(pair, monkeypatch):
     for seed, slot in ((1, first), (3, last)):
         assert slot.trained().steps == 6
         assert difference(alone(reference, rows, loop, seed)[1], slot.adapter.weights()) < RELATIVE
+
+
+def test_a_gradient_is_written_anew_each_step_and_is_zero_where_no_token_came(pair):
+    """What the vector held before, not a number or a part of another step, is never read."""
+    bank, reference = pair
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=2)
+    rows = [row(20, 1), row(9, 2)]
+    slot = Slot(bank, rows, loop, 1)
+    assert slot.adapter.grad_P is not None
+    slot.adapter.grad_P.fill_(torch.nan)
+    run(bank, [slot], Limits(10))
+    assert difference(alone(reference, rows, loop, 1)[1], slot.adapter.weights()) < RELATIVE
+    other = Slot(bank, rows, loop, 1).adapter
+    assert other.grad_P is not None
+    other.grad_P.fill_(torch.nan)
+    written = next(iter(other.families))
+    assert [other.beta(written), other.beta(written)] == [0, 1]
+    other.complete_gradient()
+    assert int(other.grad_P.isnan().sum()) == sum(
+        gradient.numel()
+        for joint in (other.families[written],)
+        for gradient in (joint.da_JI, *(member.db_RO for member in joint.members.values()))
+        if gradient is not None
+    )
