@@ -19,7 +19,6 @@ import torch
 from student.bank_adapter import BankAdapter, Joint, Member
 from student.padded import Padded, length_class
 from student.routing import Family, Routing
-from tutelage.models.quantised import frozen_weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +118,8 @@ class Batched(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
         (x,) = ctx.saved_tensors
         family = ctx.family
-        dx_NI, gs_NO = None, {}
-        for (name, layer), gradient in zip(family.layers.items(), gradients, strict=True):
-            g_NO = gs_NO[name] = gradient.flatten(0, -2)
-            if ctx.needs_input_grad[0]:
-                weight_OI = frozen_weight(layer, g_NO.dtype)
-                dx_NI = g_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(g_NO, weight_OI)
+        gs_NO = {name: gradient.flatten(0, -2) for name, gradient in zip(family.layers, gradients, strict=True)}
+        dx_NI = family.backward(gs_NO) if ctx.needs_input_grad[0] else None
         sum_NI = dx_NI.float() if dx_NI is not None else None
         for batch, h_GSJ in zip(ctx.batches, ctx.inner, strict=True):
             betas = [adapter.beta(family.key) for adapter in batch.adapters]

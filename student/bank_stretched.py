@@ -12,7 +12,6 @@ import torch
 
 from student.bank_adapter import BankAdapter, Member
 from student.routing import Family, Routing
-from tutelage.models.quantised import frozen_weight
 
 
 def _ranks(h_SJ: torch.Tensor, member: Member, adapter: BankAdapter) -> torch.Tensor:
@@ -62,13 +61,9 @@ class Stretched(torch.autograd.Function):
         family, routing = ctx.family, ctx.routing
         floats = routing.scratch.floats
         xs = x.flatten(0, -2).split(routing.sizes)
-        dx_NI, gs = None, {}
-        for (name, layer), gradient in zip(family.layers.items(), gradients, strict=True):
-            g_NO = gradient.flatten(0, -2)
-            gs[name] = g_NO.split(routing.sizes)
-            if ctx.needs_input_grad[0]:
-                weight_OI = frozen_weight(layer, g_NO.dtype)
-                dx_NI = g_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(g_NO, weight_OI)
+        gs_NO = {name: gradient.flatten(0, -2) for name, gradient in zip(family.layers, gradients, strict=True)}
+        dx_NI = family.backward(gs_NO) if ctx.needs_input_grad[0] else None
+        gs = {name: g_NO.split(routing.sizes) for name, g_NO in gs_NO.items()}
         dxs = dx_NI.split(routing.sizes) if dx_NI is not None else None
         for (i, joints), hs_SJ in zip(routing.met(family), ctx.inner, strict=True):
             x_SI = floats("x", xs[i])

@@ -14,6 +14,7 @@ from torch import nn
 
 from student.bank_adapter import BankAdapter, Joint
 from student.padded import Padded
+from tutelage.models.quantised import frozen_weight
 
 MOST_VIEWS = 1024
 """Views of a scratch that are kept, of all shapes seen."""
@@ -26,6 +27,15 @@ class Family:
     key: str
     layers: dict[str, nn.Module]
     """By the projection's name."""
+
+    def backward(self, gs_NO: dict[str, torch.Tensor]) -> torch.Tensor:
+        """[N, I], the derivative by what the base's layers read, from those by what each gave."""
+        dx_NI: torch.Tensor | None = None
+        for name, g_NO in gs_NO.items():
+            weight_OI = frozen_weight(self.layers[name], g_NO.dtype)
+            dx_NI = g_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(g_NO, weight_OI)
+        assert dx_NI is not None
+        return dx_NI
 
 
 @dataclass(frozen=True)
