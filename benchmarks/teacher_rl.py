@@ -85,6 +85,8 @@ class Scores:
     """By metric a document's mean over seeds."""
     rejected: int
     """Self-edits that were, by the parser or the student."""
+    kilotokens: float
+    """That the student trained on: a teacher whose directives ask for more work can win by that alone."""
 
 
 class Course:
@@ -168,8 +170,8 @@ class Course:
         return before, after
 
     def _scores(self, items: Sequence[TaskWithQuiz], format_name: str, policy: str, purpose: str, seeds: int) -> Scores:
-        def gains(item: TaskWithQuiz) -> tuple[dict[str, float], int]:
-            total, rejected = dict.fromkeys(METRICS, 0.0), seeds
+        def gains(item: TaskWithQuiz) -> tuple[dict[str, float], int, int]:
+            total, rejected, tokens = dict.fromkeys(METRICS, 0.0), seeds, 0
             for candidate in self.write(item, format_name, seeds, policy, purpose):
                 if not isinstance(candidate.result, SelfEdit):
                     continue
@@ -178,12 +180,13 @@ class Course:
                     reward = reward_of(outcome, REWARD)
                     parts = {"reward": reward.value, **{name: reward.parts[f"gain_{name}"] for name in METRICS[1:]}}
                     total = {name: total[name] + parts[name] / seeds for name in METRICS}
-                    rejected -= 1
-            return total, rejected
+                    rejected, tokens = rejected - 1, tokens + outcome.cost.tokens
+            return total, rejected, tokens
 
         found = self.room.each(gains, items)
-        gains_by_name = {name: [each[name] for each, _ in found] for name in METRICS}
-        return Scores(gains_by_name, sum(count for _, count in found))
+        gains_by_name = {name: [each[name] for each, _, _ in found] for name in METRICS}
+        rejected, tokens = (sum(each[part] for each in found) for part in (1, 2))
+        return Scores(gains_by_name, rejected, tokens / 1000)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -274,6 +277,7 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
         "format": learned[0].recipe.format,
         **{name: found[name] for name in METRICS[1:]},
         "rejected": {"untrained": before.rejected, "trained": after.rejected},
+        "student_kilotokens": {"untrained": round(before.kilotokens, 1), "trained": round(after.kilotokens, 1)},
         "recipes": recipes,
     }
 
