@@ -39,6 +39,7 @@ Result = TypeVar("Result")
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "documents"
 GRADERS = ("contains", "f1", "loglik")
+SAMPLING = Sampling(max_new_tokens=160)
 INNER_LOOP = InnerLoopSettings(rank=16, alpha=32, learning_rate=1e-3, epochs=4, batch_size=1)
 
 
@@ -68,7 +69,7 @@ class Classroom:
         self,
         setup: Setup,
         inner_loop: InnerLoopSettings = INNER_LOOP,
-        max_new_tokens: int = 160,
+        sampling: Sampling = SAMPLING,
         folder: Path | None = None,
         own: int = 0,
     ) -> None:
@@ -80,7 +81,7 @@ class Classroom:
         root = folder or Path(self._folder.name if self._folder else "")
         model = str(write_tiny_model(root / "tiny", context=2048)) if setup.model == "tiny" else setup.model
         self.setup, self.inner_loop = setup, inner_loop
-        self._sampling = Sampling(max_new_tokens=24 if setup.model == "tiny" else max_new_tokens)
+        self._sampling = replace(sampling, max_new_tokens=24) if setup.model == "tiny" else sampling
         quantisation = "none" if setup.model == "tiny" else setup.quantisation
         loading = {"model": model, "quantisation": quantisation, "threads": setup.threads}
         student = StudentSettings.model_validate(

@@ -32,7 +32,7 @@ from benchmarks.classroom import Classroom, Setup, documents, passage_only
 from orchestrator.report.bootstrap import Interval, paired_interval
 from orchestrator.student_profile import MOST_MISTAKES, Mistake, told, wrong_before
 from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.policy import Candidate, CandidateGroup, ScoredCandidate, UpdateResult, UpdateSettings
+from tutelage.domain.policy import Candidate, CandidateGroup, Sampling, ScoredCandidate, UpdateResult, UpdateSettings
 from tutelage.domain.reward import RewardSettings, reward_of
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit
@@ -286,7 +286,8 @@ def work(args: argparse.Namespace, folder: Path, stage: str) -> dict[str, object
     """A process's share of a stage, or the whole of it."""
     setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots)
     own = args.processes if args.share is None else args.share
-    room = Classroom(setup, max_new_tokens=args.new_tokens, folder=folder, own=own)
+    sampling = Sampling(temperature=args.temperature, max_new_tokens=args.new_tokens)
+    room = Classroom(setup, sampling=sampling, folder=folder, own=own)
     try:
         course = Course(room, args)
         if args.share is None:
@@ -309,8 +310,9 @@ def main() -> None:
     parser.add_argument("--choose-seeds", type=int, default=1)
     parser.add_argument("--candidates", type=int, default=4, help="a learning document")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
-    formats = ["self-qa+directives", "self-qa", "implications"]
+    formats = ["self-qa+directives", "implications+directives", "self-qa"]
     parser.add_argument("--formats", nargs="+", default=formats, help="the first with each algorithm, all with rest_em")
+    parser.add_argument("--temperature", type=float, default=0.7, help="that both teachers write at; top_p is 1")
     parser.add_argument("--new-tokens", type=int, default=208, help="longest self-edit")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--processes", type=int, default=2)

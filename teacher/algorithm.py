@@ -29,11 +29,13 @@ class Sample:
     completion_ids: tuple[int, ...]
     reward: float
     log_probs: tuple[float, ...] = ()
-    """Natural, one a completion token, under temperature 1 and top_p 1, as recorded when it was sampled."""
+    """Natural, one a completion token, under `temperature` and top_p 1, as recorded when it was sampled."""
     ended: bool = True
     """Whether its last token is an end token that was sampled, not a length limit."""
     forced: tuple[bool, ...] = ()
     """One a completion token: whether a form left the policy no choice; empty where it always had one."""
+    temperature: float = 1.0
+    """What it was sampled with; one for all samples of an algorithm that needs log-probabilities."""
     weight: float = 1.0
     """How much of the loss it has where the algorithm weighs."""
 

@@ -100,7 +100,7 @@ class GRPO(Algorithm):
         options: Any = training.options
         arguments = GRPOConfig(
             **common_arguments(training, len(training.samples)),
-            **shape_arguments(),
+            **shape_arguments(training),
             # TRL would copy the parent as the reference; it is turned on below, against policy 0.
             beta=0.0,
             loss_type=options.loss_type,

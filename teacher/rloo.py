@@ -71,7 +71,7 @@ class RLOO(Algorithm):
         options: Any = training.options
         arguments = RLOOConfig(
             **common_arguments(training, len(training.samples)),
-            **shape_arguments(),
+            **shape_arguments(training),
             # The KL is counted into the rewards below, against policy 0.
             beta=0.0,
             epsilon=options.epsilon,

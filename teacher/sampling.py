@@ -1,8 +1,8 @@
 """Sampling of n completions of one prompt, each from a random generator of its own.
 
 The prompt is read once and its cache repeated for the rows. A row that ends leaves the batch, so that a long completion
-does not make the short ones cost. Log-probabilities are recorded under temperature 1 and top_p 1, whatever
-was sampled with.
+does not make the short ones cost. Log-probabilities are recorded under the temperature that was sampled with and top_p
+1: those that a policy gradient needs. Greedy completions have them under temperature 1.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def sample_completions(
     log_probs: list[list[float]] = [[] for _ in seeds]
     forced: list[list[bool]] = [[] for _ in seeds]
     while rows and not cancelled():
-        log_probs_RV = torch.log_softmax(logits_RV, dim=-1)
+        log_probs_RV = torch.log_softmax(logits_RV / (sampling.temperature or 1.0), dim=-1)
         alive = []
         for place, row in enumerate(rows):
             row_V = log_probs_RV[place]
@@ -96,7 +96,7 @@ def sample_completions(
 def _draw(log_probs_V: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
     if sampling.temperature == 0:
         return int(log_probs_V.argmax())
-    probs_V = torch.softmax(log_probs_V / sampling.temperature, dim=-1)
+    probs_V = torch.softmax(log_probs_V, dim=-1)
     if sampling.top_p < 1:
         ordered_V, places_V = probs_V.sort(descending=True, stable=True)
         # The first token is always kept: what stands before it sums to 0.

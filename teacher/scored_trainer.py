@@ -116,9 +116,15 @@ def build_trainer(kind: type[Any], arguments: Any, training: Training) -> Any:
     )
 
 
-def shape_arguments() -> dict[str, Any]:
+def shape_arguments(training: Training) -> dict[str, Any]:
     """What TRL wants to know of generations that are never made; it refuses groups of fewer than two."""
-    return {"num_generations": 2, "steps_per_generation": 2, "remove_unused_columns": False}
+    return {
+        "num_generations": 2,
+        "steps_per_generation": 2,
+        "remove_unused_columns": False,
+        # Log-probabilities are of the distribution that was sampled from, as the recorded ones are.
+        "temperature": training.samples[0].temperature,
+    }
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ def write_groups(groups: Sequence[SampleGroup], path: Path) -> None:
     reals = {
         "log_probs": [value for sample in samples for value in sample.log_probs],
         "rewards": [sample.reward for sample in samples],
+        "temperatures": [sample.temperature for sample in samples],
         "weights": [sample.weight for sample in samples],
     }
     names = {"groups": [group.group_id for group in groups], "candidates": [s.candidate_id for s in samples]}
@@ -79,6 +80,7 @@ def read_groups(path: Path) -> tuple[SampleGroup, ...]:
                 taken(log_probs, columns["recorded"][place]),
                 bool(columns["ended"][place]),
                 tuple(bool(flag) for flag in taken(forced, columns["forced_lengths"][place])),
+                columns["temperatures"][place],
                 columns["weights"][place],
             )
             for place, name in enumerate(names["candidates"])

@@ -15,6 +15,8 @@ from tutelage.domain.errors import FieldViolation, InvalidInput, PreconditionFai
 from tutelage.domain.policy import StaleCandidates, UpdateRequest
 from tutelage.v1 import policy_pb2
 
+WHY_SAMPLED = "its gradient is of the distribution that was sampled from"
+
 
 @dataclass(frozen=True)
 class Lessons:
@@ -86,6 +88,7 @@ def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, i
     """
     algorithm, settings = find_algorithm(request.algorithm), request.settings
     groups, unscored, stale = [], 0, 0
+    temperatures: set[float] = set()
     for g, group in enumerate(request.groups):
         samples = []
         for c, item in enumerate(group.candidates):
@@ -99,7 +102,7 @@ def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, i
                 if settings.stale is StaleCandidates.DROP:
                     continue
             if algorithm.needs_log_probs:
-                _check_log_probs(rollout, field, request.algorithm)
+                _check_log_probs(rollout, field, request.algorithm, temperatures)
             samples.append(
                 Sample(
                     item.candidate_id,
@@ -109,6 +112,7 @@ def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, i
                     tuple(rollout.log_probs),
                     rollout.ended,
                     tuple(rollout.forced),
+                    rollout.temperature if rollout.HasField("temperature") else 1.0,
                 )
             )
         if samples:
@@ -121,11 +125,12 @@ def sampling_violations(algorithm: Algorithm, name: str, temperature: float, top
     """What is wrong with a sampling whose log-probabilities the algorithm would use."""
     if not algorithm.needs_log_probs:
         return []
-    return [
-        FieldViolation(f"sampling.{field}", str(value), f"1 for {name}, whose log-probabilities are taken under it")
-        for field, value in (("temperature", temperature), ("top_p", top_p))
-        if value != 1
-    ]
+    wrong = []
+    if temperature <= 0:
+        wrong.append(FieldViolation("sampling.temperature", str(temperature), f"above 0 for {name}: {WHY_SAMPLED}"))
+    if top_p != 1:
+        wrong.append(FieldViolation("sampling.top_p", str(top_p), f"1 for {name}: {WHY_SAMPLED}"))
+    return wrong
 
 
 def _chosen(
@@ -157,7 +162,8 @@ def _read(content: bytes, field: str, tokenizer_hash: str) -> policy_pb2.Rollout
     return rollout
 
 
-def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str) -> None:
+def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str, temperatures: set[float]) -> None:
+    """InvalidInput where they are not of one distribution. `temperatures`: of the rollouts before; it is added to."""
     if len(rollout.log_probs) != len(rollout.completion_ids):
         raise InvalidInput.of(
             f"{field}.log_probs", f"{len(rollout.log_probs)} of them", f"{len(rollout.completion_ids)}, one a token"
@@ -166,11 +172,16 @@ def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str) -> None
         raise InvalidInput.of(
             f"{field}.forced", f"{len(rollout.forced)} of them", f"none or {len(rollout.completion_ids)}, one a token"
         )
-    for given in ("temperature", "top_p"):
-        if rollout.HasField(given) and getattr(rollout, given) != 1:
-            raise InvalidInput.of(
-                f"{field}.{given}", getattr(rollout, given), f"1: {name} uses the recorded log-probabilities"
-            )
+    temperature = rollout.temperature if rollout.HasField("temperature") else 1.0
+    for wrong in sampling_violations(
+        find_algorithm(name), name, temperature, rollout.top_p if rollout.HasField("top_p") else 1.0
+    ):
+        raise InvalidInput.of(wrong.field.replace("sampling", field), wrong.value, wrong.allowed)
+    if temperatures and temperature not in temperatures:
+        raise InvalidInput.of(
+            f"{field}.temperature", temperature, f"{next(iter(temperatures))}, as the rollouts before it"
+        )
+    temperatures.add(temperature)
 
 
 def _repeated(field: str, values: Sequence[str]) -> list[FieldViolation]:

@@ -358,11 +358,21 @@ def test_refusals(settings: TeacherSettings, store: PolicyStore, loaded: LoadedM
     both = refused("rloo", {"log_probs": "recomputed"}, stale=StaleCandidates.WEIGHT)
     assert "settings.options.log_probs: 'recomputed'" in both
 
-    for more, field in ({"temperature": 0.7}, "temperature"), ({"top_p": 0.9}, "top_p"):
-        cool = CandidateGroup("g", (ScoredCandidate("a", rollout(loaded.model, version, [5], [6], **more), 1.0),))
-        asked = dataclasses.replace(request(loaded.model, version, "rloo", {}), groups=(cool,))
+    def sampled(*with_what: dict[str, float]) -> None:
+        items = [
+            ScoredCandidate(f"{c}", rollout(loaded.model, version, [5], [6], **more), float(c))
+            for c, more in enumerate(with_what)
+        ]
+        asked = dataclasses.replace(
+            request(loaded.model, version, "rloo", {}), groups=(CandidateGroup("g", tuple(items)),)
+        )
+        list(updates.update(asked))
+
+    for more, field in ({"temperature": 0.0}, "temperature"), ({"top_p": 0.9}, "top_p"):
         with pytest.raises(InvalidInput, match=rf"groups\[0\].candidates\[0\].rollout.{field}.*rloo"):
-            list(updates.update(asked))
+            sampled(more)
+    with pytest.raises(InvalidInput, match=r"groups\[0\].candidates\[1\].rollout.temperature: '0.7'.*0.6, as"):
+        sampled({"temperature": 0.6}, {"temperature": 0.7})
     bare = policy_pb2.Rollout(policy_version=version, prompt_ids=[5], completion_ids=[6], tokenizer_hash=HASH)
     group = CandidateGroup("g", (ScoredCandidate("a", bare.SerializeToString(), 1.0),))
     with pytest.raises(InvalidInput, match=r"log_probs.*0 of them"):

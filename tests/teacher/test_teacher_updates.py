@@ -211,8 +211,11 @@ def test_through_grpc(settings: TeacherSettings, tmp_path: Path) -> None:
                 grpo = UpdateSettings(options={"beta": 0.1})
                 await client.check_update("grpo", grpo, Sampling())
                 await client.check_update("rest_em", UpdateSettings(), Sampling(temperature=0.7))
-                with pytest.raises(InvalidInput, match=r"sampling\.temperature.*grpo"):
-                    await client.check_update("grpo", grpo, Sampling(temperature=0.7))
+                await client.check_update("grpo", grpo, Sampling(temperature=0.7))
+                with pytest.raises(InvalidInput, match=r"sampling\.temperature.*above 0 for grpo"):
+                    await client.check_update("grpo", grpo, Sampling(temperature=0))
+                with pytest.raises(InvalidInput, match=r"sampling\.top_p.*1 for grpo"):
+                    await client.check_update("grpo", grpo, Sampling(temperature=0.7, top_p=0.9))
                 with pytest.raises(InvalidInput, match=r"settings\.options\.beta.*settings\.rank"):
                     await client.check_update("dpo", UpdateSettings(rank=9999, options={"beta": 0}))
         finally:

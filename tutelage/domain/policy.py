@@ -35,7 +35,7 @@ class Format:
 
 @dataclass(frozen=True)
 class Sampling:
-    """SEAL samples self-edits at temperature 1.0, top_p 0.95; TRL's log-probabilities want 1.0 and 1.0."""
+    """SEAL samples self-edits at temperature 1.0, top_p 0.95; policy gradients want top_p 1, at any temperature."""
 
     temperature: float = 1.0
     top_p: float = 1.0

@@ -147,7 +147,7 @@ class Rollout(_message.Message):
     def completion_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def log_probs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """Natural logarithm, one a completion token, under temperature 1 and top_p 1."""
+        """Natural logarithm, one a completion token, under the temperature below (1 where it is 0 or unset) and top_p 1."""
 
     @_builtins.property
     def forced(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
