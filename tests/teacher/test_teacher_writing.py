@@ -43,12 +43,12 @@ def test_same_seed_same_candidates(writer: Writer) -> None:
     assert len({c.text for c in first}) > 1
 
 
-def test_log_probs_are_the_models_own_whatever_was_sampled_with(writer: Writer) -> None:
+def test_log_probs_are_the_models_own_at_the_temperature_sampled_with(writer: Writer) -> None:
     for candidate in write(writer, sampling=Sampling(0.7, 0.9, 12)):
         rollout = policy_pb2.Rollout.FromString(candidate.rollout)
         ids = torch.tensor([[*rollout.prompt_ids, *rollout.completion_ids]])
         with torch.inference_mode():
-            log_probs = torch.log_softmax(writer.loaded.model(input_ids=ids).logits.float(), dim=-1)[0]
+            log_probs = torch.log_softmax(writer.loaded.model(input_ids=ids).logits.float() / 0.7, dim=-1)[0]
         start = len(rollout.prompt_ids)
         expected = [float(log_probs[start + i - 1, token]) for i, token in enumerate(rollout.completion_ids)]
         assert list(rollout.log_probs) == pytest.approx(expected, abs=0.05)
