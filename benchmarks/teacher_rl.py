@@ -63,6 +63,27 @@ class Recipe:
     format: str
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Self-edits that a teacher is asked for."""
+
+    item: TaskWithQuiz
+    format: str
+    policy: str
+    count: int
+    purpose: str
+
+    @property
+    def by(self) -> tuple[str, str]:
+        """The teacher: its format and its policy."""
+        return self.format, self.policy
+
+    @property
+    def repeats(self) -> bool:
+        """Whether each trains under a seed of its own; candidates of a group have the same, so that they compare."""
+        return self.purpose != "collect"
+
+
 @dataclass
 class Learned:
     """A recipe's policy: what it learned from, what that cost, and how it did on the choosing documents."""
@@ -123,26 +144,45 @@ class Course:
         assert isinstance(outcome, EvaluationReport)
         return wrong_before(outcome, item.quiz)
 
-    def collect(self, format_name: str, items: Sequence[TaskWithQuiz]) -> tuple[list[CandidateGroup], float]:
-        """The scored groups of a format, and the thousands of tokens that the student trained on."""
+    def graded(self, asked: Sequence[Asked]) -> list[list[tuple[Candidate, EvaluationReport | None]]]:
+        """The candidates of each, with their reports (None where an edit was rejected); all at work at once."""
 
-        def group_of(item: TaskWithQuiz) -> tuple[CandidateGroup, int]:
-            members, tokens = [], 0
-            for candidate in self.write(item, format_name, self.args.candidates, self.untrained, "collect"):
-                reward: float | None = REWARD.rejected_reward
-                if isinstance(candidate.result, SelfEdit):
-                    outcome = self.room.evaluate(item, candidate.result)[1]
-                    if isinstance(outcome, EvaluationReport):
-                        reward, tokens = reward_of(outcome, REWARD).value, tokens + outcome.cost.tokens
-                members.append(ScoredCandidate(f"{item.task.id}/{candidate.index}", candidate.rollout, reward))
-            return CandidateGroup(item.task.id, tuple(members)), tokens
+        def written(each: Asked) -> list[tuple[Candidate, EvaluationReport | None]]:
+            def report(candidate: Candidate) -> EvaluationReport | None:
+                if not isinstance(candidate.result, SelfEdit):
+                    return None
+                repeat = candidate.index if each.repeats else 0
+                outcome = self.room.evaluate(each.item, candidate.result, repeat=repeat)[1]
+                return outcome if isinstance(outcome, EvaluationReport) else None
 
-        found = self.room.each(group_of, items)
-        return [group for group, _ in found], sum(tokens for _, tokens in found) / 1000
+            candidates = self.write(each.item, each.format, each.count, each.policy, each.purpose)
+            return list(zip(candidates, self.room.each(report, candidates), strict=True))
+
+        return self.room.each(written, asked)
+
+    def collect(self, items: Sequence[TaskWithQuiz]) -> dict[str, tuple[list[CandidateGroup], float]]:
+        """By format the scored groups, and the thousands of tokens that the student trained on."""
+        count, untrained = self.args.candidates, self.untrained
+        asked = [Asked(item, name, untrained, count, "collect") for name in self.args.formats for item in items]
+        found: dict[str, tuple[list[CandidateGroup], float]] = {}
+        for each, graded in zip(asked, self.graded(asked), strict=True):
+            name = each.item.task.id
+            members = tuple(
+                ScoredCandidate(
+                    f"{name}/{candidate.index}",
+                    candidate.rollout,
+                    reward_of(report, REWARD).value if report else REWARD.rejected_reward,
+                )
+                for candidate, report in graded
+            )
+            groups, tokens = found.get(each.format, ([], 0.0))
+            more = sum(report.cost.tokens for _, report in graded if report) / 1000
+            found[each.format] = ([*groups, CandidateGroup(name, members)], tokens + more)
+        return found
 
     def learn(self) -> list[Learned]:
         """The policy of each recipe."""
-        collected = {name: self.collect(name, self.learning) for name in self.args.formats}
+        collected = self.collect(self.learning)
         learned = []
         for recipe in self.recipes:
             groups, kilotokens = collected[recipe.format]
@@ -154,39 +194,41 @@ class Course:
     def choose(self) -> list[Learned]:
         """Every recipe with its figures on the choosing documents, the greatest difference first."""
         learned = self.learn()
+        scores = self.scores(learned, self.choosing, "choose")
         for each in learned:
-            before, after = self.compared(each, self.choosing, "choose")
-            each.difference = paired_interval(before.gains["reward"], after.gains["reward"], seed=self.args.seed)
-            each.untrained, each.trained = _mean(before.gains["reward"]), _mean(after.gains["reward"])
+            before, after = (scores[each.recipe.format, policy].gains["reward"] for policy in self.policies(each))
+            each.difference = paired_interval(before, after, seed=self.args.seed)
+            each.untrained, each.trained = _mean(before), _mean(after)
         return sorted(learned, key=lambda each: -(each.difference.mean if each.difference else 0.0))
 
-    def compared(self, each: Learned, items: Sequence[TaskWithQuiz], stage: str) -> tuple[Scores, Scores]:
-        """Untrained and trained teacher in the recipe's format."""
+    def policies(self, each: Learned) -> tuple[str, str]:
+        """Untrained and trained."""
+        return self.untrained, each.update.policy.version
+
+    def scores(
+        self, learned: Sequence[Learned], items: Sequence[TaskWithQuiz], stage: str
+    ) -> dict[tuple[str, str], Scores]:
+        """Of the untrained and the trained teacher of each recipe, by format and policy."""
         seeds = self.args.seeds if stage == "judge" else self.args.choose_seeds
-        before, after = (
-            self._scores(items, each.recipe.format, version, stage, seeds)
-            for version in (self.untrained, each.update.policy.version)
-        )
-        return before, after
+        teachers = list(dict.fromkeys((each.recipe.format, one) for each in learned for one in self.policies(each)))
+        asked = [Asked(item, *teacher, seeds, stage) for teacher in teachers for item in items]
+        graded = self.graded(asked)
+        return {
+            teacher: _scores([found for each, found in zip(asked, graded, strict=True) if each.by == teacher], seeds)
+            for teacher in teachers
+        }
 
-    def _scores(self, items: Sequence[TaskWithQuiz], format_name: str, policy: str, purpose: str, seeds: int) -> Scores:
-        def gains(item: TaskWithQuiz) -> tuple[dict[str, float], int, int]:
-            total, rejected, tokens = dict.fromkeys(METRICS, 0.0), seeds, 0
-            for candidate in self.write(item, format_name, seeds, policy, purpose):
-                if not isinstance(candidate.result, SelfEdit):
-                    continue
-                outcome = self.room.evaluate(item, candidate.result, repeat=candidate.index)[1]
-                if isinstance(outcome, EvaluationReport):
-                    reward = reward_of(outcome, REWARD)
-                    parts = {"reward": reward.value, **{name: reward.parts[f"gain_{name}"] for name in METRICS[1:]}}
-                    total = {name: total[name] + parts[name] / seeds for name in METRICS}
-                    rejected, tokens = rejected - 1, tokens + outcome.cost.tokens
-            return total, rejected, tokens
 
-        found = self.room.each(gains, items)
-        gains_by_name = {name: [each[name] for each, _, _ in found] for name in METRICS}
-        rejected, tokens = (sum(each[part] for each in found) for part in (1, 2))
-        return Scores(gains_by_name, rejected, tokens / 1000)
+def _scores(graded: Sequence[Sequence[tuple[Candidate, EvaluationReport | None]]], seeds: int) -> Scores:
+    gains: dict[str, list[float]] = {name: [] for name in METRICS}
+    for document in graded:
+        rewards = [reward_of(report, REWARD) for _, report in document if report]
+        gains["reward"].append(sum(reward.value for reward in rewards) / seeds)
+        for name in METRICS[1:]:
+            gains[name].append(sum(reward.parts[f"gain_{name}"] for reward in rewards) / seeds)
+    reports = [report for document in graded for _, report in document]
+    tokens = sum(report.cost.tokens for report in reports if report)
+    return Scores(gains, reports.count(None), tokens / 1000)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -236,30 +278,29 @@ def run_shares(args: argparse.Namespace, folder: Path, stage: str) -> None:
 def do_share(course: Course, stage: str, share: slice) -> None:
     """A process's part of a stage."""
     if stage == "collect":
-        for name in course.args.formats:
-            course.collect(name, course.learning[share])
+        course.collect(course.learning[share])
     elif stage == "choose":
-        for each in course.learn():
-            course.compared(each, course.choosing[share], stage)
+        course.scores(course.learn(), course.choosing[share], stage)
     else:
-        course.compared(course.choose()[0], course.held_out[share], stage)
+        course.scores(course.choose()[:1], course.held_out[share], stage)
 
 
 def do_all(course: Course, stage: str) -> dict[str, object]:
     """A stage and all before it, as far as the folder does not hold them yet; what the last line tells."""
     args = course.args
     if stage == "collect":
-        means = {}
-        for name in args.formats:
-            groups, _ = course.collect(name, course.learning)
-            means[name] = _mean([item.reward or 0.0 for group in groups for item in group.candidates])
+        means = {
+            name: _mean([item.reward or 0.0 for group in groups for item in group.candidates])
+            for name, (groups, _) in course.collect(course.learning).items()
+        }
         return {"stage": stage, "mean_reward": means}
     learned = course.learn() if stage == "learn" else course.choose()
     show(learned)
     recipes = [row(each) for each in learned]
     if stage != "judge":
         return {"stage": stage, "recipes": recipes}
-    before, after = course.compared(learned[0], course.held_out, stage)
+    scores = course.scores(learned[:1], course.held_out, stage)
+    before, after = (scores[learned[0].recipe.format, policy] for policy in course.policies(learned[0]))
     found = {}
     for name in METRICS:
         gap = paired_interval(before.gains[name], after.gains[name], seed=args.seed)
