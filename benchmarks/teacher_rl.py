@@ -22,217 +22,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 # This file's folder would make `orchestrator` mean the benchmark of that name.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.classroom import Classroom, Setup, documents, passage_only
-from orchestrator.report.bootstrap import Interval, paired_interval
-from orchestrator.student_profile import MOST_MISTAKES, Mistake, told, wrong_before
-from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.policy import Candidate, CandidateGroup, Sampling, ScoredCandidate, UpdateResult, UpdateSettings
-from tutelage.domain.reward import RewardSettings, reward_of
-from tutelage.domain.run import TaskWithQuiz
-from tutelage.domain.self_edit import SelfEdit
+from benchmarks.classroom import Classroom, Setup
+from benchmarks.course import METRICS, SETTINGS, Course, Learned, mean
+from orchestrator.report.bootstrap import paired_interval
+from tutelage.domain.policy import Sampling
 
 STAGES = ("collect", "learn", "choose", "judge")
-REWARD = RewardSettings(grader_weights={"contains": 1.0, "loglik": 0.1}, rejected_reward=0.0)
-METRICS = ("reward", "contains", "loglik")
-"""The run's reward; the gains over the untouched student that it is made of."""
-DIRECTED = "+directives"
-"""Behind a format's name: its notes begin with directives."""
-PROFILED = "+student"
-"""Behind it all: the prompt tells of the student, and of what it got wrong about other documents. Beside the same
-format without it, this is the ablation of what such a profile is worth."""
-SETTINGS = {
-    "rest_em": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=3, batch_size=8),
-    "grpo": UpdateSettings(rank=32, alpha=64, learning_rate=1e-4, epochs=2, batch_size=16),
-    "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=1e-4, epochs=2, batch_size=16),
-    "dpo": UpdateSettings(rank=32, alpha=64, learning_rate=1e-4, epochs=3, batch_size=8),
-}
-"""A round is small here, so that learning rates are above those that docs/algorithms.md begins with."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a policy is made by."""
-
-    algorithm: str
-    format: str
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Self-edits that a teacher is asked for."""
-
-    item: TaskWithQuiz
-    format: str
-    policy: str
-    count: int
-    purpose: str
-
-    @property
-    def by(self) -> tuple[str, str]:
-        """The teacher: its format and its policy."""
-        return self.format, self.policy
-
-    @property
-    def repeats(self) -> bool:
-        """Whether each trains under a seed of its own; candidates of a group have the same, so that they compare."""
-        return self.purpose != "collect"
-
-
-@dataclass
-class Learned:
-    """A recipe's policy: what it learned from, what that cost, and how it did on the choosing documents."""
-
-    recipe: Recipe
-    update: UpdateResult
-    scored: int
-    trained_kilotokens: float
-    """That the student trained on for the rewards; algorithms of one format share them."""
-    difference: Interval | None = None
-    untrained: float = 0.0
-    trained: float = 0.0
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Of one teacher on some documents."""
-
-    gains: dict[str, list[float]]
-    """By metric a document's mean over seeds."""
-    rejected: int
-    """Self-edits that were, by the parser or the student."""
-    kilotokens: float
-    """That the student trained on: a teacher whose directives ask for more work can win by that alone."""
-
-
-class Course:
-    """The stages, on one classroom; each does again what those before it did, out of the folder."""
-
-    def __init__(self, room: Classroom, args: argparse.Namespace) -> None:
-        self.room, self.args = room, args
-        for name in args.formats:
-            directed = name.removesuffix(PROFILED)
-            known = room.formats[directed.removesuffix(DIRECTED)]
-            room.formats[name] = replace(known, name=name, directives=directed.endswith(DIRECTED))
-        self.recipes = [
-            *(Recipe(algorithm, args.formats[0]) for algorithm in args.algorithms),
-            *(Recipe("rest_em", name) for name in args.formats[1:]),
-        ]
-        train = documents("train", args.learn_documents + args.choose_documents, args.model)
-        self.learning, self.choosing = train[: args.learn_documents], train[args.learn_documents :]
-        self.held_out = documents("heldout", args.documents, args.model)
-        self.untrained = room.policies.initial.version
-
-    def write(self, item: TaskWithQuiz, format_name: str, count: int, policy: str, purpose: str) -> list[Candidate]:
-        """Candidates; where the format tells of the student, what it got wrong is of other documents than this one."""
-        if not format_name.endswith(PROFILED):
-            return self.room.write(item, format_name, count, policy, purpose)
-        others = [known for known in self.learning[: MOST_MISTAKES + 1] if known.task.id != item.task.id]
-        wrong = [mistake for known in others[:MOST_MISTAKES] for mistake in self._mistakes(known)[:1]]
-        plain, own = self.room.formats[format_name], f"{format_name} of {item.task.id}"
-        who = f"Write for a {self.args.model} model. Wrong so far:\n{told(wrong)}"
-        self.room.formats[own] = replace(plain, prompt=f"{who}\n\n{plain.prompt}")
-        return self.room.write(item, own, count, policy, purpose)
-
-    def _mistakes(self, item: TaskWithQuiz) -> list[Mistake]:
-        outcome = self.room.evaluate(item, passage_only(item))[1]
-        assert isinstance(outcome, EvaluationReport)
-        return wrong_before(outcome, item.quiz)
-
-    def graded(self, asked: Sequence[Asked]) -> list[list[tuple[Candidate, EvaluationReport | None]]]:
-        """The candidates of each, with their reports (None where an edit was rejected); all at work at once."""
-
-        def written(each: Asked) -> list[tuple[Candidate, EvaluationReport | None]]:
-            def report(candidate: Candidate) -> EvaluationReport | None:
-                if not isinstance(candidate.result, SelfEdit):
-                    return None
-                repeat = candidate.index if each.repeats else 0
-                outcome = self.room.evaluate(each.item, candidate.result, repeat=repeat)[1]
-                return outcome if isinstance(outcome, EvaluationReport) else None
-
-            candidates = self.write(each.item, each.format, each.count, each.policy, each.purpose)
-            return list(zip(candidates, self.room.each(report, candidates), strict=True))
-
-        return self.room.each(written, asked)
-
-    def collect(self, items: Sequence[TaskWithQuiz]) -> dict[str, tuple[list[CandidateGroup], float]]:
-        """By format the scored groups, and the thousands of tokens that the student trained on."""
-        count, untrained = self.args.candidates, self.untrained
-        asked = [Asked(item, name, untrained, count, "collect") for name in self.args.formats for item in items]
-        found: dict[str, tuple[list[CandidateGroup], float]] = {}
-        for each, graded in zip(asked, self.graded(asked), strict=True):
-            name = each.item.task.id
-            members = tuple(
-                ScoredCandidate(
-                    f"{name}/{candidate.index}",
-                    candidate.rollout,
-                    reward_of(report, REWARD).value if report else REWARD.rejected_reward,
-                )
-                for candidate, report in graded
-            )
-            groups, tokens = found.get(each.format, ([], 0.0))
-            more = sum(report.cost.tokens for _, report in graded if report) / 1000
-            found[each.format] = ([*groups, CandidateGroup(name, members)], tokens + more)
-        return found
-
-    def learn(self) -> list[Learned]:
-        """The policy of each recipe."""
-        collected = self.collect(self.learning)
-        learned = []
-        for recipe in self.recipes:
-            groups, kilotokens = collected[recipe.format]
-            result = self.room.update(groups, SETTINGS[recipe.algorithm], self.untrained, recipe.algorithm)
-            scored = sum(len(group.candidates) for group in groups)
-            learned.append(Learned(recipe, result, scored, kilotokens))
-        return learned
-
-    def choose(self) -> list[Learned]:
-        """Every recipe with its figures on the choosing documents, the greatest difference first."""
-        learned = self.learn()
-        scores = self.scores(learned, self.choosing, "choose")
-        for each in learned:
-            before, after = (scores[each.recipe.format, policy].gains["reward"] for policy in self.policies(each))
-            each.difference = paired_interval(before, after, seed=self.args.seed)
-            each.untrained, each.trained = _mean(before), _mean(after)
-        return sorted(learned, key=lambda each: -(each.difference.mean if each.difference else 0.0))
-
-    def policies(self, each: Learned) -> tuple[str, str]:
-        """Untrained and trained."""
-        return self.untrained, each.update.policy.version
-
-    def scores(
-        self, learned: Sequence[Learned], items: Sequence[TaskWithQuiz], stage: str
-    ) -> dict[tuple[str, str], Scores]:
-        """Of the untrained and the trained teacher of each recipe, by format and policy."""
-        seeds = self.args.seeds if stage == "judge" else self.args.choose_seeds
-        teachers = list(dict.fromkeys((each.recipe.format, one) for each in learned for one in self.policies(each)))
-        asked = [Asked(item, *teacher, seeds, stage) for teacher in teachers for item in items]
-        graded = self.graded(asked)
-        return {
-            teacher: _scores([found for each, found in zip(asked, graded, strict=True) if each.by == teacher], seeds)
-            for teacher in teachers
-        }
-
-
-def _scores(graded: Sequence[Sequence[tuple[Candidate, EvaluationReport | None]]], seeds: int) -> Scores:
-    gains: dict[str, list[float]] = {name: [] for name in METRICS}
-    for document in graded:
-        rewards = [reward_of(report, REWARD) for _, report in document if report]
-        gains["reward"].append(sum(reward.value for reward in rewards) / seeds)
-        for name in METRICS[1:]:
-            gains[name].append(sum(reward.parts[f"gain_{name}"] for reward in rewards) / seeds)
-    reports = [report for document in graded for _, report in document]
-    tokens = sum(report.cost.tokens for report in reports if report)
-    return Scores(gains, reports.count(None), tokens / 1000)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
 
 
 def show(learned: Sequence[Learned]) -> None:
@@ -290,7 +90,7 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
     args = course.args
     if stage == "collect":
         means = {
-            name: _mean([item.reward or 0.0 for group in groups for item in group.candidates])
+            name: mean([item.reward or 0.0 for group in groups for item in group.candidates])
             for name, (groups, _) in course.collect(course.learning).items()
         }
         return {"stage": stage, "mean_reward": means}
@@ -305,7 +105,7 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
     for name in METRICS:
         gap = paired_interval(before.gains[name], after.gains[name], seed=args.seed)
         assert gap is not None
-        values = (_mean(before.gains[name]), _mean(after.gains[name]), gap.mean, gap.low, gap.high)
+        values = (mean(before.gains[name]), mean(after.gains[name]), gap.mean, gap.low, gap.high)
         found[name] = dict(
             zip(("untrained", "trained", "difference", "low", "high"), (round(v, 5) for v in values), strict=True)
         )
