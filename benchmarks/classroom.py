@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -95,7 +95,9 @@ class Classroom:
             }
         )
         teacher = TeacherSettings.model_validate({**loading, "data_dir": root / "teacher"})
-        base = load_model(model, quantisation=student.quantisation, threads=setup.threads)
+        # As both services have it on a CPU with memory to spare.
+        held: Any = {"threads": setup.threads, "dequantise": "once"}
+        base = load_model(model, quantisation=student.quantisation, **held)
         self.student = StudentEngine(base, student, StudentMetrics(CollectorRegistry()))
         self._others = [
             _OtherStore(path, hold_s=student.hold_s, max_held_bytes=0)
@@ -104,8 +106,7 @@ class Classroom:
         ]
         self._written = root / "written"
         self._written.mkdir(parents=True, exist_ok=True)
-        # One candidate is sampled at a time here, and unpacking NF4 would be most of the work of each token.
-        writing = load_model(model, quantisation=teacher.quantisation, threads=setup.threads, dequantise="once")
+        writing = load_model(model, quantisation=teacher.quantisation, **held)
         self.policies = PolicyStore(teacher.data_dir / "policies", writing.revision)
         self.writer = Writer(writing, self.policies, teacher)
         self.updates = Updates(teacher, self.policies, self.writer.tokenizer_hash)
