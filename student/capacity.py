@@ -9,9 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from student.bank import Bank
 from student.bank_adapter import targeted
@@ -21,15 +18,13 @@ from student.cross_entropy import CHUNK
 from student.inner_loop import Row
 from student.lower_layers import first_adapted
 from tutelage.domain.evaluation import InnerLoopSettings
-from tutelage.models.loading import LoadedModel
+from tutelage.models.memory import free_bytes
 
 MOST = 16
 """Slots chosen without being asked; more hardly pay, and each waits for the others' steps."""
 SHARE = 0.6
 """Of the free memory that training may take; the rest is for quizzes and for whoever else lives here."""
 TYPICAL_RANK = 32
-DEQUANTISED_SHARE = 0.1
-"""Of the free memory that dequantised weights may take without being asked for."""
 
 
 def slot_bytes(bank: Bank, settings: InnerLoopSettings) -> int:
@@ -54,25 +49,6 @@ def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True) -> int:
         widths = widths // layers + config.hidden_size * layers
     vocabulary = bank.loaded.model.get_output_embeddings().weight.shape[0]
     return tokens * widths * element + CHUNK * vocabulary * 4 * 4
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that can be had on the device now."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else ():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 4 * 2**30
-
-
-def dequantises_once(loaded: LoadedModel, settings: StudentSettings) -> bool:
-    """Whether NF4 weights are to be kept dequantised: as the operator says, else on a CPU with much memory free."""
-    if settings.dequantise != "auto":
-        return settings.dequantise == "once"
-    device = torch.device(loaded.device)
-    taken = loaded.parameters * (4 if loaded.compute_dtype == "float32" else 2)
-    return device.type == "cpu" and taken <= DEQUANTISED_SHARE * free_bytes(device)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import grpc
 
-from student.capacity import dequantises_once
 from student.config import StudentSettings
 from student.engine import StudentEngine
 from student.evaluation_check import check_evaluations
@@ -19,7 +18,7 @@ from student.scheduler import Job
 from tutelage.domain.description import EvaluationProgress
 from tutelage.domain.errors import Unavailable
 from tutelage.domain.evaluation import EvaluationOutcome
-from tutelage.models.loading import dequantise_once, load_model
+from tutelage.models.loading import load_model
 from tutelage.rpc.logging import bind
 from tutelage.v1 import student_service_pb2 as pb
 from tutelage.v1 import student_service_pb2_grpc as pb_grpc
@@ -49,9 +48,8 @@ def load_engine(settings: StudentSettings, metrics: StudentMetrics) -> StudentEn
         compute_dtype=settings.compute_dtype,
         threads=settings.threads,
         cache_dir=settings.cache_dir,
+        dequantise=settings.dequantise,
     )
-    if dequantises_once(loaded, settings):
-        dequantise_once(loaded)
     return StudentEngine(loaded, settings, metrics)
 
 

@@ -26,6 +26,10 @@ class TeacherSettings(Settings):
     """The writer's base model: a name that `tutelage models list` shows, a folder, or a hub id (owner/name)."""
     quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen base is kept, for writing and for updates alike."""
+    dequantise: Literal["auto", "each-pass", "once"] = "auto"
+    """When the writer's NF4 weights are brought to the compute type: for each token, or once at the start, which takes
+    two or four bytes a weight and makes writing several times as fast. `auto`: once on a CPU where that takes at most
+    a tenth of the free memory. Either way the same is written."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     compute_dtype: str = "auto"

@@ -219,6 +219,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             compute_dtype=settings.compute_dtype,
             threads=settings.threads,
             cache_dir=settings.cache_dir,
+            dequantise=settings.dequantise,
         )
         policies = PolicyStore(settings.data_dir / "policies", loaded.revision)
         writer = Writer(loaded, policies, settings)

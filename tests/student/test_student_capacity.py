@@ -9,8 +9,8 @@ import torch
 from prometheus_client import CollectorRegistry
 
 import student.bank_step as bank_step
-import student.capacity as capacity
 import student.service as service
+import tutelage.models.loading as loading
 from student.bank import Bank
 from student.bank_step import Limits, Part, backward
 from student.capacity import Capacity, pass_bytes, slot_bytes
@@ -148,7 +148,7 @@ def test_who_does_not_fit_beside_the_others_waits(student, make_key, monkeypatch
 def test_weights_are_kept_dequantised_where_memory_is_to_spare_or_as_the_operator_says(
     free_gib, chosen, once, tiny_path, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(capacity, "free_bytes", lambda device: free_gib * GIB)
+    monkeypatch.setattr(loading, "free_bytes", lambda device: free_gib * GIB)
     settings = StudentSettings(
         model=str(tiny_path), data_dir=tmp_path, device="cpu", threads=1, slots=1, max_training_gib=1, dequantise=chosen
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import get_args
+
 import pytest
 import torch
 
@@ -12,7 +15,7 @@ from teacher.sampling import sample_completions
 from tutelage.domain.errors import InvalidInput, NotFound
 from tutelage.domain.policy import Candidate, Format, Parser, Sampling
 from tutelage.domain.task import DocumentTask, Task
-from tutelage.models.loading import load_model
+from tutelage.models.loading import Dequantise, load_model
 from tutelage.models.tiny import write_tiny_model
 from tutelage.v1 import policy_pb2
 
@@ -54,6 +57,17 @@ def test_log_probs_are_the_models_own_at_the_temperature_sampled_with(writer: Wr
         assert list(rollout.log_probs) == pytest.approx(expected, abs=0.05)
         assert rollout.tokenizer_hash == writer.tokenizer_hash
         assert len(rollout.completion_ids) == candidate.completion_tokens
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_the_same_is_written_however_weights_are_unpacked(compute_dtype: str, tmp_path: Path) -> None:
+    model = str(write_tiny_model(tmp_path / "model"))
+    written = []
+    for way in get_args(Dequantise):
+        loaded = load_model(model, compute_dtype=compute_dtype, device="cpu", threads=1, dequantise=way)
+        settings = TeacherSettings(model=model, threads=1, data_dir=tmp_path)
+        written.append(write(Writer(loaded, PolicyStore(tmp_path / "policies", loaded.revision), settings)))
+    assert written[0] == written[1] == written[2]
 
 
 def test_a_row_that_ends_leaves_the_others_as_they_were(writer: Writer) -> None:
