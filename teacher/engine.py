@@ -20,6 +20,7 @@ from teacher import metrics
 from teacher.answering import greedy_answers
 from teacher.config import TeacherSettings
 from teacher.constrained import Constraint, first_line_grammar
+from teacher.decoding import enable_grouped_decoding
 from teacher.formats import check_format, render_prompt, reply_start
 from teacher.parsing import chosen_names, parse_completion
 from teacher.policies import PolicyStore
@@ -38,6 +39,7 @@ class Writer:
     """The serving model with its adapters."""
 
     def __init__(self, loaded: LoadedModel, policies: PolicyStore, settings: TeacherSettings) -> None:
+        enable_grouped_decoding(loaded.model)
         self.loaded = loaded
         self.tokenizer_hash = tokenizer_hash(loaded.tokenizer)
         self._policies = policies
