@@ -40,6 +40,8 @@ Result = TypeVar("Result")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "documents"
 GRADERS = ("contains", "f1", "loglik")
 SAMPLING = Sampling(max_new_tokens=160)
+DIRECTED = "+directives"
+"""Behind a format's name: its notes begin with directives."""
 INNER_LOOP = InnerLoopSettings(rank=16, alpha=32, learning_rate=1e-3, epochs=4, batch_size=1)
 
 
@@ -111,6 +113,8 @@ class Classroom:
         self.writer = Writer(writing, self.policies, teacher)
         self.updates = Updates(teacher, self.policies, self.writer.tokenizer_hash)
         self.formats = {known.name: known for known in builtin_formats()}
+        directed = [replace(known, name=known.name + DIRECTED, directives=True) for known in self.formats.values()]
+        self.formats |= {known.name: known for known in directed}
         self._own = self.student.describe()
 
     def close(self) -> None:

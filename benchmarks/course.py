@@ -22,8 +22,6 @@ from tutelage.domain.self_edit import SelfEdit
 REWARD = RewardSettings(grader_weights={"contains": 1.0, "loglik": 0.1}, rejected_reward=0.0)
 METRICS = ("reward", "contains", "loglik")
 """The run's reward; the gains over the untouched student that it is made of."""
-DIRECTED = "+directives"
-"""Behind a format's name: its notes begin with directives."""
 PROFILED = "+student"
 """Behind it all: the prompt tells of the student, and of what it got wrong about other documents. Beside the same
 format without it, this is the ablation of what such a profile is worth."""
@@ -97,9 +95,7 @@ class Course:
     def __init__(self, room: Classroom, args: argparse.Namespace) -> None:
         self.room, self.args = room, args
         for name in args.formats:
-            directed = name.removesuffix(PROFILED)
-            known = room.formats[directed.removesuffix(DIRECTED)]
-            room.formats[name] = replace(known, name=name, directives=directed.endswith(DIRECTED))
+            room.formats[name] = replace(room.formats[name.removesuffix(PROFILED)], name=name)
         self.recipes = [
             *(Recipe(algorithm, args.formats[0]) for algorithm in args.algorithms),
             *(Recipe("rest_em", name) for name in args.formats[1:]),

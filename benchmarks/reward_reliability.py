@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tutelage.domain.evaluation import EvaluationReport
+from tutelage.domain.evaluation import EvaluationOutcome, EvaluationReport
+from tutelage.domain.policy import Sampling
 from tutelage.domain.reliability import reliability
 from tutelage.domain.reward import RewardSettings, reward_of
+from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit
 
 PUBLISHED = Path(__file__).resolve().parents[1].parent / "shared/data/published_rewards_round1.json"
@@ -62,16 +64,20 @@ def evaluated(args: argparse.Namespace) -> list[list[list[EvaluationReport]]]:
     from classroom import Classroom, Setup, documents
 
     setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots)
-    room = Classroom(setup, folder=args.folder)
+    sampling = Sampling(temperature=args.temperature, max_new_tokens=args.new_tokens)
+    room = Classroom(setup, sampling=sampling, folder=args.folder)
     try:
 
-        def reports_of(item: object) -> list[list[EvaluationReport]]:
-            made: list[list[EvaluationReport]] = []
+        def reports_of(item: TaskWithQuiz) -> list[list[EvaluationReport]]:
+            def outcome(edit_and_repeat: tuple[SelfEdit, int]) -> EvaluationOutcome:
+                edit, repeat = edit_and_repeat
+                return room.evaluate(item, edit, repeat=repeat)[1]
+
             written = room.write(item, args.format, args.candidates, room.policies.initial.version, "reliability")
-            for edit in [candidate.result for candidate in written if isinstance(candidate.result, SelfEdit)]:
-                outcomes = [room.evaluate(item, edit, repeat=repeat)[1] for repeat in range(args.repeats)]
-                made.append([outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)])
-            return made
+            edits = [candidate.result for candidate in written if isinstance(candidate.result, SelfEdit)]
+            outcomes = room.each(outcome, [(edit, repeat) for edit in edits for repeat in range(args.repeats)])
+            of_edits = [outcomes[start : start + args.repeats] for start in range(0, len(outcomes), args.repeats)]
+            return [[each for each in found if isinstance(each, EvaluationReport)] for found in of_edits]
 
         return room.each(reports_of, documents("train", args.documents, args.model))
     finally:
@@ -86,9 +92,11 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=16)
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3, help="seeds of each candidate")
-    parser.add_argument("--format", default="self-qa")
+    parser.add_argument("--format", default="self-qa+directives")
+    parser.add_argument("--temperature", type=float, default=0.7, help="that the teacher writes at; top_p is 1")
+    parser.add_argument("--new-tokens", type=int, default=208, help="longest self-edit")
     parser.add_argument("--threads", type=int, default=1, help="of each evaluation")
-    parser.add_argument("--slots", type=int, default=2, help="evaluations at once")
+    parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--folder", type=Path, help="keeps reports here; the same command goes on from them")
     args = parser.parse_args()
@@ -105,8 +113,8 @@ def main() -> None:
     if not args.published_only:
         reports = evaluated(args)
         print(
-            f"\n{args.model}, {args.format}, {platform.machine()}, seed {args.seed}: {args.documents} documents x "
-            f"{args.candidates} candidates x {args.repeats} seeds"
+            f"\n{args.model}, {args.format} at temperature {args.temperature}, {platform.machine()}, seed {args.seed}: "
+            f"{args.documents} documents x {args.candidates} candidates x {args.repeats} seeds"
         )
         named = {
             name: [[[reward_of(report, settings).value for report in each] for each in group] for group in reports]
