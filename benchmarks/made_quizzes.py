@@ -32,6 +32,7 @@ from orchestrator.adapt_quiz import FORMAT, SAMPLING, TRIES, questions_of
 from orchestrator.answer_check import ANSWER_TOKENS, prompts_of, verdict
 from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.made_quiz import DEFAULT_CHECK, Dropped, QuizCheck
+from tutelage.domain.policy import Sampling
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit
 from tutelage.domain.task import DocumentTask, Question, Quiz
@@ -136,7 +137,7 @@ def evaluated(
         asked = replace(item, quiz=Quiz((*item.quiz.questions, *both)))
         written = room.write(item, args.format, args.candidates, room.policies.initial.version, "reliability")
         edits = [each.result for each in written if isinstance(each.result, SelfEdit)]
-        outcomes = [room.evaluate(asked, edit)[1] for edit in edits]
+        outcomes = room.each(lambda edit: room.evaluate(asked, edit)[1], edits)
         return len(made), [outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)], dropped
 
     found = room.each(reports_of, documents("train", args.documents, args.model))
@@ -154,7 +155,9 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=6, help="most questions made for a document")
     parser.add_argument("--least", type=int, default=2, help="with fewer a document is left out")
     parser.add_argument("--check", default=DEFAULT_CHECK, choices=list(QuizCheck), help="what made questions must pass")
-    parser.add_argument("--format", default="self-qa")
+    parser.add_argument("--format", default="self-qa+directives")
+    parser.add_argument("--temperature", type=float, default=0.7, help="that self-edits are written at; top_p is 1")
+    parser.add_argument("--new-tokens", type=int, default=208, help="longest self-edit")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side")
     parser.add_argument("--seed", type=int, default=1)
@@ -164,9 +167,9 @@ def main() -> None:
         args.model, args.documents, args.candidates, args.format = "tiny", 3, 3, "none"
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as temporary:
-        room = Classroom(
-            Setup(args.model, "nf4", args.threads, args.seed, args.slots), folder=args.folder or Path(temporary)
-        )
+        setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots)
+        sampling = Sampling(temperature=args.temperature, max_new_tokens=args.new_tokens)
+        room = Classroom(setup, sampling=sampling, folder=args.folder or Path(temporary))
         try:
             reports, made, left_out, dropped = evaluated(room, args)
         finally:
