@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry
 
@@ -87,9 +87,10 @@ class Classroom:
         quantisation = "none" if setup.model == "tiny" else setup.quantisation
         loading = {"model": model, "quantisation": quantisation, "threads": setup.threads}
         student = StudentSettings.model_validate(
-            # Nobody watches a benchmark's evaluations, so their lease is longer than any of them.
+            # Nobody watches a benchmark's evaluations, so their lease is longer than any of them; all may wait at once.
             {
                 **loading,
+                "max_queue": 10_000,
                 "data_dir": root / f"student-{own}",
                 "lease_s": 86400,
                 "slots": setup.slots,
@@ -97,9 +98,7 @@ class Classroom:
             }
         )
         teacher = TeacherSettings.model_validate({**loading, "data_dir": root / "teacher"})
-        # As both services have it on a CPU with memory to spare.
-        held: Any = {"threads": setup.threads, "dequantise": "once"}
-        base = load_model(model, quantisation=student.quantisation, **held)
+        base = load_model(model, quantisation=student.quantisation, threads=setup.threads, dequantise="auto")
         self.student = StudentEngine(base, student, StudentMetrics(CollectorRegistry()))
         self._others = [
             _OtherStore(path, hold_s=student.hold_s, max_held_bytes=0)
@@ -108,7 +107,7 @@ class Classroom:
         ]
         self._written = root / "written"
         self._written.mkdir(parents=True, exist_ok=True)
-        writing = load_model(model, quantisation=teacher.quantisation, **held)
+        writing = load_model(model, quantisation=teacher.quantisation, threads=setup.threads, dequantise="auto")
         self.policies = PolicyStore(teacher.data_dir / "policies", writing.revision)
         self.writer = Writer(writing, self.policies, teacher)
         self.updates = Updates(teacher, self.policies, self.writer.tokenizer_hash)
@@ -126,7 +125,7 @@ class Classroom:
             self._folder.cleanup()
 
     def each(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """The results in the order of the items, worked on as many at once as the student has slots."""
+        """The results in the order of the items, at work as many at once as the student has slots; it may be nested."""
         with ThreadPoolExecutor(self.setup.slots) as pool:
             return list(pool.map(work, items))
 

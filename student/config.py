@@ -58,7 +58,7 @@ class StudentSettings(Settings):
     dequantise: Literal["auto", "each-pass", "once"] = "auto"
     """When NF4 weights are brought to the compute type: in each pass, or once at the start, which takes two or four
     bytes a weight and saves time where few are trained side by side. `auto`: once on a CPU where that takes at most a
-    tenth of the free memory. Either way reports are the same."""
+    tenth of the machine's memory. Either way reports are the same."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:<n>`."""
     compute_dtype: str = "auto"

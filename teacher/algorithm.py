@@ -34,10 +34,10 @@ class Sample:
     """Whether its last token is an end token that was sampled, not a length limit."""
     forced: tuple[bool, ...] = ()
     """One a completion token: whether a form left the policy no choice; empty where it always had one."""
-    temperature: float = 1.0
-    """What it was sampled with; one for all samples of an algorithm that needs log-probabilities."""
     weight: float = 1.0
     """How much of the loss it has where the algorithm weighs."""
+    temperature: float = 1.0
+    """That its log-probabilities are of; one for all samples of an algorithm that needs them."""
 
 
 @dataclass(frozen=True)

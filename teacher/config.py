@@ -29,7 +29,7 @@ class TeacherSettings(Settings):
     dequantise: Literal["auto", "each-pass", "once"] = "auto"
     """When the writer's NF4 weights are brought to the compute type: for each token, or once at the start, which takes
     two or four bytes a weight and makes writing several times as fast. `auto`: once on a CPU where that takes at most
-    a tenth of the free memory. Either way the same is written."""
+    a tenth of the machine's memory. In bfloat16 what a policy that has learned writes differs by rounding."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     compute_dtype: str = "auto"

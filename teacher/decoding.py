@@ -1,7 +1,8 @@
 """Attention of one new token on a CPU: queries that share a key head are places of one head.
 
 In bfloat16 torch's own grouping of queries takes several times as long there, and most of the time of a token. The
-values are the same to the last bit. What is longer than a token, masked or on a GPU attends as before.
+values are the same to the last bit, in float32 to rounding. What is longer than a token, masked or on a GPU attends as
+before.
 """
 
 from __future__ import annotations

@@ -80,8 +80,8 @@ def read_groups(path: Path) -> tuple[SampleGroup, ...]:
                 taken(log_probs, columns["recorded"][place]),
                 bool(columns["ended"][place]),
                 tuple(bool(flag) for flag in taken(forced, columns["forced_lengths"][place])),
-                columns["temperatures"][place],
                 columns["weights"][place],
+                columns["temperatures"][place],
             )
             for place, name in enumerate(names["candidates"])
         ]

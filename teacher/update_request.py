@@ -15,6 +15,8 @@ from tutelage.domain.errors import FieldViolation, InvalidInput, PreconditionFai
 from tutelage.domain.policy import StaleCandidates, UpdateRequest
 from tutelage.v1 import policy_pb2
 
+COLDEST = 0.1
+"""Below it the rounding of a logit, divided by the temperature, is more than a clip lets through."""
 WHY_SAMPLED = "its gradient is of the distribution that was sampled from"
 
 
@@ -88,7 +90,7 @@ def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, i
     """
     algorithm, settings = find_algorithm(request.algorithm), request.settings
     groups, unscored, stale = [], 0, 0
-    temperatures: set[float] = set()
+    temperature: float | None = None
     for g, group in enumerate(request.groups):
         samples = []
         for c, item in enumerate(group.candidates):
@@ -102,7 +104,8 @@ def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, i
                 if settings.stale is StaleCandidates.DROP:
                     continue
             if algorithm.needs_log_probs:
-                _check_log_probs(rollout, field, request.algorithm, temperatures)
+                temperature = _temperature(rollout) if temperature is None else temperature
+                _check_log_probs(rollout, field, request.algorithm, temperature)
             samples.append(
                 Sample(
                     item.candidate_id,
@@ -112,7 +115,7 @@ def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, i
                     tuple(rollout.log_probs),
                     rollout.ended,
                     tuple(rollout.forced),
-                    rollout.temperature if rollout.HasField("temperature") else 1.0,
+                    temperature=_temperature(rollout),
                 )
             )
         if samples:
@@ -126,8 +129,9 @@ def sampling_violations(algorithm: Algorithm, name: str, temperature: float, top
     if not algorithm.needs_log_probs:
         return []
     wrong = []
-    if temperature <= 0:
-        wrong.append(FieldViolation("sampling.temperature", str(temperature), f"above 0 for {name}: {WHY_SAMPLED}"))
+    if not temperature >= COLDEST:
+        allowed = f"{COLDEST} or more for {name}: {WHY_SAMPLED}"
+        wrong.append(FieldViolation("sampling.temperature", str(temperature), allowed))
     if top_p != 1:
         wrong.append(FieldViolation("sampling.top_p", str(top_p), f"1 for {name}: {WHY_SAMPLED}"))
     return wrong
@@ -162,8 +166,8 @@ def _read(content: bytes, field: str, tokenizer_hash: str) -> policy_pb2.Rollout
     return rollout
 
 
-def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str, temperatures: set[float]) -> None:
-    """InvalidInput where they are not of one distribution. `temperatures`: of the rollouts before; it is added to."""
+def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str, asked: float) -> None:
+    """InvalidInput where they are not one a token, or not of the distribution that was sampled at `asked`."""
     if len(rollout.log_probs) != len(rollout.completion_ids):
         raise InvalidInput.of(
             f"{field}.log_probs", f"{len(rollout.log_probs)} of them", f"{len(rollout.completion_ids)}, one a token"
@@ -172,16 +176,15 @@ def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str, tempera
         raise InvalidInput.of(
             f"{field}.forced", f"{len(rollout.forced)} of them", f"none or {len(rollout.completion_ids)}, one a token"
         )
-    temperature = rollout.temperature if rollout.HasField("temperature") else 1.0
-    for wrong in sampling_violations(
-        find_algorithm(name), name, temperature, rollout.top_p if rollout.HasField("top_p") else 1.0
-    ):
+    top_p = rollout.top_p if rollout.HasField("top_p") else 1.0
+    for wrong in sampling_violations(find_algorithm(name), name, _temperature(rollout), top_p):
         raise InvalidInput.of(wrong.field.replace("sampling", field), wrong.value, wrong.allowed)
-    if temperatures and temperature not in temperatures:
-        raise InvalidInput.of(
-            f"{field}.temperature", temperature, f"{next(iter(temperatures))}, as the rollouts before it"
-        )
-    temperatures.add(temperature)
+    if _temperature(rollout) != asked:
+        raise InvalidInput.of(f"{field}.temperature", _temperature(rollout), f"{asked}, as in the rollouts before it")
+
+
+def _temperature(rollout: policy_pb2.Rollout) -> float:
+    return rollout.temperature if rollout.HasField("temperature") else 1.0
 
 
 def _repeated(field: str, values: Sequence[str]) -> list[FieldViolation]:

@@ -145,10 +145,10 @@ def test_who_does_not_fit_beside_the_others_waits(student, make_key, monkeypatch
     ("free_gib", "chosen", "once"),
     [(24, "auto", True), (0, "auto", False), (0, "once", True), (24, "each-pass", False)],
 )
-def test_weights_are_kept_dequantised_where_memory_is_to_spare_or_as_the_operator_says(
+def test_weights_are_kept_dequantised_where_there_is_memory_for_it_or_as_the_operator_says(
     free_gib, chosen, once, tiny_path, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(loading, "free_bytes", lambda device: free_gib * GIB)
+    monkeypatch.setattr(loading, "total_bytes", lambda device: free_gib * GIB)
     settings = StudentSettings(
         model=str(tiny_path), data_dir=tmp_path, device="cpu", threads=1, slots=1, max_training_gib=1, dequantise=chosen
     )

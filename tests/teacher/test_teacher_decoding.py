@@ -1,7 +1,8 @@
-"""A token attends on a CPU as it always did, to the last bit; only sooner."""
+"""A token attends on a CPU as it always did, only sooner: in bfloat16 to the last bit, in float32 to rounding."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,19 @@ def test_every_family_writes_what_it_wrote(family: str, compute_dtype: str, tmp_
     assert [ids for ids, _ in after] == [ids for ids, _ in before]
     for (_, new), (_, old) in zip(after, before, strict=True):
         assert new == (old if compute_dtype == "bfloat16" else pytest.approx(old, abs=1e-5))
+
+
+@pytest.mark.parametrize("window", [8, 40])
+def test_a_sliding_window_is_kept(window: int, tmp_path: Path) -> None:
+    """Shorter than the prompt, and passed while writing."""
+    folder = write_tiny_model(tmp_path / "model", family="mistral")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": window}))
+    loaded = load_model(str(folder), quantisation="none", compute_dtype="bfloat16", device="cpu", threads=1)
+    assert loaded.model.config.sliding_window == window
+    before = written(loaded.model)
+    enable_grouped_decoding(loaded.model)
+    assert written(loaded.model) == before
 
 
 def test_grouped_queries_attend_as_with_repeated_keys() -> None:

@@ -212,7 +212,7 @@ def test_through_grpc(settings: TeacherSettings, tmp_path: Path) -> None:
                 await client.check_update("grpo", grpo, Sampling())
                 await client.check_update("rest_em", UpdateSettings(), Sampling(temperature=0.7))
                 await client.check_update("grpo", grpo, Sampling(temperature=0.7))
-                with pytest.raises(InvalidInput, match=r"sampling\.temperature.*above 0 for grpo"):
+                with pytest.raises(InvalidInput, match=r"sampling\.temperature.*0.1 or more for grpo"):
                     await client.check_update("grpo", grpo, Sampling(temperature=0))
                 with pytest.raises(InvalidInput, match=r"sampling\.top_p.*1 for grpo"):
                     await client.check_update("grpo", grpo, Sampling(temperature=0.7, top_p=0.9))

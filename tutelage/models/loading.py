@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from tutelage.domain.errors import DataLoss, Exhausted, InvalidInput
-from tutelage.models.memory import free_bytes
+from tutelage.models.memory import total_bytes
 from tutelage.models.noise import without_progress_bars
 from tutelage.models.quantised import keep_dequantised, parameter_count, protect_gradients
 from tutelage.models.registry import resolve
@@ -19,7 +19,8 @@ from tutelage.models.registry import resolve
 Quantisation = Literal["nf4", "int8", "none"]
 Dequantise = Literal["auto", "each-pass", "once"]
 DEQUANTISED_SHARE = 0.1
-"""Of the free memory that dequantised weights may take without being asked for."""
+"""Of a machine's memory that dequantised weights may take without being asked for: all of it, not what is free now, so
+that every start decides alike."""
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
 
@@ -51,8 +52,9 @@ def load_model(
     """Find (and fetch, where needed) the model `name` and load it in eval mode with no parameter that trains.
 
     `device`: auto, cpu, cuda or cuda:N. `dequantise` is of NF4 only: `each-pass` keeps half a byte a weight; `once`
-    keeps the NF4 values in the compute dtype, two or four bytes a weight, and trains 1.1 to 1.4 times as fast on a CPU;
-    `auto` is `once` on a CPU where that takes at most `DEQUANTISED_SHARE` of the free memory.
+    keeps the NF4 values in the compute dtype, two or four bytes a weight, and trains 1.1 to 1.4 times as fast on a CPU
+    and writes faster still (benchmarks/writing.py); `auto` is `once` on a CPU where that takes at most
+    `DEQUANTISED_SHARE` of its memory.
     `threads` sets this process's torch threads. InvalidInput for a setting that cannot be, NotFound for an unknown
     model, DataLoss for damaged weights, Exhausted without memory.
     """
@@ -86,7 +88,7 @@ def load_model(
 
 
 def _to_spare(parameters: int, device: torch.device, dtype: torch.dtype) -> bool:
-    return device.type == "cpu" and parameters * dtype.itemsize <= DEQUANTISED_SHARE * free_bytes(device)
+    return device.type == "cpu" and parameters * dtype.itemsize <= DEQUANTISED_SHARE * total_bytes(device)
 
 
 def choose_device(device: str) -> torch.device:
