@@ -27,9 +27,10 @@ class TeacherSettings(Settings):
     quantisation: Literal["nf4", "int8", "none"] = "nf4"
     """How the frozen base is kept, for writing and for updates alike."""
     dequantise: Literal["auto", "each-pass", "once"] = "auto"
-    """When the writer's NF4 weights are brought to the compute type: for each token, or once at the start, which takes
-    two or four bytes a weight and makes writing several times as fast. `auto`: once on a CPU where that takes at most
-    a tenth of the machine's memory. In bfloat16 what a policy that has learned writes differs by rounding."""
+    """When NF4 weights are brought to the compute type: for each token that is written and each pass of an update, or
+    once at the start of either, which takes two or four bytes a weight and makes writing several times as fast.
+    `auto`: once on a CPU where that takes at most a tenth of the machine's memory. In bfloat16 what is written and
+    learnt under a LoRA differs by rounding."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
     compute_dtype: str = "auto"

@@ -174,6 +174,7 @@ def main(folder: Path) -> None:
         compute_dtype=request["compute_dtype"],
         threads=request["threads"],
         cache_dir=Path(request["cache_dir"]) if request["cache_dir"] else None,
+        dequantise=request["dequantise"],
     )
     scratch = folder / "scratch"
     scratch.mkdir()

@@ -200,6 +200,7 @@ class Updates:
             "model": settings.model,
             "cache_dir": str(settings.cache_dir.absolute()) if settings.cache_dir else "",
             "quantisation": settings.quantisation,
+            "dequantise": settings.dequantise,
             "device": settings.device,
             "compute_dtype": settings.compute_dtype,
             "threads": settings.update_threads or settings.threads,
