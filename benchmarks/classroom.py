@@ -74,6 +74,7 @@ class Classroom:
         sampling: Sampling = SAMPLING,
         folder: Path | None = None,
         own: int = 0,
+        update_threads: int | None = None,
     ) -> None:
         """With a `folder`, what was written and reported is kept in it, and a benchmark started again goes on from it.
 
@@ -97,7 +98,9 @@ class Classroom:
                 "max_new_tokens": 24,
             }
         )
-        teacher = TeacherSettings.model_validate({**loading, "data_dir": root / "teacher"})
+        teacher = TeacherSettings.model_validate(
+            {**loading, "data_dir": root / "teacher", "update_threads": update_threads}
+        )
         base = load_model(model, quantisation=student.quantisation, threads=setup.threads, dequantise="auto")
         self.student = StudentEngine(base, student, StudentMetrics(CollectorRegistry()))
         self._others = [

@@ -128,7 +128,9 @@ def work(args: argparse.Namespace, folder: Path, stage: str) -> dict[str, object
     setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots)
     own = args.processes if args.share is None else args.share
     sampling = Sampling(temperature=args.temperature, max_new_tokens=args.new_tokens)
-    room = Classroom(setup, sampling=sampling, folder=folder, own=own)
+    # While a policy learns, the other processes rest.
+    threads = args.threads * args.processes
+    room = Classroom(setup, sampling=sampling, folder=folder, own=own, update_threads=threads)
     try:
         course = Course(room, args)
         if args.share is None:
@@ -151,7 +153,7 @@ def main() -> None:
     parser.add_argument("--choose-seeds", type=int, default=1)
     parser.add_argument("--candidates", type=int, default=4, help="a learning document")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
-    formats = ["self-qa+directives", "implications+directives", "self-qa"]
+    formats = ["implications+directives", "self-qa+directives", "self-qa"]
     parser.add_argument("--formats", nargs="+", default=formats, help="the first with each algorithm, all with rest_em")
     parser.add_argument("--temperature", type=float, default=0.7, help="that both teachers write at; top_p is 1")
     parser.add_argument("--new-tokens", type=int, default=208, help="longest self-edit")
