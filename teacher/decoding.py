@@ -30,8 +30,8 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """As the attention functions of transformers: query [B, H, T, E], key and value [B, G, S, E] -> [B, T, H, E]."""
     batch, heads, tokens, width = query.shape
-    own = (each for each in ("softcap", "position_bias", "cache") if kwargs.get(each) is not None)
-    if tokens > 1 or attention_mask is not None or query.device.type != "cpu" or any(own):
+    unusual = (each for each in ("softcap", "position_bias", "cache") if kwargs.get(each) is not None)
+    if tokens > 1 or attention_mask is not None or query.device.type != "cpu" or any(unusual):
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
