@@ -28,7 +28,7 @@ class TeacherSettings(Settings):
     """How the frozen base is kept, for writing and for updates alike."""
     dequantise: Literal["auto", "each-pass", "once"] = "auto"
     """When NF4 weights are brought to the compute type: for each token that is written and each pass of an update, or
-    once at the start of either, which takes two or four bytes a weight and makes writing several times as fast.
+    once at the start of either, which takes two or four bytes a weight and is faster.
     `auto`: once on a CPU where that takes at most a tenth of the machine's memory. In bfloat16 what is written and
     learnt under a LoRA differs by rounding."""
     device: str = "auto"

@@ -52,9 +52,8 @@ def load_model(
     """Find (and fetch, where needed) the model `name` and load it in eval mode with no parameter that trains.
 
     `device`: auto, cpu, cuda or cuda:N. `dequantise` is of NF4 only: `each-pass` keeps half a byte a weight; `once`
-    keeps the NF4 values in the compute dtype, two or four bytes a weight, and trains 1.1 to 1.4 times as fast on a CPU
-    and writes faster still (benchmarks/writing.py); `auto` is `once` on a CPU where that takes at most
-    `DEQUANTISED_SHARE` of its memory.
+    keeps the NF4 values in the compute dtype, two or four bytes a weight, and trains and writes 1.1 to 1.4 times as
+    fast on a CPU; `auto` is `once` on a CPU where that takes at most `DEQUANTISED_SHARE` of its memory.
     `threads` sets this process's torch threads. InvalidInput for a setting that cannot be, NotFound for an unknown
     model, DataLoss for damaged weights, Exhausted without memory.
     """
