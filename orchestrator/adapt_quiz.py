@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator import metrics
 from orchestrator.answer_check import verdicts
-from orchestrator.run_config import task_violations
+from orchestrator.run_violations import task_violations
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.errors import FieldViolation, InvalidInput

@@ -10,7 +10,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 
-from orchestrator.machine import Evaluate, Group, Machine
+from orchestrator.machine import Machine
+from orchestrator.plan import Group
+from orchestrator.run_events import Evaluate
 
 
 class Closing(StrEnum):

@@ -17,9 +17,9 @@ from orchestrator.commit_gate import TRIES, Tried, best, refusal, refusal_as_sto
 from orchestrator.config import OrchestratorSettings
 from orchestrator.evaluating import Evaluator, Watching
 from orchestrator.evaluation_keys import evaluation_key
-from orchestrator.machine import Commit, Evaluate
 from orchestrator.records import StoredCandidate, StoredEvaluation
 from orchestrator.retrying import patiently
+from orchestrator.run_events import Commit, Evaluate
 from orchestrator.student_rows import StudentRows
 from tutelage.client.student import Committed
 from tutelage.domain.canonical import derived_seed

@@ -18,13 +18,13 @@ from orchestrator.estimate import run_seconds
 from orchestrator.judging import Judges
 from orchestrator.run_checking import RunChecking
 from orchestrator.run_rows import resolved_yaml
-from orchestrator.runner import run_hash
 from orchestrator.store import Store
 from orchestrator.student_rows import StudentRows
 from orchestrator.students import Students
 from orchestrator.summarising import summarise
 from orchestrator.verdict_rows import VerdictRows
 from tutelage.client import TeacherClient
+from tutelage.domain.canonical import content_hash
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.errors import (
     AlreadyExists,
@@ -100,7 +100,8 @@ class Engine:
 
         `wrong` is what was found in the tasks before; they were left out of `tasks`.
         """
-        digest = run_hash(config_yaml, list(tasks), retention_quiz)
+        # What tells a run's content from another's.
+        digest = content_hash([config_yaml, list(tasks), retention_quiz])
         existing = await self.store.content_hash(run_id)
         if existing is not None and existing != digest:
             raise AlreadyExists(f"run {run_id!r} exists with other content; choose another id")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from orchestrator.machine import Plan
+from orchestrator.plan import Plan
 
 
 def seconds_left(mean_s: float | None, remaining: Mapping[str, int], slots: Mapping[str, int]) -> float | None:

@@ -15,9 +15,9 @@ from orchestrator.dispatcher import Dispatcher, Work
 from orchestrator.evaluation_entries import Begun, Ended, TriedAgain, state_of
 from orchestrator.judging import Judges
 from orchestrator.ledger import Ledger
-from orchestrator.machine import Evaluate
 from orchestrator.records import Pending, Run, StoredEvaluation
 from orchestrator.retrying import patiently
+from orchestrator.run_events import Evaluate
 from orchestrator.store import Store
 from tutelage.client import StudentClient
 from tutelage.domain.description import EvaluationProgress

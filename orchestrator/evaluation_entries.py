@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator import schema as s
 from orchestrator.database import now_us
-from orchestrator.machine import Evaluate
 from orchestrator.rows import Event, insert_or_ignore
+from orchestrator.run_events import Evaluate
 from tutelage.domain.evaluation import EvaluationOutcome, Failure
 from tutelage.domain.reward import Reward
 from tutelage.domain.self_edit import Rejection

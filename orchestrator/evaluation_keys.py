@@ -10,8 +10,8 @@ import dataclasses
 import hashlib
 from functools import lru_cache
 
-from orchestrator.machine import Evaluate
 from orchestrator.records import Run
+from orchestrator.run_events import Evaluate
 from tutelage.domain.canonical import canonical_json, derived_seed
 from tutelage.domain.evaluation import EvaluationKey
 from tutelage.domain.self_edit import SelfEdit

@@ -11,9 +11,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator import schema as s
 from orchestrator.evaluation_entries import Batch, Entry, key_of
-from orchestrator.machine import Evaluate
 from orchestrator.records import Pending, StoredEvaluation, StudentTally, Tally
 from orchestrator.rows import Rows, uninterrupted
+from orchestrator.run_events import Evaluate
 from tutelage.v1 import evaluation_pb2
 from tutelage.wire import evaluation as wire_evaluation
 

@@ -9,7 +9,9 @@ import asyncio
 from collections.abc import Callable
 
 from orchestrator.closing import Closing, GroupPolicy, enough, to_give_up
-from orchestrator.machine import Evaluate, Group, Machine
+from orchestrator.machine import Machine
+from orchestrator.plan import Group
+from orchestrator.run_events import Evaluate
 
 
 class GroupClosing:

@@ -9,7 +9,7 @@ from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator import schema as s
-from orchestrator.machine import Group
+from orchestrator.plan import Group
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
 from orchestrator.rows import Event, Rows, insert_or_ignore, inserted, uninterrupted
 from orchestrator.student_rows import set_version

@@ -16,136 +16,23 @@ something that was never asked for raises ValueError: a reward is neither lost, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
 
+from orchestrator.plan import Across, Group, Plan
+from orchestrator.run_events import (
+    Commit,
+    CommitDecided,
+    Decision,
+    Evaluate,
+    Evaluated,
+    Fact,
+    FinishRun,
+    GroupWritten,
+    PolicyUpdated,
+    RunEnded,
+    UpdatePolicy,
+    WriteGroup,
+)
 from tutelage.domain.run import RunPhase, RunState
-
-
-class Across(StrEnum):
-    """How the rewards of several students become one."""
-
-    MEAN = "mean"
-    WORST = "worst"
-    PER_STUDENT = "per_student"
-    """Each student has candidates of its own, written for it, and their rewards stay apart."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What was asked for; fixed while the run goes on."""
-
-    tasks: tuple[str, ...]
-    students: tuple[str, ...]
-    candidates: int
-    """Of a group."""
-    repeats: int
-    rounds: int
-    commits: bool
-    rejected_reward: float | None = None
-    staleness: int = 0
-    across: Across = Across.MEAN
-
-    @property
-    def evaluations(self) -> int:
-        """Rewards the whole run can give: one a (candidate, student it was written for, repeat)."""
-        return self.rounds * len(self.tasks) * self.candidates * len(self.students) * self.repeats
-
-    @property
-    def audiences(self) -> tuple[str, ...]:
-        """For whom groups are written: each student for itself, or all together (the empty name)."""
-        return self.students if self.across is Across.PER_STUDENT else ("",)
-
-    def readers(self, audience: str) -> tuple[str, ...]:
-        """The students that evaluate a group."""
-        return (audience,) if audience else self.students
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Candidates that compete: those of a task in a round, written for one audience."""
-
-    round: int
-    task: str
-    audience: str = ""
-
-
-# Decisions: what is to be done.
-@dataclass(frozen=True, slots=True)
-class WriteGroup:
-    group: Group
-    policy_version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluate:
-    """One evaluation of one edit; candidates of a group with equal edits share it."""
-
-    round: int
-    task: str
-    edit: str
-    """Content hash of the self-edit."""
-    student: str
-    repeat: int
-
-
-@dataclass(frozen=True, slots=True)
-class UpdatePolicy:
-    round: int
-    parent_version: str
-
-
-@dataclass(frozen=True, slots=True)
-class Commit:
-    """Gate the best edit of a task and make it permanent in a student, or record why not."""
-
-    student: str
-    task: str
-
-
-@dataclass(frozen=True, slots=True)
-class FinishRun:
-    pass
-
-
-Decision = WriteGroup | Evaluate | UpdatePolicy | Commit | FinishRun
-
-
-# Facts: what has happened and is stored.
-@dataclass(frozen=True, slots=True)
-class GroupWritten:
-    """All candidates of a group: by index the content hash of the edit, or None for a rejected one."""
-
-    group: Group
-    edits: tuple[str | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """An evaluation ended; None means it earned nothing and counts as unscored."""
-
-    work: Evaluate
-    reward: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyUpdated:
-    round: int
-    version: str
-
-
-@dataclass(frozen=True, slots=True)
-class CommitDecided:
-    student: str
-    task: str
-
-
-@dataclass(frozen=True, slots=True)
-class RunEnded:
-    state: RunState
-
-
-Fact = GroupWritten | Evaluated | PolicyUpdated | CommitDecided | RunEnded
 
 
 class Machine:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from orchestrator.machine import Evaluated, Fact, Group, GroupWritten, Machine, PolicyUpdated, RunEnded
+from orchestrator.machine import Machine
+from orchestrator.plan import Group
 from orchestrator.records import Run
+from orchestrator.run_events import Evaluated, Fact, GroupWritten, PolicyUpdated, RunEnded
 from orchestrator.store import Store
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from orchestrator.machine import Plan
+from orchestrator.plan import Plan
 from orchestrator.run_config import RunConfig
 from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.evaluation import EvaluationOutcome

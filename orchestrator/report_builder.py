@@ -10,7 +10,6 @@ from typing import Literal, cast
 import yaml
 
 from orchestrator.evaluation_keys import round_seed
-from orchestrator.machine import Evaluate
 from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate, StoredEvaluation
 from orchestrator.report.answers import MOST, to_show, with_answers, without_answers, without_quizzes
@@ -23,6 +22,7 @@ from orchestrator.report.data import (
     RunReport,
 )
 from orchestrator.report.phases import phase_times
+from orchestrator.run_events import Evaluate
 from orchestrator.store import Store
 from tutelage import __version__
 from tutelage.domain.evaluation import EvaluationReport, InnerLoopSettings

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from orchestrator.config import OrchestratorSettings
 from orchestrator.partial_config import read_config
 from orchestrator.records import Run, RunStudent
-from orchestrator.run_config import RunConfig, resolve_format, service_violations, task_violations
+from orchestrator.run_config import RunConfig
+from orchestrator.run_violations import resolve_format, service_violations, task_violations
 from orchestrator.start_check import Asked, start_violations, without_known
 from orchestrator.student_rows import StudentRows
 from orchestrator.students import Students

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,7 +24,13 @@ from orchestrator.group_closing import GroupClosing
 from orchestrator.judging import Judges
 from orchestrator.leasing import Lease, LeaseLost
 from orchestrator.ledger import Ledger
-from orchestrator.machine import (
+from orchestrator.machine import Machine
+from orchestrator.open_work import OpenWork
+from orchestrator.plan import Group
+from orchestrator.rebuilding import rebuild
+from orchestrator.records import Pending, Run
+from orchestrator.retrying import Paused
+from orchestrator.run_events import (
     Commit,
     CommitDecided,
     Decision,
@@ -33,17 +38,12 @@ from orchestrator.machine import (
     Evaluated,
     Fact,
     FinishRun,
-    Group,
     GroupWritten,
-    Machine,
     PolicyUpdated,
     RunEnded,
     UpdatePolicy,
     WriteGroup,
 )
-from orchestrator.rebuilding import rebuild
-from orchestrator.records import Pending, Run
-from orchestrator.retrying import Paused
 from orchestrator.store import Store
 from orchestrator.store_fault import StoreFault
 from orchestrator.student_rows import StudentRows
@@ -52,7 +52,6 @@ from orchestrator.teaching import Teaching
 from orchestrator.utilisation import TEACHER, Utilisation, student
 from orchestrator.written_edits import WrittenEdits
 from tutelage.client import TeacherClient
-from tutelage.domain.canonical import content_hash
 from tutelage.domain.errors import TutelageError
 from tutelage.domain.run import RunState
 from tutelage.rpc.logging import bind
@@ -90,7 +89,7 @@ class Runner:
         self._committer = Committer(self._evaluator, StudentRows(store.engine), settings)
         self._keys = RoundKeys(run)
         self._policy = run.config.group_policy()
-        self._facts: asyncio.Queue[Fact | BaseException | None] = asyncio.Queue()
+        self._work = OpenWork()
         self._waiting: dict[str, deque[Evaluate]] = {name: deque() for name in run.plan.students}
         self._asked: dict[Evaluate, Asked | None] = {}
         self._handed: dict[str, int] = dict.fromkeys(run.plan.students, 0)
@@ -99,13 +98,10 @@ class Runner:
         self._commits: dict[Commit, Asked] = {}
         """What is evaluated once more for a commit."""
         self._room: set[str] = set()
-        self._open = 0
         self._used = Utilisation(self._store, run.run_id)
-        self._tasks: set[asyncio.Task[None]] = set()
         self._writers = asyncio.Semaphore(settings.writers)
         self._edits = WrittenEdits(run)
         self._before: dict[tuple[str, str], Pending] = {}
-        self._pausing = False
         self.restored = False
         """Whether machine and tally stand where the store stands."""
         self.machine = Machine(run.plan, run.policy_version)
@@ -120,14 +116,12 @@ class Runner:
         stop_listening = self._dispatcher.listen(self._room_changed)
         try:
             await self._restore()
-            self._aside(self._used.write_regularly())
+            self._work.aside(self._used.write_regularly())
             self._begin(self.machine.outstanding())
             self._groups.start(self.machine, self._tried)
-            while self.machine.state is RunState.RUNNING and (self._open or not self._pausing):
+            while self.machine.state is RunState.RUNNING and (self._work.any or not self._work.pausing):
                 self._hand_out()
-                fact = await self._facts.get()
-                if isinstance(fact, BaseException):
-                    raise fact
+                fact = await self._work.next_fact()
                 if fact is not None:
                     self._begin(self.machine.feed(fact))
                     if isinstance(fact, Evaluated):
@@ -142,14 +136,14 @@ class Runner:
 
     def pause(self) -> None:
         """Starts nothing new, and tries nothing again; `drive` ends when what students and teacher are at has ended."""
-        self._pausing = True
+        self._work.pausing = True
         self._paused.set()
         for waiting in self._waiting.values():
             metrics.PENDING.dec(len(waiting))
             waiting.clear()
         for work in list(self._evaluating):
             self._stop_idle(work)
-        self._facts.put_nowait(None)
+        self._work.wake()
 
     def _stop_idle(self, work: Evaluate | Commit) -> None:
         """Ends what no student has now: asked for again it goes on where it stood."""
@@ -199,10 +193,7 @@ class Runner:
 
     async def _stop_tasks(self) -> None:
         self._groups.stop()
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._work.stop()
         metrics.PENDING.dec(sum(len(waiting) for waiting in self._waiting.values()) + len(self._asked))
         self._asked.clear()
         await self._ledger.close()
@@ -211,7 +202,7 @@ class Runner:
     # Decisions.
 
     def _begin(self, decisions: Sequence[Decision]) -> None:
-        if self._pausing:
+        if self._work.pausing:
             return
         for decision in decisions:
             match decision:
@@ -220,39 +211,13 @@ class Runner:
                     self._room.add(decision.student)
                     metrics.PENDING.inc()
                 case WriteGroup():
-                    self._spawn(self._write(decision.group))
+                    self._work.begin(self._write(decision.group))
                 case UpdatePolicy():
-                    self._spawn(self._update(decision))
+                    self._work.begin(self._update(decision))
                 case Commit():
-                    self._evaluating[decision] = self._spawn(self._commit(decision))
+                    self._evaluating[decision] = self._work.begin(self._commit(decision))
                 case FinishRun():
-                    self._spawn(self._finish())
-
-    def _spawn(self, work: Coroutine[Any, Any, Fact]) -> asyncio.Task[None]:
-        async def feed() -> None:
-            try:
-                self._facts.put_nowait(await work)
-            except Paused:
-                pass
-            except Exception as error:
-                self._facts.put_nowait(error)
-
-        def over(_: asyncio.Task[None]) -> None:
-            work.close()
-            self._open -= 1
-            if self._pausing:
-                self._facts.put_nowait(None)
-
-        self._open += 1
-        task = self._aside(feed())
-        task.add_done_callback(over)
-        return task
-
-    def _aside(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+                    self._work.begin(self._finish())
 
     def _hand_out(self) -> None:
         for name in self._room:
@@ -266,20 +231,20 @@ class Runner:
                     continue
                 self._asked[work] = None
                 self._handed[name] += 1
-                self._evaluating[work] = self._spawn(self._evaluate(work))
+                self._evaluating[work] = self._work.begin(self._evaluate(work))
         self._room.clear()
 
     def _room_changed(self, name: str) -> None:
         if name in self._waiting:
             self._used.room(student(name), self._dispatcher.slots(name))
             self._room.add(name)
-            self._facts.put_nowait(None)
+            self._work.wake()
 
     # What is done for a decision.
 
     async def _write(self, group: Group) -> Fact:
         async with self._writers:
-            if self._pausing:
+            if self._work.pausing:
                 raise Paused
             with self._used.busy(TEACHER):
                 # The newest policy, which may be newer than when this was decided.
@@ -339,7 +304,7 @@ class Runner:
             failed(one)
 
         def failed(_: Asked) -> None:
-            if self._pausing:
+            if self._work.pausing:
                 self._stop_idle(decision)
 
         try:
@@ -361,7 +326,7 @@ class Runner:
         self._groups.under_way(asked.work)
 
     def _attempt_failed(self, asked: Asked) -> None:
-        if self._pausing:
+        if self._work.pausing:
             self._stop_idle(asked.work)
         self._groups.attempt_failed(asked.work)
 
@@ -374,11 +339,11 @@ class Runner:
         asked = self._asked.get(work)
         if asked is not None:
             if asked.running:
-                self._aside(self._cancel(asked))
+                self._work.aside(self._cancel(asked))
             self._dispatcher.give_up(asked.given, reason)
         elif work not in self._asked:
             self._asked[work] = None
-            self._spawn(self._give_up(work, reason))
+            self._work.begin(self._give_up(work, reason))
 
     async def _give_up(self, work: Evaluate, reason: str) -> Fact:
         """Ends an evaluation that no student was asked for yet."""
@@ -395,8 +360,3 @@ class Runner:
 
 def _given_up(evaluation_id: str, task: str, reason: str) -> TutelageError:
     return TutelageError(f"evaluation {evaluation_id[:12]} of task {task!r} failed: {reason}")
-
-
-def run_hash(config_yaml: str, tasks: object, retention_quiz: object) -> str:
-    """What tells a run's content from another's."""
-    return content_hash([config_yaml, tasks, retention_quiz])

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from orchestrator.machine import Across, Evaluate, Group, Machine
+from orchestrator.machine import Machine
+from orchestrator.plan import Across, Group
+from orchestrator.run_events import Evaluate
 from tutelage.domain.reward import candidate_estimates
 
 Rewards = tuple[float | None, ...]

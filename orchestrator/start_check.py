@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.machine import Across
+from orchestrator.plan import Across
 from orchestrator.run_config import RunConfig
 from orchestrator.student_profile import MISTAKES
 from orchestrator.students import Students

@@ -11,10 +11,12 @@ from typing import TypeVar
 from orchestrator import metrics
 from orchestrator.closing import viable
 from orchestrator.config import OrchestratorSettings
-from orchestrator.machine import Group, Machine, UpdatePolicy
+from orchestrator.machine import Machine
+from orchestrator.plan import Group
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
 from orchestrator.retrying import patiently
 from orchestrator.rows import Event
+from orchestrator.run_events import UpdatePolicy
 from orchestrator.shrinking import shrunken_rewards
 from orchestrator.store import Store
 from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, STUDENT, Mistake, described, mistakes_in, told

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from orchestrator.machine import Evaluate, Group
+from orchestrator.plan import Group
 from orchestrator.records import Run, StoredCandidate
+from orchestrator.run_events import Evaluate
 from orchestrator.teaching import first_index
 from tutelage.domain.self_edit import SelfEdit
 

@@ -10,8 +10,8 @@ import yaml
 
 from orchestrator.committing import Committer
 from orchestrator.evaluation_keys import RoundKeys, evaluation_key, round_seed
-from orchestrator.machine import Evaluate
 from orchestrator.report.phases import phase_times
+from orchestrator.run_events import Evaluate
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.errors import InvalidInput, PreconditionFailed
 from tutelage.domain.run import RunState

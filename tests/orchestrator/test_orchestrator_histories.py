@@ -14,8 +14,9 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.closing import Closing, GroupPolicy, enough, to_give_up, viable
-from orchestrator.machine import (
-    Across,
+from orchestrator.machine import Machine
+from orchestrator.plan import Across, Group, Plan
+from orchestrator.run_events import (
     Commit,
     CommitDecided,
     Decision,
@@ -23,10 +24,7 @@ from orchestrator.machine import (
     Evaluated,
     Fact,
     FinishRun,
-    Group,
     GroupWritten,
-    Machine,
-    Plan,
     PolicyUpdated,
     RunEnded,
     UpdatePolicy,

@@ -15,8 +15,8 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from orchestrator.database import database_url
 from orchestrator.evaluation_entries import Begun
 from orchestrator.leasing import LeaseLost
-from orchestrator.machine import Evaluate
 from orchestrator.owner import is_dead, this_owner
+from orchestrator.run_events import Evaluate
 from orchestrator.schema import runs
 from orchestrator.store import Store
 from tutelage.domain.run import RunState

@@ -8,24 +8,22 @@ import pytest
 
 from orchestrator.closing import Closing, GroupPolicy, enough, to_give_up, viable
 from orchestrator.estimate import run_seconds, seconds_left
-from orchestrator.machine import (
-    Across,
+from orchestrator.machine import Machine
+from orchestrator.meter import Meter, share
+from orchestrator.plan import Across, Group, Plan
+from orchestrator.run_events import (
     Commit,
     CommitDecided,
     Evaluate,
     Evaluated,
     Fact,
     FinishRun,
-    Group,
     GroupWritten,
-    Machine,
-    Plan,
     PolicyUpdated,
     RunEnded,
     UpdatePolicy,
     WriteGroup,
 )
-from orchestrator.meter import Meter, share
 from tutelage.domain.run import RunState
 
 

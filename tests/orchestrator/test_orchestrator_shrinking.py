@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.machine import Across, Evaluate, Evaluated, Group, GroupWritten, Machine, Plan
+from orchestrator.machine import Machine
+from orchestrator.plan import Across, Group, Plan
 from orchestrator.run_config import RunConfig
+from orchestrator.run_events import Evaluate, Evaluated, GroupWritten
 from orchestrator.shrinking import shrunken_rewards
 from tutelage.domain.reward import RewardSettings
 

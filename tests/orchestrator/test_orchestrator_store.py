@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from orchestrator.database import database_url, migrate
 from orchestrator.evaluation_entries import Begun, Ended, TriedAgain
-from orchestrator.machine import Evaluate
+from orchestrator.run_events import Evaluate
 from orchestrator.runner import STORE_FAULTS
 from orchestrator.schema import metadata
 from orchestrator.store import Store

@@ -1,0 +1,96 @@
+"""Everything wrong with a run before it starts: its tasks, and what it asks of services that do not have it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from orchestrator.run_config import InlineFormat, InnerLoopConfig, RunConfig
+from tutelage.domain.description import StudentDescription, TeacherDescription
+from tutelage.domain.errors import FieldViolation, InvalidInput
+from tutelage.domain.policy import Format
+from tutelage.domain.run import TaskWithQuiz
+from tutelage.domain.task import DocumentTask, Quiz
+
+
+def resolve_format(config: RunConfig, teacher: TeacherDescription) -> Format:
+    """The run's own format, or the teacher's by that name; InvalidInput lists what the teacher has."""
+    if isinstance(config.format, InlineFormat):
+        return Format(**dict(config.format))
+    for known in teacher.formats:
+        if known.name == config.format:
+            return known
+    names = ", ".join(known.name for known in teacher.formats) or "none"
+    raise InvalidInput.of("config.format", config.format, f"one of the teacher's formats ({names}) or a mapping")
+
+
+def task_violations(tasks: Sequence[TaskWithQuiz], retention: Quiz) -> list[FieldViolation]:
+    """Everything wrong with the tasks: none at all, ids that repeat, empty quizzes, questions without answer."""
+    found = [] if tasks else [FieldViolation("tasks", "0 tasks", "at least one task with a quiz")]
+    seen: dict[str, int] = {}
+    for index, item in enumerate(tasks):
+        where = f"tasks[{index}]"
+        if not 1 <= len(item.task.id) <= 200 or "/" in item.task.id:
+            found.append(FieldViolation(f"{where}.task.id", item.task.id, "1 to 200 characters without '/'"))
+        if item.task.id in seen:
+            found.append(
+                FieldViolation(
+                    f"{where}.task.id", item.task.id, f"an id of its own (tasks[{seen[item.task.id]}] has it)"
+                )
+            )
+        seen.setdefault(item.task.id, index)
+        if isinstance(item.task.content, DocumentTask) and not item.task.content.text.strip():
+            found.append(FieldViolation(f"{where}.task.document.text", "", f"a text (task {item.task.id!r})"))
+        if not item.quiz.questions:
+            found.append(FieldViolation(f"{where}.quiz", "0 questions", f"at least one (task {item.task.id!r})"))
+        found += _quiz_violations(f"{where}.quiz", item.quiz)
+    return found + _quiz_violations("retention_quiz", retention)
+
+
+def _quiz_violations(where: str, quiz: Quiz) -> list[FieldViolation]:
+    found = []
+    ids: set[str] = set()
+    for index, question in enumerate(quiz.questions):
+        field = f"{where}.questions[{index}]"
+        if not question.text.strip():
+            found.append(FieldViolation(f"{field}.text", question.text, "a question"))
+        if not question.answer.strip():
+            found.append(FieldViolation(f"{field}.answer", question.answer, "a gold answer"))
+        if question.id in ids:
+            found.append(FieldViolation(f"{field}.id", question.id, "unique within its quiz"))
+        ids.add(question.id)
+    return found
+
+
+def service_violations(
+    config: RunConfig, teacher: TeacherDescription, students: dict[str, StudentDescription]
+) -> list[FieldViolation]:
+    """What the run asks of teacher and students that they do not have."""
+    found = []
+    if config.update.when != "never" and config.update.algorithm not in teacher.algorithms:
+        allowed = "one of the teacher's algorithms: " + (", ".join(teacher.algorithms) or "none")
+        found.append(FieldViolation("config.update.algorithm", config.update.algorithm, allowed))
+    try:
+        resolve_format(config, teacher)
+    except InvalidInput as error:
+        found += error.violations
+    for name, student in students.items():
+        for index, grader in enumerate(config.graders):
+            if grader not in student.graders:
+                allowed = f"one of student {name!r}'s graders: {', '.join(student.graders)}"
+                found.append(FieldViolation(f"config.graders[{index}]", grader, allowed))
+        found += _bound_violations(name, config.inner_loop, student)
+    return found
+
+
+def _bound_violations(name: str, loop: InnerLoopConfig, student: StudentDescription) -> list[FieldViolation]:
+    bounds = student.bounds
+    ranges: list[tuple[str, float, float, float]] = [
+        ("learning_rate", loop.learning_rate, bounds.min_learning_rate, bounds.max_learning_rate),
+        ("epochs", loop.epochs, bounds.min_epochs, bounds.max_epochs),
+        ("rank", loop.rank, bounds.min_rank, bounds.max_rank),
+    ]
+    return [
+        FieldViolation(f"config.inner_loop.{field}", str(value), f"{low} to {high} (bounds of student {name!r})")
+        for field, value, low, high in ranges
+        if not low <= value <= high and not bounds.clamp
+    ]
