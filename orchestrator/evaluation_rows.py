@@ -110,15 +110,15 @@ class EvaluationRows(Rows):
         return None if row is None else (row[0], row[1], row[2])
 
     @uninterrupted
-    async def ended(self, run_id: str) -> list[tuple[Evaluate, float | None, float]]:
-        """Evaluations of the rounds that have ended: what was evaluated, its reward, its seconds."""
+    async def ended(self, run_id: str) -> list[tuple[Evaluate, str, float | None, float]]:
+        """Evaluations of the rounds that have ended: what was evaluated, how it ended, its reward, its seconds."""
         c = s.evaluations.c
-        query = select(c.round, c.task_id, c.edit, c.student, c.repeat, c.reward, c.seconds).where(
+        query = select(c.round, c.task_id, c.edit, c.student, c.repeat, c.state, c.reward, c.seconds).where(
             c.run_id == run_id, c.phase == "round", c.state != "pending"
         )
         async with self.reading.connect() as connection:
             rows = (await connection.execute(query)).all()
-        return [(Evaluate(row[0], row[1], row[2], row[3], row[4]), row[5], row[6] or 0.0) for row in rows]
+        return [(Evaluate(row[0], row[1], row[2], row[3], row[4]), row[5], row[6], row[7] or 0.0) for row in rows]
 
     @uninterrupted
     async def reward_states(self, run_id: str) -> list[tuple[str, str, str, float | None]]:

@@ -47,6 +47,8 @@ class Machine:
         self.updated: dict[int, str] = {}
         self.groups: dict[Group, tuple[str | None, ...]] = {}
         self.results: dict[Evaluate, float | None] = {}
+        self.rejected: set[Evaluate] = set()
+        """What ended as a rejected edit."""
         self.committed = set(committed)
         self._left: dict[Group, int] = {}
         self._open_groups: dict[int, int] = {}
@@ -134,6 +136,8 @@ class Machine:
         if not asked or work.edit not in self.groups.get(group, ()):
             raise ValueError(f"no such evaluation was asked for: {work}")
         self.results[work] = fact.reward
+        if fact.rejected:
+            self.rejected.add(work)
         self._left[group] -= 1
         return self._group_complete(group) if not self._left[group] else ()
 

@@ -20,7 +20,7 @@ async def rebuild(run: Run, store: Store) -> Machine:
     # The order in which facts of strict rounds are made; with groups written ahead the machine takes it as well.
     facts += [((group.round, 0), GroupWritten(group, tuple(edits))) for group, edits in groups.items()]
     ended = await store.ended(run.run_id)
-    facts += [((work.round, 1), Evaluated(work, reward)) for work, reward, _ in ended]
+    facts += [((work.round, 1), Evaluated(work, reward, state == "rejected")) for work, state, reward, _ in ended]
     facts += [((item.round, 2), PolicyUpdated(item.round, item.version)) for item in await store.updates(run.run_id)]
     committed = [(row["student"], row["task_id"]) for row in await store.commits(run.run_id)]
     machine = Machine(plan, run.policy_version, committed)

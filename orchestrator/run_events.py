@@ -60,10 +60,12 @@ class GroupWritten:
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """An evaluation ended; None means it earned nothing and counts as unscored."""
+    """An evaluation ended; no reward means that it counts as unscored."""
 
     work: Evaluate
     reward: float | None
+    rejected: bool = False
+    """Whether the student refused the edit: its reward was agreed, not measured."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ class Runner:
         self._edits.remember(await self._store.candidates(run_id))
         self.machine = await rebuild(self.run, self._store)
         self._before = await self._store.pending(run_id)
-        seconds = [each for _, _, each in await self._store.ended(run_id)]
+        seconds = [each for _, _, _, each in await self._store.ended(run_id)]
         self.tally = RunningTally(await self._store.reward_states(run_id), seconds)
         self.restored = True
         if self._policy.close is Closing.FAIL_FAST:
@@ -287,7 +287,7 @@ class Runner:
         self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
         if stored.state == "failed" and self._policy.close is Closing.FAIL_FAST:
             raise _given_up(stored.evaluation_id, work.task, stored.reason)
-        return Evaluated(work, stored.reward)
+        return Evaluated(work, stored.reward, stored.state == "rejected")
 
     async def _update(self, decision: UpdatePolicy) -> Fact:
         with self._used.busy(TEACHER):
@@ -355,7 +355,7 @@ class Runner:
         )
         del self._asked[work]
         self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
-        return Evaluated(work, stored.reward)
+        return Evaluated(work, stored.reward, stored.state == "rejected")
 
 
 def _given_up(evaluation_id: str, task: str, reason: str) -> TutelageError:

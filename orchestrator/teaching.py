@@ -11,13 +11,13 @@ from typing import TypeVar
 from orchestrator import metrics
 from orchestrator.closing import viable
 from orchestrator.config import OrchestratorSettings
+from orchestrator.group_rewards import group_rewards, measured
 from orchestrator.machine import Machine
 from orchestrator.plan import Group
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
 from orchestrator.retrying import patiently
 from orchestrator.rows import Event
 from orchestrator.run_events import UpdatePolicy
-from orchestrator.shrinking import shrunken_rewards
 from orchestrator.store import Store
 from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, STUDENT, Mistake, described, mistakes_in, told
 from tutelage.client import TeacherClient
@@ -161,9 +161,10 @@ class Teaching:
         }
         groups, rewards, dropped = [], [], []
         policy = run.config.group_policy()
-        shrunken = shrunken_rewards(machine, machine.round_groups(round_)) if run.config.reward.shrink else {}
-        for group in machine.round_groups(round_):
-            each = shrunken.get(group) or machine.rewards(group)
+        asked = machine.round_groups(round_)
+        learnt = group_rewards(machine, asked, measured(machine, asked), run.config.reward_settings())
+        for group in asked:
+            each = learnt[group]
             if not viable(policy, machine, group):
                 dropped.append(group)
                 each = (None,) * len(each)

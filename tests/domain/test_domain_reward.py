@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,7 +20,14 @@ from tutelage.domain.evaluation import (
     TrainingCost,
 )
 from tutelage.domain.reliability import Reliability, reliability, shrunken_means
-from tutelage.domain.reward import RewardSettings, candidate_estimates, group_rewards, reward_of, value_of
+from tutelage.domain.reward import (
+    RewardSettings,
+    candidate_estimates,
+    candidate_rewards,
+    repeats_of,
+    reward_of,
+    value_of,
+)
 from tutelage.domain.self_edit import Rejection, RejectionReason
 
 PUBLISHED = Path(__file__).parents[3] / "shared/data/published_rewards_round1.json"
@@ -77,13 +85,23 @@ def test_other_weights_are_tried_on_stored_parts() -> None:
 def test_rewards_of_stored_outcomes_without_a_student() -> None:
     groups = [
         [[report(0.5, 0.0), report(0.25, 0.0)], [report(0.0, 0.0), Failure("gone")], [REJECTED], [Failure("gone")]],
-        [[report(0.75, 0.0)]],
+        [[report(0.75, 0.0), report(0.75, 0.0), REJECTED]],
     ]
-    settings = RewardSettings({"contains": 1.0})
-    assert group_rewards(groups, settings) == [[pytest.approx(0.375), 0.0, None, None], [0.75]]
-    punished = group_rewards(groups, RewardSettings({"contains": 1.0}, rejected_reward=-0.1, shrink=True))
-    assert punished[0][2] == -0.1
-    assert punished[0][3] is None
+
+    def rewards(settings: RewardSettings) -> list[list[float | None]]:
+        return candidate_rewards([[repeats_of(each, settings) for each in group] for group in groups], settings)
+
+    assert rewards(RewardSettings({"contains": 1.0})) == [[pytest.approx(0.375), 0.0, None, None], [0.75]]
+    punished = rewards(RewardSettings({"contains": 1.0}, rejected_reward=-0.1, shrink=True))
+    assert punished[0][2:] == [-0.1, None]
+    assert punished[1] == [pytest.approx((0.75 + 0.75 - 0.1) / 3)]
+
+
+def test_forgetting_is_a_part_only_where_its_grader_scored() -> None:
+    seen = replace(report(), retention_before=quiz(contains=0.5), retention_after=quiz(contains=0.25))
+    assert "forgotten" not in reward_of(seen, RewardSettings()).parts
+    with pytest.raises(KeyError):
+        reward_of(seen, RewardSettings(retention_penalty=0.1))
 
 
 def test_variance_components_by_hand() -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from orchestrator.group_rewards import group_rewards, recomputed
+from orchestrator.rebuilding import rebuild
 from orchestrator.report.answers import to_show
 from orchestrator.report.data import RunReport
 from orchestrator.report_builder import build_report
+from orchestrator.run_events import Evaluate
 from orchestrator.service import RENDERERS
 from tutelage.domain.errors import AlreadyExists, Conflict, InvalidInput, NotFound, Unavailable
 from tutelage.domain.evaluation import Failure
@@ -63,6 +67,21 @@ def test_a_run_ends_scored_updated_committed_and_reported(world: Any) -> None:
             for student in await engine.list_students():
                 assert len(student.previous_adapter_versions) == 2
                 assert student.previous_adapter_versions[1] == ""
+            # The same rewards from the stored reports alone, and others under other weights.
+            run = await engine.store.run("run")
+            machine = await rebuild(run, engine.store)
+            outcomes = {
+                Evaluate(row.round, row.task_id, row.edit, row.student, row.repeat): row.outcome
+                for row in rounds
+                if row.outcome is not None
+            }
+            asked, settings = machine.round_groups(1), run.config.reward_settings()
+            again = group_rewards(machine, asked, recomputed(machine, asked, outcomes, settings), settings)
+            learnt = [tuple(item.reward for item in group.candidates) for group in first.groups]
+            assert [again[group] for group in asked] == [pytest.approx(each) for each in learnt]
+            doubled = replace(settings, grader_weights={name: 2 * w for name, w in settings.grader_weights.items()})
+            others = group_rewards(machine, asked, recomputed(machine, asked, outcomes, doubled), doubled)
+            assert others[asked[0]][0] == pytest.approx(2 * learnt[0][0])
             commits = await engine.store.commits("run")
             assert [row["committed"] for row in commits] == [True] * 4
             assert commits[1]["parent_version"] == commits[0]["version"]

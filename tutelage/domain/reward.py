@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tutelage.domain.evaluation import EvaluationOutcome, EvaluationReport
 from tutelage.domain.reliability import Reliability, reliability, shrunken_means
@@ -50,12 +51,13 @@ class Reward:
 def reward_of(report: EvaluationReport, settings: RewardSettings) -> Reward:
     """The reward of a report, whose baseline is the untouched student's on the same questions.
 
-    Raises KeyError when the report lacks a grader that has a weight, or the retention grader where there is a
-    retention quiz.
+    What was forgotten is a part where the retention grader has scored. Raises KeyError when the report lacks a grader
+    that has a weight, or the retention grader where there is a retention quiz and forgetting has a price.
     """
     parts = {f"gain_{name}": report.after.scores[name] - report.before.scores[name] for name in settings.grader_weights}
-    if report.retention_before.answers and report.retention_after.answers:
-        grader = settings.retention_grader
+    grader = settings.retention_grader
+    asked = bool(report.retention_before.answers and report.retention_after.answers)
+    if asked and (grader in report.retention_after.scores or settings.retention_penalty > 0):
         parts[FORGOTTEN] = max(0.0, report.retention_before.scores[grader] - report.retention_after.scores[grader])
     parts[TRAINED] = report.cost.tokens / 1000
     return Reward(value_of(parts, settings), parts)
@@ -73,27 +75,41 @@ def value_of(parts: Mapping[str, float], settings: RewardSettings) -> float:
     return gain - settings.retention_penalty * forgotten - settings.token_penalty * trained
 
 
-def group_rewards(
-    groups: Sequence[Sequence[Sequence[EvaluationOutcome]]], settings: RewardSettings
-) -> list[list[float | None]]:
-    """Rewards of candidates from their stored outcomes: `groups[document][candidate][repeat]`; None is unscored.
+class Repeats(NamedTuple):
+    """What the repeats of one candidate on one student came to; faults are left out, for a fault is never a reward."""
 
-    A failure is left out: a fault is never a reward. An edit that was rejected, by the teacher's parser or a student,
-    earns `rejected_reward`.
+    rewards: Sequence[float]
+    """Of the reports."""
+    rejections: int = 0
+    """Repeats in which the edit was rejected, by the teacher's parser or the student."""
+
+
+def candidate_rewards(groups: Sequence[Sequence[Repeats]], settings: RewardSettings) -> list[list[float | None]]:
+    """One reward a candidate, `groups[document][candidate]`: the mean over its repeats; None is unscored.
+
+    A rejected repeat counts as `rejected_reward`, or not at all where that is None. With `shrink` the mean of the
+    reports is drawn towards its document's first; a rejection is certain, so it neither is drawn nor tells of noise.
     """
-    values = [
-        [[value for item in outcomes if (value := _report_value(item, settings)) is not None] for outcomes in group]
-        for group in groups
-    ]
-    estimates = candidate_estimates(values, settings.shrink)
-    # A rejection is certain: it has no noise that a mean over repeats would shrink.
+    estimates = candidate_estimates([[repeats.rewards for repeats in group] for group in groups], settings.shrink)
     return [
-        [
-            settings.rejected_reward if any(isinstance(item, Rejection) for item in outcomes) else estimate
-            for outcomes, estimate in zip(group, found, strict=True)
-        ]
-        for group, found in zip(groups, estimates, strict=True)
+        [_with_rejections(estimate, repeats, settings) for estimate, repeats in zip(found, group, strict=True)]
+        for found, group in zip(estimates, groups, strict=True)
     ]
+
+
+def _with_rejections(estimate: float | None, repeats: Repeats, settings: RewardSettings) -> float | None:
+    if settings.rejected_reward is None or not repeats.rejections:
+        return estimate
+    scored = len(repeats.rewards)
+    total = (estimate or 0.0) * scored + settings.rejected_reward * repeats.rejections
+    return total / (scored + repeats.rejections)
+
+
+def repeats_of(outcomes: Sequence[EvaluationOutcome], settings: RewardSettings) -> Repeats:
+    """A candidate's stored outcomes on one student, scored by `settings`."""
+    reports = [outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)]
+    rejections = sum(isinstance(outcome, Rejection) for outcome in outcomes)
+    return Repeats([reward_of(report, settings).value for report in reports], rejections)
 
 
 def candidate_estimates(values: Sequence[Sequence[Sequence[float]]], shrink: bool) -> list[list[float | None]]:
@@ -105,7 +121,3 @@ def candidate_estimates(values: Sequence[Sequence[Sequence[float]]], shrink: boo
     if known is not None:
         return [shrunken_means(group, known) for group in values]
     return [[sum(repeats) / len(repeats) if repeats else None for repeats in group] for group in values]
-
-
-def _report_value(outcome: EvaluationOutcome, settings: RewardSettings) -> float | None:
-    return reward_of(outcome, settings).value if isinstance(outcome, EvaluationReport) else None

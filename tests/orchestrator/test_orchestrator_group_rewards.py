@@ -1,14 +1,18 @@
-"""Shrunken rewards: as the mean where nothing is known of the noise, nearer to each other where much of it is."""
+"""Rewards that updates learn from: as the machine's, shrunken where asked, and the same from stored outcomes."""
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Mapping
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.group_rewards import Rewards, group_rewards, measured
 from orchestrator.machine import Machine
 from orchestrator.plan import Across, Group, Plan
 from orchestrator.run_config import RunConfig
 from orchestrator.run_events import Evaluate, Evaluated, GroupWritten
-from orchestrator.shrinking import shrunken_rewards
 from tutelage.domain.reward import RewardSettings
 
 X, Y = Group(1, "x"), Group(1, "y")
@@ -19,8 +23,14 @@ def machine_of(rewards: dict[tuple[str, str, str, int], float | None], plan: Pla
     for task in plan.tasks:
         machine.feed(GroupWritten(Group(1, task), edits))
     for (task, edit, student, repeat), reward in rewards.items():
-        machine.feed(Evaluated(Evaluate(1, task, edit, student, repeat), reward))
+        rejected = reward is not None and reward == plan.rejected_reward
+        machine.feed(Evaluated(Evaluate(1, task, edit, student, repeat), reward, rejected))
     return machine
+
+
+def shrunken_rewards(machine: Machine, groups: list[Group]) -> Mapping[Group, Rewards]:
+    settings = RewardSettings(rejected_reward=machine.plan.rejected_reward, shrink=True)
+    return group_rewards(machine, groups, measured(machine, groups), settings)
 
 
 def test_by_hand() -> None:
@@ -47,6 +57,27 @@ def test_rejected_unscored_and_equal_candidates() -> None:
     assert found[X] == (0.5, 0.5, None, -0.5)
     assert found[Y][0] == found[Y][1]
     assert machine.rewards(Y)[0] < found[Y][0] < found[Y][2] < machine.rewards(Y)[2]  # type: ignore[operator]
+
+
+def test_a_students_rejections_are_certain_and_no_noise() -> None:
+    rewards = dict(zip([("x", e, "a", r) for e in "ef" for r in (0, 1)], (1.0, 3.0, 5.0, 7.0), strict=True))
+    rewards |= {("x", "g", "a", 0): -9.0, ("x", "g", "a", 1): -9.0}
+    machine = machine_of(dict(rewards), Plan(("x",), ("a",), 3, 2, 1, False, rejected_reward=-9.0), "e", "f", "g")
+    # The others as they are without it, worked out above.
+    assert shrunken_rewards(machine, [X])[X] == (pytest.approx(2.25), pytest.approx(5.75), -9.0)
+
+
+REWARD = st.one_of(st.none(), st.just(-1.0), st.floats(0, 1))
+
+
+@given(st.lists(REWARD, min_size=8, max_size=8), st.sampled_from([Across.MEAN, Across.WORST]))
+def test_an_update_learns_from_the_machines_rewards(each: list[float | None], across: Across) -> None:
+    keys = [("x", edit, student, repeat) for edit in "ef" for student in "ab" for repeat in (0, 1)]
+    plan = Plan(("x",), ("a", "b"), 3, 2, 1, False, rejected_reward=-1.0, across=across)
+    machine = machine_of(dict(zip(keys, each, strict=True)), plan, "e", "f", None)
+    settings = RewardSettings(rejected_reward=-1.0)
+    found = group_rewards(machine, [X], measured(machine, [X]), settings)[X]
+    assert found == tuple(value if value is None else pytest.approx(value) for value in machine.rewards(X))
 
 
 def test_a_runs_reward_settings_reach_the_domain() -> None:
