@@ -95,11 +95,20 @@ def _run_on(line: str) -> list[str]:
 def _announces(line: str, *, first: bool, last: bool) -> bool:
     """Whether a line only announces what follows, such as `Here are some facts:`, or takes its leave."""
     plain = _plain(line)
+    calls = plain.endswith("!")
     if plain.endswith((":", "：")) and len(plain) < 120:
         return True
-    if first and _OPENING.match(plain) and (plain.endswith("!") or len(plain) < 40):
+    # An item of a list is a note even if it begins like chat ("1. Great Zimbabwe fell."), unless it calls out.
+    if _is_item(line) and not calls:
+        return False
+    if first and _OPENING.match(plain) and (calls or len(plain) < 40):
         return True
     return last and bool(_CLOSING.match(plain))
+
+
+def _is_item(line: str) -> bool:
+    bare = line.replace("**", "").strip()
+    return bool(_NUMBERING.match(bare) or _QUOTED_ITEM.match(bare))
 
 
 def _plain(line: str) -> str:

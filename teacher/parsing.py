@@ -105,13 +105,15 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
     own = [document for document in written if not _echoes(document, instruction, foreign, task)]
     repairs["echo"] = len(written) - len(own)
     documents, duplicates = _without_repetitions(given, own)
-    if len(documents) == len(_without_repetitions(given, [])[0]):
+    first_note = len(_without_repetitions(given, [])[0])
+    notes = documents[first_note:]
+    if not notes:
         return replace(_empty("it only repeats the task or the instruction", duplicates), chosen_format=chosen)
-    # The writer counts its own notes; what the task gives comes beside them.
-    wanted = len(_without_repetitions(given, [])[0]) + line.notes if line.notes else len(documents)
-    limit = min(wanted, format.max_documents or wanted)
-    repairs["over_limit"] = max(0, len(documents) - limit)
-    return Parsed(SelfEdit(tuple(documents[:limit]), line.directives), duplicates, chosen_format=chosen)
+    # Limits are on what was written: what the task gives comes beside it, so that a long task leaves room for notes.
+    limit = min(bound for bound in (line.notes, format.max_documents, len(notes)) if bound)
+    repairs["over_limit"] += len(notes) - limit
+    kept = SelfEdit(tuple(documents[: first_note + limit]), line.directives)
+    return Parsed(kept, duplicates, chosen_format=chosen)
 
 
 def given_documents(task: Task, parser: Parser) -> list[TrainingDocument]:
@@ -133,7 +135,8 @@ def given_documents(task: Task, parser: Parser) -> list[TrainingDocument]:
 
 def _written(body: str, parser: Parser, task: Task, ended: bool, repairs: Counter[str]) -> list[TrainingDocument]:
     if parser is Parser.QUESTION_ANSWER:
-        return [question_answer(asked, answer) for asked, answer in question_answer_pairs(body, ended=ended)]
+        pairs = question_answer_pairs(body, ended=ended, repairs=repairs)
+        return [question_answer(asked, answer) for asked, answer in pairs]
     pieces = _SPLITTERS[parser](body, ended, repairs)
     return [TextDocument(_titled(task, piece)) for piece in pieces if _has_word(piece)]
 
@@ -214,9 +217,18 @@ def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], tas
 
 @lru_cache(maxsize=64)
 def _example_names(prompt: str) -> frozenset[str]:
-    """Names that a prompt says again and again inside its sentences: what an example in it is about."""
-    found = Counter(re.findall(r"(?<=\w )[A-Z]\w{2,}", prompt))
+    """Names that the built-in formats' lines in a prompt say again and again: what the example in it is about.
+
+    Other lines are a user's own words, or tell of students: what they say again and again may be what notes are about.
+    """
+    wording = "\n".join(text for text in prompt.split("\n") if text in _builtin_lines())
+    found = Counter(re.findall(r"(?<=\w )[A-Z]\w{2,}", wording))
     return frozenset(name for name, count in found.items() if count > 2)
+
+
+@lru_cache(maxsize=1)
+def _builtin_lines() -> frozenset[str]:
+    return frozenset(text for format in builtin_formats() for text in format.prompt.split("\n"))
 
 
 def _key(text: str) -> str:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
 MAX_PAIR_CHARACTERS = 4000
-"""A longer pair is no flash card but a runaway; it is left out."""
+"""A longer pair is no flash card but a runaway; it is left out and counted."""
 
 _LEAD = r"[ \t>#*_•–—-]{0,12}(?:\(?\d{1,3}[.):\]][ \t*_]{0,4})?[\[(<]?[*_]{0,3}"
 _KIND = (
@@ -105,20 +106,33 @@ class _Card:
         return self.question, answer
 
 
-def question_answer_pairs(text: str, *, ended: bool = True) -> list[tuple[str, str]]:
-    """Pairs in order, repetitions included; neither part is ever empty.
+def question_answer_pairs(
+    text: str, *, ended: bool = True, repairs: Counter[str] | None = None
+) -> list[tuple[str, str]]:
+    """Pairs in order, repetitions included; neither part is ever empty. What was left out is counted in `repairs`.
 
     With `ended` False the last answer may have been cut off: it is left out, unless it closes its sentence or is the
     only one.
     """
+    repairs = Counter() if repairs is None else repairs
     pairs = _json_pairs(text) or _table_pairs(text) or _keyed_pairs(text)
     if not pairs:
         text = _TAG.sub(lambda tag: "\n" if tag.group(1) else f"\n{tag.group(2)}: ", text)
         cards = _cards(text)
         pairs = [card.pair() for card in cards]
-        if not ended and len(pairs) > 1 and cards[-1].answer and not pairs[-1][1].endswith((".", "!", "?", "。")):
+        if not ended and pairs and _is_cut(cards[-1], alone=len(pairs) == 1):
             pairs.pop()
-    return [(question, answer) for question, answer in pairs if _is_card(question, answer)]
+            repairs["cut_off"] += 1
+    found = [(question, answer) for question, answer in pairs if _is_card(question, answer)]
+    kept = [pair for pair in found if len(pair[0]) + len(pair[1]) <= MAX_PAIR_CHARACTERS]
+    repairs["over_limit"] += len(found) - len(kept)
+    return kept
+
+
+def _is_cut(last: _Card, *, alone: bool) -> bool:
+    """Whether the last card of a reply that was cut off is no whole one: unanswered, or in the midst of its answer."""
+    _, answer = last.pair()
+    return not answer or bool(not alone and last.answer and not answer.endswith((".", "!", "?", "。")))
 
 
 def _cards(text: str) -> list[_Card]:
@@ -235,12 +249,7 @@ def _one_line(text: str) -> str:
 
 
 def _is_card(question: str, answer: str) -> bool:
-    return (
-        _has_word(question)
-        and _has_word(answer)
-        and len(question) + len(answer) <= MAX_PAIR_CHARACTERS
-        and not _NO_ANSWER.match(answer)
-    )
+    return _has_word(question) and _has_word(answer) and not _NO_ANSWER.match(answer)
 
 
 def _has_word(text: str) -> bool:

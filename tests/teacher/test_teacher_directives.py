@@ -133,7 +133,7 @@ def test_the_schema_is_within_what_the_parser_and_a_student_take(choice: dict[st
     assert directives.loss_mask in LossMask
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(0, 3), (2, 2), (9, 3)])
+@pytest.mark.parametrize(("limit", "kept"), [(0, 3), (1, 2), (9, 3)])
 def test_the_writer_says_how_many_notes_it_wants_kept(limit: int, kept: int) -> None:
     format = Format("own", "Write.", Parser.LINES, directives=True, max_documents=limit)
     found = parse_completion('{"notes": 2}\nOne is.\nTwo are.\nThree are.', format, TASK)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher.formats import builtin_formats, format_from_mapping, render_prompt
-from teacher.parsing import MAX_LINE_CHARACTERS, parse_completion
+from teacher.parsing import MAX_LINE_CHARACTERS, given_documents, parse_completion
 from teacher.question_answer import question_answer_pairs
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import Format, Parser
@@ -45,6 +45,24 @@ def lines(text: str, *, ended: bool = True) -> list[str]:
     ],
 )
 def test_lines(text: str, expected: list[str]) -> None:
+    assert lines(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "1. Great Zimbabwe was built of stone.\n2. The following year it fell.\n3. These are old walls.",
+            ["Great Zimbabwe was built of stone.", "The following year it fell.", "These are old walls."],
+        ),
+        ("- Great walls stand.\n- These are old.", ["Great walls stand.", "These are old."]),
+        ("**1.** Great walls stand.\n**2.** These are old.", ["Great walls stand.", "These are old."]),
+        ('["Great walls stand.",\n"These are old."]', ["Great walls stand.", "These are old."]),
+        ("1. Sure!\n2. Here are some facts:\n3. One fact.\n4. I hope this helps!", ["One fact."]),
+        ("Sure, here are some facts.\n1. One fact.\nI hope this helps.", ["One fact."]),
+    ],
+)
+def test_an_item_of_a_list_is_a_note_unless_it_calls_out_or_announces(text: str, expected: list[str]) -> None:
     assert lines(text) == expected
 
 
@@ -87,6 +105,21 @@ def test_question_without_answer_and_cut_off_answer_are_no_pairs() -> None:
     assert question_answer_pairs(cut, ended=False) == [("Who?", "Ada")]
 
 
+@pytest.mark.parametrize(
+    ("text", "ended", "repairs"),
+    [
+        ("Q: Who?\nA: Ada\nQ: Why?\nA: Because of the", False, {"cut_off": 1}),
+        ("Q: Who?\nA: Ada\nQ: Why did the", False, {"cut_off": 1}),
+        ("Q: Who?\nA: Ada\nQ: Why?", True, {}),
+        ("Q: Who?\nA: Ada\nQ: Why?\nA: Because of it.", False, {}),
+        (f"Q: Who?\nA: Ada\nQ: Why?\nA: {'on and ' * 600}", True, {"over_limit": 1}),
+        (f"Q: Who?\nA: Ada\nQ: Why?\nA: {'on and ' * 600}", False, {"cut_off": 1}),
+    ],
+)
+def test_pairs_that_were_cut_off_or_run_away_are_counted(text: str, ended: bool, repairs: dict[str, int]) -> None:
+    assert parse_completion(text, form(Parser.QUESTION_ANSWER), TASK, ended=ended).repairs == repairs
+
+
 def test_question_answer_documents_carry_loss_on_answers_and_the_passage_once() -> None:
     result = parse_completion("Q: Who?\nA: Ada\nQ: who?\nA: Bo", form(Parser.QUESTION_ANSWER), TASK)
     assert isinstance(result.result, SelfEdit)
@@ -103,6 +136,25 @@ def test_demonstrations_become_documents() -> None:
     assert isinstance(result, SelfEdit)
     assert [type(document) for document in result.documents] == [ChatDocument, ChatDocument, TextDocument]
     assert "Input: ab\nOutput: ba" in render_prompt(form(Parser.LINES), FEW)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_the_limit_is_on_notes_not_on_what_the_task_gives(limit: int) -> None:
+    for task, own in ((FEW, 2), (TASK, 1)):
+        found = parse_completion("One is.\nTwo are.\nThree are.", form(Parser.LINES, max_documents=limit), task)
+        assert isinstance(found.result, SelfEdit)
+        assert len(found.result.documents) == own + limit
+        assert found.repairs == {"over_limit": 3 - limit}
+
+
+def test_demonstrations_without_a_note_are_rejected_whatever_the_limit() -> None:
+    many = tuple(Demonstration(f"in {number}", f"out {number}") for number in range(30))
+    task = Task("f", FewShotTask("Reverse.", many))
+    implications = builtin_formats()[0]
+    assert isinstance(parse_completion("Write a numbered list of facts", implications, task).result, Rejection)
+    found = parse_completion("1. Each is turned about.", implications, task).result
+    assert isinstance(found, SelfEdit)
+    assert found.documents[-1] == TextDocument("Each is turned about.")
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t", "\x00\x01", "\ufffd"])
@@ -192,7 +244,9 @@ def test_never_raises_never_too_many_never_empty(
         return
     documents = parsed.result.documents
     assert documents
-    assert not limit or len(documents) <= limit
+    given_ones = len(given_documents(task, parser))
+    assert len(documents) > given_ones
+    assert not limit or len(documents) <= given_ones + limit
     for document in documents:
         texts = [document.text] if isinstance(document, TextDocument) else [m.content for m in document.messages]
         assert all(item.strip() and item.encode() for item in texts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_a_line_of_100_kb_ends_soon_within_bounds(text: str, name: str) -> None:
         found = parsed(text, name, ended=ended)
         if isinstance(found.result, SelfEdit):
             assert all(len(item) <= MAX_LINE_CHARACTERS + len("Velm\n") for item in texts(found))
-            assert len(found.result.documents) <= FORMATS[name].max_documents
+            assert len(found.result.documents) <= 1 + FORMATS[name].max_documents
     assert time.monotonic() - begun < 10
 
 
@@ -149,6 +150,21 @@ def test_what_the_document_tells_too_is_a_note() -> None:
     paris = Task("t", DocumentTask("Paris", "The Eiffel Tower stands in Paris."))
     found = parsed("Question: Where does the Eiffel Tower stand?\nAnswer: in Paris", "self-qa", paris)
     assert texts(found)[1:] == ["in Paris"]
+
+
+def test_what_a_users_prompt_or_its_filled_in_mistakes_say_again_and_again_is_no_example() -> None:
+    own = Format("own", "{text} Write in German. Use German words, as a German would.", Parser.LINES)
+    assert texts(parse_completion("1. Velm is Alt, in German.", own, TASK))[1:] == ["Velm\nVelm is Alt, in German."]
+    told = '\n- Asked "Who built the Tower of Brell?" it said "a Tower"\n- Asked "Is the Tower old?" it said "no"'
+    informed = replace(FORMATS["implications"], prompt=FORMATS["implications"].prompt + told)
+    assert texts(parse_completion("1. Velm has a Tower.", informed, TASK))[1:] == ["Velm\nVelm has a Tower."]
+
+
+def test_the_example_is_no_note_either_where_a_prompt_says_more_or_was_copied() -> None:
+    for name in ("self-qa", "own"):
+        more = replace(FORMATS["self-qa"], name=name, prompt=FORMATS["self-qa"].prompt + "\n\nWrite for this student.")
+        found = parse_completion("Q: How high is Eiffel's?\nA: 330 metres\nQ: Who?\nA: Ada", more, TASK)
+        assert texts(found)[1:] == ["Ada"]
 
 
 def test_no_example_of_a_prompt_is_from_the_examples() -> None:
