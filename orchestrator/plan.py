@@ -40,6 +40,14 @@ class Plan:
         """For whom groups are written: each student for itself, or all together (the empty name)."""
         return self.students if self.across is Across.PER_STUDENT else ("",)
 
+    def update_name(self, round: int, task: str, index: int) -> str:
+        """What a candidate is called in an update, from its index within its document and round.
+
+        Named without the run: the same candidates with the same rewards make the same policy in any run.
+        """
+        group = Group(round, task, self.audiences[index // self.candidates])
+        return f"{group.update_name}/{index % self.candidates}"
+
     def readers(self, audience: str) -> tuple[str, ...]:
         """The students that evaluate a group."""
         return (audience,) if audience else self.students
@@ -52,3 +60,8 @@ class Group:
     round: int
     task: str
     audience: str = ""
+
+    @property
+    def update_name(self) -> str:
+        """What it is called in an update."""
+        return "/".join(str(part) for part in (self.round, self.task, self.audience) if part != "")

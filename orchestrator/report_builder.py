@@ -26,6 +26,7 @@ from orchestrator.run_events import Evaluate
 from orchestrator.store import Store
 from tutelage import __version__
 from tutelage.domain.evaluation import EvaluationReport, InnerLoopSettings
+from tutelage.domain.policy import UpdateResult
 from tutelage.domain.run import RunEvent, RunSummary
 from tutelage.domain.self_edit import Rejection, SelfEdit, TextDocument, TrainingDocument
 from tutelage.domain.task import DocumentTask
@@ -82,6 +83,7 @@ async def _report(store: Store, run: Run, summary: RunSummary, everything: bool)
                 (c.id for c in candidates if (c.round, c.task_id, c.edit) == (row.round, row.task_id, row.edit)), ""
             )
             given.setdefault(owner, []).append(_evaluation(run, row, owner))
+    updates = {item.round: item.result for item in await store.updates(run.run_id)}
     events, left_out = await _events(store, run.run_id, everything)
     commits = tuple(
         CommitRecord(**{name: value for name, value in row.items() if name != "run_id"})
@@ -90,10 +92,12 @@ async def _report(store: Store, run: Run, summary: RunSummary, everything: bool)
     return RunReport(
         header=_header(run, summary),
         candidates=tuple(
-            _candidate(run, item, rewards.get((item.round, item.task_id)), given.get(item.id, ()))
+            _candidate(
+                run, item, rewards.get((item.round, item.task_id)), given.get(item.id, ()), updates.get(item.round)
+            )
             for item in candidates
         ),
-        updates=tuple(RoundUpdate(item.round, item.result) for item in await store.updates(run.run_id)),
+        updates=tuple(RoundUpdate(number, result) for number, result in updates.items()),
         commits=commits if everything else tuple(without_quizzes(commit) for commit in commits),
         phases=phase_times(events),
         events=tuple(events),
@@ -178,6 +182,7 @@ def _candidate(
     item: StoredCandidate,
     rewards: tuple[float | None, ...] | None,
     evaluations: Sequence[EvaluationRecord],
+    update: UpdateResult | None,
 ) -> CandidateRecord:
     written = item.candidate
     content = run.tasks[item.task_id].task.content
@@ -198,9 +203,17 @@ def _candidate(
         rejection=written.result if isinstance(written.result, Rejection) else None,
         reward=rewards[written.index] if rewards is not None else running_mean,
         evaluations=tuple(sorted(evaluations, key=lambda record: (record.phase, record.student, record.repeat))),
+        chosen=_chosen(run, item, update),
         seed=written.seed,
         completion_tokens=written.completion_tokens,
     )
+
+
+def _chosen(run: Run, item: StoredCandidate, update: UpdateResult | None) -> bool | None:
+    """Whether the round's update made it more probable; None where that is not known, or not yet."""
+    if update is None or (update.kept_candidates and not update.learnt):
+        return None
+    return update.learnt.get(run.plan.update_name(item.round, item.task_id, item.candidate.index), 0.0) > 0
 
 
 def _evaluation(run: Run, row: StoredEvaluation, candidate_id: str) -> EvaluationRecord:

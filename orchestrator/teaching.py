@@ -170,13 +170,15 @@ class Teaching:
                 each = (None,) * len(each)
             rewards += [reward for reward in each if reward is not None]
             first = first_index(run, group)
-            # Named without the run: the same candidates with the same rewards make the same policy in any run.
-            name = "/".join(str(part) for part in (round_, group.task, group.audience) if part != "")
             scored = tuple(
-                ScoredCandidate(f"{name}/{index}", stored[group.task, first + index].candidate.rollout, reward)
+                ScoredCandidate(
+                    run.plan.update_name(round_, group.task, first + index),
+                    stored[group.task, first + index].candidate.rollout,
+                    reward,
+                )
                 for index, reward in enumerate(each)
             )
-            groups.append(CandidateGroup(name, scored))
+            groups.append(CandidateGroup(group.update_name, scored))
         mean = sum(rewards) / len(rewards) if rewards else None
         if mean is not None:
             metrics.MEAN_REWARD.set(mean)

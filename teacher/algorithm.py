@@ -105,6 +105,10 @@ class Algorithm(ABC):
     def train(self, training: Training) -> None:
         """Train the LoRA of `training.model` in place."""
 
+    def weights(self, groups: Sequence[SampleGroup], options: Any) -> dict[str, float]:
+        """By candidate id how what `select` chose is learnt from: above 0 made more probable, below 0 less."""
+        return {sample.candidate_id: sample.weight for group in groups for sample in group.samples}
+
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> str:
         """For people: why `select` chose nothing of groups that hold scored samples."""
         return "no group is worth learning from"
@@ -116,6 +120,20 @@ def in_order(groups: Sequence[SampleGroup]) -> tuple[SampleGroup, ...]:
         SampleGroup(group.group_id, tuple(sorted(group.samples, key=lambda sample: sample.candidate_id)))
         for group in sorted(groups, key=lambda group: group.group_id)
     )
+
+
+def by_candidate(groups: Sequence[SampleGroup], values: Sequence[Sequence[float]]) -> dict[str, float]:
+    """Values of the groups' samples by candidate id."""
+    return {
+        sample.candidate_id: value
+        for group, each in zip(groups, values, strict=True)
+        for sample, value in zip(group.samples, each, strict=True)
+    }
+
+
+def rewards_of(groups: Sequence[SampleGroup]) -> list[list[float]]:
+    """Of each group's samples."""
+    return [[sample.reward for sample in group.samples] for group in groups]
 
 
 def with_spread(groups: Sequence[SampleGroup], least: float) -> tuple[SampleGroup, ...]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from teacher.algorithm import Algorithm, SampleGroup, Training, in_order, why_no_spread, with_spread
+from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, in_order, why_no_spread, with_spread
 from tutelage.domain.policy import UpdateSettings
 from tutelage.settings import Settings
 
@@ -46,6 +46,10 @@ class DPO(Algorithm):
             worst = min(group.samples, key=lambda s: (s.reward, len(s.completion_ids), s.candidate_id))
             pairs.append(SampleGroup(group.group_id, (best, worst)))
         return tuple(pairs)
+
+    def weights(self, groups: Sequence[SampleGroup], options: DPOOptions) -> dict[str, float]:
+        """1 for the best, -1 for the worst."""
+        return by_candidate(groups, [[1.0, -1.0] for _ in groups])
 
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: DPOOptions) -> str:
         """The widest gap."""

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from teacher.advantages import Scale, group_relative
-from teacher.algorithm import Algorithm, SampleGroup, Training, why_no_spread, with_spread
+from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, rewards_of, why_no_spread, with_spread
 from tutelage.domain.policy import UpdateSettings
 from tutelage.settings import Settings
 
@@ -79,6 +79,10 @@ class GRPO(Algorithm):
             ]
         return with_spread(groups, options.min_spread)
 
+    def weights(self, groups: Sequence[SampleGroup], options: GRPOOptions) -> dict[str, float]:
+        """Advantages."""
+        return by_candidate(groups, group_relative(rewards_of(groups), options.scale_rewards))
+
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: GRPOOptions) -> str:
         """The widest spread."""
         return why_no_spread(groups, options.min_spread)
@@ -120,8 +124,7 @@ class GRPO(Algorithm):
         if options.beta > 0:
             trainer.beta = options.beta
             references = log_probs_of(trainer, samples, reference=True)
-        rewards = [[sample.reward for sample in group.samples] for group in training.groups]
-        advantages = [value for group in group_relative(rewards, options.scale_rewards) for value in group]
+        advantages = self.weights(training.groups, options).values()
         olds = old_log_probs(trainer, samples, options.log_probs)
         trainer.rows = [ScoredRow(*row) for row in zip(samples, advantages, olds, references, strict=True)]
         train_in_float32(trainer)

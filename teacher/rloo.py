@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from teacher.advantages import leave_one_out
-from teacher.algorithm import Algorithm, SampleGroup, Training, why_no_spread, with_spread
+from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, rewards_of, why_no_spread, with_spread
 from tutelage.domain.policy import UpdateSettings
 from tutelage.settings import Settings
 
@@ -49,6 +49,11 @@ class RLOO(Algorithm):
         """Groups whose rewards differ."""
         return with_spread(groups, options.min_spread)
 
+    def weights(self, groups: Sequence[SampleGroup], options: RLOOOptions) -> dict[str, float]:
+        """Advantages, without the KL that is a part of the reward."""
+        rewards = [[_clipped(reward, options) for reward in group] for group in rewards_of(groups)]
+        return by_candidate(groups, leave_one_out(rewards, options.normalise_advantages))
+
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: RLOOOptions) -> str:
         """The widest spread."""
         return why_no_spread(groups, options.min_spread)
@@ -80,9 +85,7 @@ class RLOO(Algorithm):
         trainer = build_trainer(ScoredRLOOTrainer, arguments, training)
         samples = training.samples
         olds = old_log_probs(trainer, samples, options.log_probs)
-        rewards = [sample.reward for sample in samples]
-        if options.max_reward is not None:
-            rewards = [min(max(reward, -options.max_reward), options.max_reward) for reward in rewards]
+        rewards = [_clipped(sample.reward, options) for sample in samples]
         if options.beta > 0:
             references = log_probs_of(trainer, samples, reference=True)
             rewards = [
@@ -94,3 +97,8 @@ class RLOO(Algorithm):
         advantages = [value for group in leave_one_out(grouped, options.normalise_advantages) for value in group]
         trainer.rows = [ScoredRow(*row) for row in zip(samples, advantages, olds, strict=True)]
         train_in_float32(trainer)
+
+
+def _clipped(reward: float, options: RLOOOptions) -> float:
+    most = options.max_reward
+    return reward if most is None else min(max(reward, -most), most)

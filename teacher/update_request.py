@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from google.protobuf.message import DecodeError
 
@@ -31,6 +32,8 @@ class Lessons:
     """Scored and fresh, but not chosen by the algorithm."""
     message: str = ""
     """For people: why there is nothing to learn."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """How each candidate is learnt from: above 0 made more probable, below 0 less."""
 
     @property
     def kept(self) -> int:
@@ -150,7 +153,8 @@ def _chosen(
     chosen = algorithm.select(groups, request.settings, options)
     kept = sum(len(group.samples) for group in chosen)
     message = "" if kept else algorithm.why_nothing(groups, request.settings, options)
-    return Lessons(chosen if kept else (), unscored, stale, fit - kept, message)
+    weights = algorithm.weights(chosen, options) if kept else {}
+    return Lessons(chosen if kept else (), unscored, stale, fit - kept, message, weights)
 
 
 def _read(content: bytes, field: str, tokenizer_hash: str) -> policy_pb2.Rollout:
@@ -188,5 +192,5 @@ def _temperature(rollout: policy_pb2.Rollout) -> float:
 
 
 def _repeated(field: str, values: Sequence[str]) -> list[FieldViolation]:
-    twice = sorted({value for value in values if values.count(value) > 1})
+    twice = sorted(value for value, times in Counter(values).items() if times > 1)
     return [FieldViolation(field, value, "an id that stands once") for value in twice]

@@ -190,7 +190,16 @@ class Updates:
         finally:
             shutil.rmtree(work, ignore_errors=True)
         return UpdateResult(
-            policy, name, True, lessons.kept, seconds, "", lessons.unscored, lessons.stale, **vars(peaks)
+            policy,
+            name,
+            True,
+            lessons.kept,
+            seconds,
+            "",
+            lessons.unscored,
+            lessons.stale,
+            **vars(peaks),
+            learnt=lessons.weights,
         )
 
     def _write_request(self, work: Path, request: UpdateRequest, lessons: Lessons) -> None:

@@ -68,7 +68,7 @@ class CandidateRecord:
     """Mean over its scored evaluations; None means unscored."""
     evaluations: tuple[EvaluationRecord, ...] = ()
     chosen: bool | None = None
-    """Whether the update kept it. None: not recorded, the best of its group above zero is marked."""
+    """Whether the round's update made it more probable; None where no teacher has told, or not yet."""
     seed: int | None = None
     completion_tokens: int | None = None
 

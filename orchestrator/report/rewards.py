@@ -52,14 +52,8 @@ class DocumentGain:
 
 
 def chosen_ids(candidates: Sequence[CandidateRecord]) -> frozenset[str]:
-    """The candidates recorded as kept; if nothing is recorded, the best above zero (ties to the shorter text)."""
-    if any(candidate.chosen is not None for candidate in candidates):
-        return frozenset(candidate.id for candidate in candidates if candidate.chosen)
-    scored = [candidate for candidate in candidates if candidate.reward is not None and candidate.reward > 0]
-    if not scored:
-        return frozenset()
-    best = min(scored, key=lambda item: (-(item.reward or 0.0), len(item.text), item.index))
-    return frozenset({best.id})
+    """Those that the round's update made more probable, as far as its teacher has told."""
+    return frozenset(candidate.id for candidate in candidates if candidate.chosen)
 
 
 def groups(report: RunReport) -> tuple[Group, ...]:

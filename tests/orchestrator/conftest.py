@@ -243,7 +243,9 @@ class FakeTeacher(teacher_grpc.TeacherServiceServicer):
             update_id,
             datetime(2026, 1, 1, tzinfo=UTC),
         )
-        result = UpdateResult(policy, update_id, True, 1, 0.0)
+        each = [item for group in request.groups for item in group.candidates if item.reward is not None]
+        best = {max(each, key=lambda item: item.reward or 0.0).candidate_id: 1.0} if each else {}
+        result = UpdateResult(policy, update_id, True, len(best), 0.0, learnt=best)
         yield teacher_pb.UpdatePolicyResponse(result=wp.update_result_to_wire(result))
 
 

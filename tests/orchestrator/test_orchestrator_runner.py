@@ -18,6 +18,7 @@ from orchestrator.run_events import Evaluate
 from orchestrator.service import RENDERERS
 from tutelage.domain.errors import AlreadyExists, Conflict, InvalidInput, NotFound, Unavailable
 from tutelage.domain.evaluation import Failure
+from tutelage.domain.policy import UpdateRequest
 from tutelage.domain.run import ReportFormat, RunPhase, RunState
 from tutelage.domain.self_edit import Rejection, RejectionReason
 from tutelage.domain.task import Quiz
@@ -88,6 +89,9 @@ def test_a_run_ends_scored_updated_committed_and_reported(world: Any) -> None:
             report = await build_report(engine.store, await engine.store.run("run"), summary)
             assert len(report.candidates) == 16
             assert report.candidates[0].reward == pytest.approx(scored[0].reward)
+            # What the teacher learned from, and nothing else.
+            chosen = {(item.round, f"{item.task_id}/{item.index}") for item in report.candidates if item.chosen}
+            assert chosen == {(number, best_of(update)) for number, update in enumerate((first, second), 1)}
             assert {phase.phase for phase in report.phases} == {"writing", "evaluating", "updating", "committing"}
             for render in RENDERERS.values():
                 assert "".join(render(report))
@@ -102,6 +106,12 @@ def test_a_run_ends_scored_updated_committed_and_reported(world: Any) -> None:
             assert late == sequences[50:]
 
     in_world(world, body)
+
+
+def best_of(request: UpdateRequest) -> str:
+    """Task and index of what the teacher of this world learns from."""
+    each = [item for group in request.groups for item in group.candidates if item.reward is not None]
+    return max(each, key=lambda item: item.reward or 0.0).candidate_id.partition("/")[2]
 
 
 async def without_the_answers(engine: Any, summary: Any, report: RunReport) -> None:

@@ -116,6 +116,8 @@ def _candidate(chance: random.Random, item: TaskWithQuiz, round_number: int, ind
         text="\n\n".join(pairs),
         documents=(f"{title}\n{title} was founded by salt traders in 1347.", *pairs),
         reward=sum(rewards) / len(rewards) if rewards else None,
+        # The second round was not updated: see `_updates`.
+        chosen=round_number != 2 and bool(rewards) and sum(rewards) > 0,
         evaluations=evaluations,
         seed=chance.getrandbits(31),
     )

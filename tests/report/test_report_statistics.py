@@ -56,10 +56,9 @@ def test_intervals_stay_within_the_values_and_repeat(values: list[float], seed: 
     assert interval == mean_interval(values, resamples=200, seed=seed)
 
 
-def test_the_chosen_is_the_recorded_one_else_the_best_above_zero_else_none() -> None:
+def test_the_chosen_are_those_recorded_and_none_is_guessed() -> None:
     assert chosen_ids([_candidate(0, 0.9, chosen=False), _candidate(1, 0.1, chosen=True)]) == {"c1"}
-    assert chosen_ids([_candidate(0, 0.4, "longer text"), _candidate(1, 0.4), _candidate(2, None)]) == {"c1"}
-    assert chosen_ids([_candidate(0, 0.0), _candidate(1, -0.4)]) == frozenset()
+    assert chosen_ids([_candidate(0, 0.9), _candidate(1, -0.4)]) == frozenset()
 
 
 def test_rewards_are_averaged_by_document_first(run_report: RunReport) -> None:

@@ -165,6 +165,12 @@ def test_what_was_rewarded_becomes_more_probable(
     kept = 4 if options.get("rule") == "weighted" else 2
     assert lessons.kept == {"rest_em": kept, "dpo": 4}.get(name, 6 if options.get("skip_truncated") else 8)
     assert (lessons.unscored, lessons.stale, lessons.passed_over) == (2, 0, 8 - lessons.kept)
+    rewards = {item.candidate_id: item.reward for group in asked.groups for item in group.candidates}
+    raised = {rewards[name] for name, weight in lessons.weights.items() if weight > 0}
+    lowered = {rewards[name] for name, weight in lessons.weights.items() if weight < 0}
+    assert raised
+    assert bool(lowered) is (name != "rest_em")
+    assert all(up > down for up in raised for down in lowered)
     assert relative_log_prob(learnt(settings, asked, tmp_path)) > relative_log_prob(loaded.model) + 0.02
 
 

@@ -98,7 +98,8 @@ def test_update_once_raises_the_kept_and_continues(settings: TeacherSettings, st
     first, second = result_of(both[0]), result_of(both[1])
     assert first == second
     assert first.updated
-    assert first.kept_candidates == 1
+    assert first.kept_candidates == len(first.learnt) == 1
+    assert all(weight > 0 for weight in first.learnt.values())
     assert any(isinstance(event, UpdateProgress) and event.steps_done for event in both[0])
     assert list(updates.update(asked)) == [first]
     # After a restart the stored result is returned too.

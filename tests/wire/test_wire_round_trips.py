@@ -26,9 +26,11 @@ from tutelage.domain.policy import (
     CandidateGroup,
     Format,
     Parser,
+    Policy,
     ScoredCandidate,
     StaleCandidates,
     UpdateRequest,
+    UpdateResult,
     UpdateSettings,
 )
 from tutelage.domain.run import RunEvent, RunPhase, RunState, RunSummary, TaskWithQuiz
@@ -67,6 +69,8 @@ from tutelage.wire.policy import (
     format_to_wire,
     update_request_from_wire,
     update_request_to_wire,
+    update_result_from_wire,
+    update_result_to_wire,
 )
 from tutelage.wire.run import run_event_from_wire, run_event_to_wire, run_summary_from_wire, run_summary_to_wire
 from tutelage.wire.self_edit import directives_to_wire, self_edit_from_wire, self_edit_to_wire
@@ -344,3 +348,13 @@ def test_an_update_starts_with_its_header_and_has_one() -> None:
         update_request_from_wire([header, group, header])
     with pytest.raises(InvalidInput, match="header"):
         update_request_from_wire([])
+
+
+def test_what_an_update_learnt_from() -> None:
+    policy = Policy("v", "p", "run", 1, "grpo", "d", "u", datetime(2026, 1, 1, tzinfo=UTC))
+    result = UpdateResult(policy, "u", True, 3, 1.5, "", 1, 2, 5, 6, {"1/t/0": 0.5, "1/t/1": -0.25, "1/t/2": 0.0})
+    sent = teacher_pb.UpdateResult.FromString(update_result_to_wire(result).SerializeToString())
+    assert update_result_from_wire(sent) == result
+    sent.learnt[1].weight = math.nan
+    with pytest.raises(InvalidInput, match=r"learnt\.weight"):
+        update_result_from_wire(sent)

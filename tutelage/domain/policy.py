@@ -179,6 +179,8 @@ class UpdateResult:
     peak_memory_bytes: int = 0
     """Most that the update's process held; 0 where it is not known."""
     peak_gpu_memory_bytes: int = 0
+    learnt: dict[str, float] = field(default_factory=dict)
+    """What was learnt from, by candidate id: above 0 made more probable, below 0 less."""
 
 
 def _one_kind_of_number(value: Any) -> Any:

@@ -473,6 +473,7 @@ class UpdateResult(_message.Message):
     STALE_CANDIDATES_FIELD_NUMBER: _builtins.int
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PEAK_GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    LEARNT_FIELD_NUMBER: _builtins.int
     update_id: _builtins.str
     updated: _builtins.bool
     """False when nothing was worth learning from: the policy is then the parent."""
@@ -489,6 +490,10 @@ class UpdateResult(_message.Message):
     peak_gpu_memory_bytes: _builtins.int
     @_builtins.property
     def policy(self) -> _policy_pb2.Policy: ...
+    @_builtins.property
+    def learnt(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearntCandidate]:
+        """What was learnt from; empty from a teacher that does not tell."""
+
     def __init__(
         self,
         *,
@@ -502,14 +507,41 @@ class UpdateResult(_message.Message):
         stale_candidates: _builtins.int = ...,
         peak_memory_bytes: _builtins.int = ...,
         peak_gpu_memory_bytes: _builtins.int = ...,
+        learnt: _abc.Iterable[Global___LearntCandidate] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_candidates", b"kept_candidates", "message", b"message", "peak_gpu_memory_bytes", b"peak_gpu_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "policy", b"policy", "stale_candidates", b"stale_candidates", "train_seconds", b"train_seconds", "unscored_candidates", b"unscored_candidates", "update_id", b"update_id", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_candidates", b"kept_candidates", "learnt", b"learnt", "message", b"message", "peak_gpu_memory_bytes", b"peak_gpu_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "policy", b"policy", "stale_candidates", b"stale_candidates", "train_seconds", b"train_seconds", "unscored_candidates", b"unscored_candidates", "update_id", b"update_id", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UpdateResult: _TypeAlias = UpdateResult  # noqa: Y015
+
+@_typing.final
+class LearntCandidate(_message.Message):
+    """A candidate that an update learnt from."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_ID_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
+    candidate_id: _builtins.str
+    """As in the request."""
+    weight: _builtins.float
+    """Above 0 it was made more probable, below 0 less; weight in the loss or advantage, as the algorithm has it."""
+    def __init__(
+        self,
+        *,
+        candidate_id: _builtins.str = ...,
+        weight: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidate_id", b"candidate_id", "weight", b"weight"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearntCandidate: _TypeAlias = LearntCandidate  # noqa: Y015
 
 @_typing.final
 class UpdatePolicyResponse(_message.Message):

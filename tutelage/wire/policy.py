@@ -304,6 +304,7 @@ def update_result_to_wire(result: UpdateResult) -> teacher_pb.UpdateResult:
         stale_candidates=result.stale_candidates,
         peak_memory_bytes=fitting("result.peak_memory_bytes", result.peak_memory_bytes, INT64_MAX),
         peak_gpu_memory_bytes=fitting("result.peak_gpu_memory_bytes", result.peak_gpu_memory_bytes, INT64_MAX),
+        learnt=[teacher_pb.LearntCandidate(candidate_id=name, weight=weight) for name, weight in result.learnt.items()],
     )
 
 
@@ -322,5 +323,6 @@ def update_result_from_wire(message: teacher_pb.UpdateResult, field: str = "resu
             stale_candidates=checks.count("stale_candidates", message.stale_candidates),
             peak_memory_bytes=checks.count("peak_memory_bytes", message.peak_memory_bytes),
             peak_gpu_memory_bytes=checks.count("peak_gpu_memory_bytes", message.peak_gpu_memory_bytes),
+            learnt={item.candidate_id: checks.finite("learnt.weight", item.weight) for item in message.learnt},
         )
     )
