@@ -19,7 +19,7 @@ from orchestrator.run_violations import task_violations
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.errors import FieldViolation, InvalidInput
-from tutelage.domain.made_quiz import Dropped, MadeQuiz, QuizCheck
+from tutelage.domain.made_quiz import MADE, Dropped, MadeQuiz, QuizCheck
 from tutelage.domain.policy import Candidate, Format, Parser, Sampling
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import ChatDocument, Role, SelfEdit
@@ -90,7 +90,7 @@ def questions_of(task: Task, edits: Iterable[SelfEdit]) -> tuple[tuple[Question,
 
 
 def _numbered(question: Question, place: int) -> Question:
-    return replace(question, id=f"made-{place + 1}")
+    return replace(question, id=f"{MADE}{place + 1}")
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What a prompt tells the teacher of the student that it writes for: its name, family and size, and what it got wrong.
 
-What it got wrong is told of other documents only, and of rounds that were complete when this one began, so that a run
-asks the same again after a restart. Gold answers are never told. A student's answers are untrusted: they become one
-short line without the signs that turn markers and a prompt's places are made of.
+What it got wrong is told of other documents only, never a question that the document's own quiz asks too, and of rounds
+that were complete when this one began, so that a run asks the same again after a restart. Gold answers are never told.
+A student's answers are untrusted: they become one short line without the signs that turn markers and a prompt's places
+are made of.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from orchestrator.records import StoredEvaluation
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.task import Quiz
-from tutelage.grading import grade
+from tutelage.grading import grade, normalise
 
 STUDENT = "{student}"
 """Where a format's prompt names the student that a group is written for."""
@@ -63,6 +64,12 @@ def wrong_before(report: EvaluationReport, quiz: Quiz) -> list[Mistake]:
         if grade("lenient", answer.text, [question.answer, *question.aliases], question.text) < 1:
             wrong.append(Mistake(question.text, answer.text))
     return wrong
+
+
+def not_asked_by(quiz: Quiz, mistakes: Iterable[Mistake]) -> list[Mistake]:
+    """Those about questions that this quiz does not ask: two tasks may share a document or a question."""
+    asked = {normalise(question.text) for question in quiz.questions}
+    return [mistake for mistake in mistakes if normalise(mistake.question) not in asked]
 
 
 def told(mistakes: Sequence[Mistake]) -> str:

@@ -19,7 +19,16 @@ from orchestrator.retrying import patiently
 from orchestrator.rows import Event
 from orchestrator.run_events import UpdatePolicy
 from orchestrator.store import Store
-from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, STUDENT, Mistake, described, mistakes_in, told
+from orchestrator.student_profile import (
+    MISTAKES,
+    MOST_MISTAKES,
+    STUDENT,
+    Mistake,
+    described,
+    mistakes_in,
+    not_asked_by,
+    told,
+)
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
 from tutelage.domain.description import StudentDescription, TeacherDescription
@@ -111,7 +120,8 @@ class Teaching:
         for task_id in (*ids[place + 1 :], *ids[:place]):
             for student in (group.audience,) if group.audience else self.run.config.students:
                 stored = await self.store.evaluations(self.run.run_id, student=student, task_id=task_id)
-                found += mistakes_in(stored, self.run.tasks[task_id].quiz, complete)[:1]
+                wrong = mistakes_in(stored, self.run.tasks[task_id].quiz, complete)
+                found += not_asked_by(self.run.tasks[group.task].quiz, wrong)[:1]
                 if len(found) >= MOST_MISTAKES:
                     return found
         return found

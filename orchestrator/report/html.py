@@ -24,6 +24,7 @@ from orchestrator.report.rewards import (
 )
 from orchestrator.report.svg import BarRow, DotRow, Series, dot_rows, interval_plot, stacked_bars
 from tutelage.domain.evaluation import Answer, InnerLoopSettings
+from tutelage.domain.made_quiz import MADE
 from tutelage.domain.run import NO_UPDATE
 from tutelage.domain.task import Question
 
@@ -46,6 +47,8 @@ class AnsweredQuestion:
     gold: str
     support: str
     """The sentence that supports the gold answer; empty where not known."""
+    made: bool
+    """Whether the teacher's first policy made it."""
     before: str
     after: str
     right_before: bool | None
@@ -70,6 +73,7 @@ def render_html(report: RunReport) -> str:
         most_evaluations=_EVALUATIONS,
         groups_left_out=max(0, len(made) - _GROUPS),
         documents_left_out=max(0, len({group.task_id for group in made}) - _DOCUMENTS),
+        asked=_asked(report),
         scores=scores[:_TABLES],
         tables_left_out=max(0, len(scores) - _TABLES),
         unit=unit,
@@ -168,6 +172,13 @@ def _questions(report: RunReport) -> dict[tuple[str, str], Question]:
     return {(item.task.id, question.id): question for item in report.header.tasks for question in item.quiz.questions}
 
 
+def _asked(report: RunReport) -> str:
+    """How many questions there are, and whose."""
+    ids = [question.id for item in report.header.tasks for question in item.quiz.questions]
+    made = sum(identity.startswith(MADE) for identity in ids)
+    return f"{len(ids)} questions: {len(ids) - made} given, {made} made by the teacher's first policy"
+
+
 def _answer_tables(
     candidate: CandidateRecord, questions: dict[tuple[str, str], Question]
 ) -> list[tuple[EvaluationRecord, list[AnsweredQuestion]]]:
@@ -185,6 +196,7 @@ def _answer_tables(
                     question=question.text if question else answer.question_id,
                     gold=question.answer if question else "",
                     support=question.support if question else "",
+                    made=answer.question_id.startswith(MADE),
                     before=before.text if before else "",
                     after=answer.text,
                     right_before=_right(before),

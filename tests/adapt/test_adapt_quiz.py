@@ -17,6 +17,7 @@ from orchestrator import inbox_worker
 from orchestrator.adapt_quiz import LONGEST_ANSWER, questions_of, submission_violations
 from orchestrator.metrics import MADE_QUESTIONS
 from tutelage.cli.main import app
+from tutelage.cli.quiz import new_questions
 from tutelage.client import SyncOrchestratorClient
 from tutelage.documents import read_tasks
 from tutelage.domain.errors import InvalidInput
@@ -253,6 +254,17 @@ def test_made_questions_beside_or_instead_of_those_that_were_given(
     tasks = {item.task.id: item for item in read_tasks(output)}
     assert [each.id for each in tasks["asked"].quiz.questions] == ids
     assert len(tasks["lamp"].quiz.questions) == 3
+
+
+def test_made_beside_made_asks_nothing_twice_and_numbers_on() -> None:
+    given = [Question("q1", "What is it?", "a lamp"), Question("made-2", "When was it hung?", "1347")]
+    made = [
+        Question("made-1", "When was it HUNG", "in winter"),
+        Question("made-2", "What is this?", "A lamp."),
+        Question("made-3", "What does it burn?", "whale wax"),
+    ]
+    assert new_questions(given, made) == [Question("made-3", "What does it burn?", "whale wax")]
+    assert [each.id for each in new_questions([], made)] == ["made-1", "made-2", "made-3"]
 
 
 def test_adapt_makes_what_is_missing_and_leaves_out_what_cannot_be_asked(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.records import StoredEvaluation
-from orchestrator.student_profile import LONGEST, Mistake, described, mistakes_in, told, wrong_before
+from orchestrator.student_profile import LONGEST, Mistake, described, mistakes_in, not_asked_by, told, wrong_before
 from tutelage.domain.evaluation import Answer, EvaluationReport, InnerLoopSettings, QuizResult, TrainingCost
 from tutelage.domain.task import Question, Quiz
 
@@ -40,6 +40,11 @@ def test_a_student_is_named_with_its_family_and_size() -> None:
 def test_mistakes_are_what_was_said_and_wrong() -> None:
     assert wrong_before(report("It was Ada Thorne.", "In 1399", "  "), QUIZ) == [Mistake("When?", "In 1399")]
     assert wrong_before(report("", ""), QUIZ) == []
+
+
+def test_no_question_of_the_documents_own_quiz_is_told() -> None:
+    wrong = [Mistake("Who founded VELM", "Bo"), Mistake("Who built the mill?", "Cy")]
+    assert not_asked_by(QUIZ, wrong) == wrong[1:]
 
 
 def test_only_rounds_that_were_complete_count() -> None:

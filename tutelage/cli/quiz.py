@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, Orchestrator, orchestrator_client
-from tutelage.domain.made_quiz import DEFAULT_CHECK, MadeQuiz, QuizCheck
-from tutelage.domain.task import DocumentTask, Quiz
+from tutelage.domain.made_quiz import DEFAULT_CHECK, MADE, MadeQuiz, QuizCheck
+from tutelage.domain.task import DocumentTask, Question, Quiz
 
 if TYPE_CHECKING:
     from tutelage.client import OrchestratorClient
@@ -64,9 +64,23 @@ async def ask_about(
             asked.append(item)
             continue
         given = item.quiz.questions if where is Where.BESIDE else ()
-        whole = dataclasses.replace(item, quiz=Quiz((*given, *found.quiz.questions)))
-        (asked if len(found.quiz.questions) >= least else left_out).append(whole)
+        more = new_questions(given, found.quiz.questions)
+        whole = dataclasses.replace(item, quiz=Quiz((*given, *more)))
+        (asked if len(more) >= least else left_out).append(whole)
     return asked, left_out, made
+
+
+def new_questions(given: Sequence[Question], made: Sequence[Question]) -> list[Question]:
+    """Made questions that ask nothing which is asked already, nor for the same answer; their ids number on."""
+    from tutelage.grading import normalise
+
+    known = {normalise(each.text) for each in given} | {normalise(each.answer) for each in given}
+    new = [each for each in made if not {normalise(each.text), normalise(each.answer)} & known]
+    numbers = [
+        int(number) for each in given if (number := each.id.removeprefix(MADE)) != each.id and number.isdecimal()
+    ]
+    first = max(numbers, default=0) + 1
+    return [dataclasses.replace(each, id=f"{MADE}{number}") for number, each in enumerate(new, first)]
 
 
 def document_line(item: TaskWithQuiz) -> str:

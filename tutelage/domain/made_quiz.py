@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from tutelage.domain.task import Quiz
 
+MADE = "made-"
+"""What the ids of made questions begin with."""
+
 
 class QuizCheck(StrEnum):
     """What the frozen first policy has to answer before a made question is kept."""
