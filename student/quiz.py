@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from student.bank_adapter import BankAdapter
 from student.inner_loop import Row
-from tutelage.domain.errors import FieldViolation, InvalidInput
+from student.memory import memory_faults
+from tutelage.domain.errors import Exhausted, FieldViolation, InvalidInput, PreconditionFailed
 from tutelage.domain.evaluation import Answer
 from tutelage.domain.self_edit import LossMask, question_answer
 from tutelage.domain.task import Question
@@ -21,6 +22,10 @@ from tutelage.models.loading import LoadedModel
 
 LOGLIK = "loglik"
 GRADERS: tuple[str, ...] = (*STRING_GRADERS, LOGLIK)
+
+
+class GraderFailed(PreconditionFailed):
+    """A grader raised, or gave no score of 0 to 1: a fault, and never what an edit has earned."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ def graded(
 ) -> tuple[Answer, ...] | ArithmeticError:
     """Answers and scores in the order of the questions; a question without a gold answer gets no scores.
 
-    A likelihood that is no number is the error of this sitting, and of no other.
+    A likelihood that is no number is the error of this sitting, and of no other. Raises GraderFailed, or Exhausted for
+    a grader that runs out of memory.
     """
     if not all(value is None or math.isfinite(value) for value in logliks):
         return ArithmeticError("the likelihood of an answer is not a finite number")
@@ -94,6 +100,21 @@ def graded(
                 assert loglik is not None
                 scores[name] = loglik
             else:
-                scores[name] = grade(name, text, (question.answer, *question.aliases))
+                scores[name] = _score(name, text, question)
         answers.append(Answer(question.id, text, scores))
     return tuple(answers)
+
+
+def _score(name: str, text: str, question: Question) -> float:
+    try:
+        with memory_faults():
+            score = float(grade(name, text, (question.answer, *question.aliases)))
+    except Exhausted:
+        raise
+    except Exception as error:
+        # Not as it is: an ArithmeticError would pass for an edit after which nothing can be computed.
+        reason = f"{type(error).__name__}: {error}"
+        raise GraderFailed(f"grader {name!r} fails on question {question.id!r}: {reason}") from error
+    if not 0 <= score <= 1:
+        raise GraderFailed(f"grader {name!r} scores question {question.id!r} with {score}, which is not of 0 to 1")
+    return score

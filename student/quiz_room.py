@@ -53,7 +53,23 @@ def take_quizzes(
     batch_size: int,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[tuple[Answer, ...] | ArithmeticError]:
-    """The graded answers of each sitting, or its error; raises Cancelled once `stop` says so."""
+    """The graded answers of each sitting, or its error; raises what `answered` and `graded` raise."""
+    given = answered(bank, sittings, max_new_tokens=max_new_tokens, batch_size=batch_size, stop=stop)
+    return [graded(sitting, *each) for sitting, each in zip(sittings, given, strict=True)]
+
+
+def answered(
+    bank: Bank,
+    sittings: Sequence[Sitting],
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[tuple[list[str], list[float | None]]]:
+    """What was written to each sitting's questions, and how likely the gold answers are; none of it graded yet.
+
+    Raises Cancelled once `stop` says so.
+    """
     texts = [[""] * len(sitting.questions) for sitting in sittings]
     logliks: list[list[float | None]] = [[None] * len(sitting.questions) for sitting in sittings]
     rows = [
@@ -80,7 +96,7 @@ def take_quizzes(
     values = bank.side_by_side([partial(_logliks_unless, stop, bank, part) for part in parts])
     for (i, j, _, _), value in zip(gold, itertools.chain(*values), strict=True):
         logliks[i][j] = value
-    return [graded(*each) for each in zip(sittings, texts, logliks, strict=True)]
+    return list(zip(texts, logliks, strict=True))
 
 
 def _evenly(rows: Sequence[_Row], most: int, workers: int) -> list[Sequence[_Row]]:

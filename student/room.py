@@ -2,7 +2,7 @@
 
 An evaluation passes through four places: it waits for the answers of the untouched student, trains in a slot, waits for
 its quiz with the trained adapter, and ends. `advance` does one piece of work and tells who ended by it. What ends early
-(cancelled, diverged, too much for the memory) leaves its neighbours as they are.
+(cancelled, diverged, too much for the memory, failed by a grader) leaves its neighbours as they are.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.inner_loop import Cancelled
 from student.memory import is_out_of_memory, out_of_memory
-from student.quiz import Sitting
-from student.quiz_room import take_quizzes
+from student.quiz import GraderFailed, Sitting, graded
+from student.quiz_room import answered
 from student.slot import Slot
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
-from tutelage.domain.evaluation import Answer, InnerLoopSettings, QuizResult
+from tutelage.domain.errors import TutelageError
+from tutelage.domain.evaluation import Answer, Failure, InnerLoopSettings, QuizResult
 
 log = logging.getLogger(__name__)
 QUIZ_PATIENCE_S = 20.0
@@ -47,7 +48,9 @@ class Guest:
     """What is logged about it carries the ids bound where it was made."""
 
 
-Departure = tuple[Guest, Ended | Exception]
+Graded = tuple[Answer, ...] | ArithmeticError | TutelageError
+"""The answers of one sitting; else the end of an edit after which likelihoods are no numbers, or a fault."""
+Departure = tuple[Guest, Ended | Failure | Exception]
 
 
 class Room:
@@ -106,29 +109,36 @@ class Room:
     def _answer_baselines(self, guests: list[Guest]) -> list[Departure]:
         started = time.monotonic()
         missing = {key: sitting for guest in guests for key, sitting in guest.evaluation.missing_baselines().items()}
+        gone: list[Departure] = []
         try:
+            faults: dict[str, Exception] = {}
             if missing:
                 for guest in guests:
                     guest.progress(EvaluationProgress(EvaluationPhase.BASELINE))
                 answers = self._sit(list(missing.values()), guests)
                 for key, given in zip(missing, answers, strict=True):
-                    if isinstance(given, ArithmeticError):
-                        raise given
-                    self._store.keep_baseline(key, QuizResult.of(given))
+                    if isinstance(given, Exception):
+                        faults[key] = given
+                    else:
+                        self._store.keep_baseline(key, QuizResult.of(given))
             for guest in guests:
                 guest.evaluation.quiz_seconds += time.monotonic() - started
-                guest.slot = self._slot_of(guest)
+                own = [faults[key] for key in guest.evaluation.missing_baselines()]
+                if own:
+                    gone.append(_failed(guest, own[0]))
+                else:
+                    guest.slot = self._slot_of(guest)
         except Exception as error:
             return [(guest, self._fault(error)) for guest in guests]
-        self._training += guests
-        return []
+        self._training += [guest for guest in guests if guest.slot is not None]
+        return gone
 
-    def _sit(self, sittings: Sequence[Sitting], guests: Sequence[Guest]) -> list[tuple[Answer, ...] | ArithmeticError]:
+    def _sit(self, sittings: Sequence[Sitting], guests: Sequence[Guest]) -> list[Graded]:
         rooms = [[sitting] for sitting in sittings] if self._quiz.apart else [list(sittings)]
-        return [
-            answers
+        given = [
+            each
             for room in rooms
-            for answers in take_quizzes(
+            for each in answered(
                 self._bank,
                 room,
                 max_new_tokens=self._quiz.max_new_tokens,
@@ -136,6 +146,7 @@ class Room:
                 stop=lambda: all(guest.stopped() for guest in guests),
             )
         ]
+        return [_graded(sitting, *each) for sitting, each in zip(sittings, given, strict=True)]
 
     def _slot_of(self, guest: Guest) -> Slot:
         evaluation = guest.evaluation
@@ -206,7 +217,12 @@ class Room:
             guest.evaluation.quiz_seconds += time.monotonic() - started
             slot = _slot(guest)
             own = answers[2 * i : 2 * i + 2]
-            gone.append((guest, guest.evaluation.ended(slot.trained(), slot.adapter.weights(), own)))
+            faults = [each for each in own if isinstance(each, TutelageError)]
+            if faults:
+                gone.append(_failed(guest, faults[0]))
+                continue
+            results = [each for each in own if not isinstance(each, TutelageError)]
+            gone.append((guest, guest.evaluation.ended(slot.trained(), slot.adapter.weights(), results)))
         return gone
 
     def _fault(self, error: Exception) -> Exception:
@@ -218,6 +234,21 @@ class Room:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return out_of_memory()
+
+
+def _graded(sitting: Sitting, texts: Sequence[str], logliks: Sequence[float | None]) -> Graded:
+    try:
+        return graded(sitting, texts, logliks)
+    except TutelageError as error:
+        return error
+
+
+def _failed(guest: Guest, fault: Exception) -> Departure:
+    """What a grader does wrong it would do wrong again; any other fault is the scheduler's to judge."""
+    if not isinstance(fault, GraderFailed):
+        return guest, fault
+    guest.context.run(log.error, "evaluation %s failed", guest.evaluation.key.id, exc_info=fault)
+    return guest, Failure(str(fault), retryable=False)
 
 
 def _settings(guest: Guest) -> InnerLoopSettings:
