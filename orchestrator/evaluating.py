@@ -6,7 +6,7 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator import metrics
 from orchestrator.database import now_us
@@ -23,7 +23,7 @@ from tutelage.client import StudentClient
 from tutelage.domain.description import EvaluationProgress
 from tutelage.domain.errors import TutelageError
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure
-from tutelage.domain.reward import Reward, reward_of
+from tutelage.domain.reward import Reward, RewardSettings, reward_of, value_of
 from tutelage.domain.self_edit import Rejection
 
 
@@ -34,13 +34,28 @@ def scored(run: Run, outcome: EvaluationOutcome) -> tuple[EvaluationOutcome, Rew
         return outcome, None if earned is None else Reward(earned, {})
     if isinstance(outcome, Failure):
         return outcome, None
+    settings = run.config.reward_settings()
     try:
-        reward = reward_of(outcome, run.config.reward_settings())
+        reward = reward_of(outcome, replace(settings, formula=""))
     except KeyError as error:
         return Failure(f"the report has no score by grader {error}", retryable=False), None
     if not math.isfinite(reward.value):
         return Failure("the report's scores are not finite numbers", retryable=False), None
-    return outcome, reward
+    return (outcome, reward) if not settings.formula else _by_formula(outcome, reward.parts, settings)
+
+
+def _by_formula(
+    report: EvaluationReport, parts: Mapping[str, float], settings: RewardSettings
+) -> tuple[EvaluationOutcome, Reward | None]:
+    """What the formula of a package makes of the parts; whatever goes wrong in it is a failure."""
+    failed = f"the formula {settings.formula!r} gives no reward:"
+    try:
+        value = value_of(dict(parts), settings)
+    except Exception as error:
+        return Failure(f"{failed} {type(error).__name__}: {error}", retryable=False), None
+    if not math.isfinite(value):
+        return Failure(f"{failed} {value} is not a finite number", retryable=False), None
+    return report, Reward(value, dict(parts))
 
 
 class Asked:

@@ -13,6 +13,7 @@ from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.policy import Parser, Sampling, StaleCandidates, UpdateSettings
 from tutelage.domain.reward import FORMULAS, RewardSettings
 from tutelage.domain.self_edit import LossMask, Schedule
+from tutelage.extensions import why_unusable
 from tutelage.settings import Settings
 
 
@@ -103,6 +104,8 @@ class RewardConfig(Settings):
     def _known(cls, formula: str) -> str:
         if formula and formula not in FORMULAS:
             raise ValueError("empty, or an installed package's: " + (", ".join(FORMULAS) or "there is none"))
+        if formula and (reason := why_unusable(FORMULAS, formula)):
+            raise ValueError(f"empty, or a formula that can be used; {reason}")
         return formula
 
 

@@ -15,6 +15,7 @@ from pydantic import Field, field_validator
 from teacher.algorithm import Algorithm, SampleGroup, Training, in_order
 from teacher.selection import RULES, SelectionSettings, kept_by, why_none_kept, why_nothing_kept
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
+from tutelage.extensions import why_unusable
 from tutelage.settings import Settings
 
 
@@ -32,6 +33,8 @@ class RestEMOptions(Settings):
     def _known(cls, rule: str) -> str:
         if rule not in RULES:
             raise ValueError("one of " + ", ".join(RULES))
+        if reason := why_unusable(RULES, rule):
+            raise ValueError(f"a rule that can be used; {reason}")
         return rule
 
 

@@ -1,7 +1,8 @@
 """Parts that installed packages add, by Python entry points: name, group and object, loaded when first asked for.
 
-A package names its parts in its `pyproject.toml`, such as `[project.entry-points."tutelage.algorithms"]`. Nothing is
-loaded until its name is used, so that a broken package breaks only what uses it. Names of this project win.
+A package names its parts in its `pyproject.toml`, such as `[project.entry-points."tutelage.algorithms"]`. A part is
+loaded when its name is used, and a format when a teacher is asked which it has; a broken package breaks only what uses
+it. Names of this project win.
 """
 
 from __future__ import annotations
@@ -51,6 +52,15 @@ def load_extension(group: str, name: str) -> Any:
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise PreconditionFailed(f"{group} {name!r} of {_package(points[0])} does not load: {reason}") from error
+
+
+def why_unusable(parts: Mapping[str, object], name: str) -> str:
+    """For people: why the function of a name that is there cannot be called; empty where it can be."""
+    try:
+        found = parts[name]
+    except PreconditionFailed as error:
+        return str(error)
+    return "" if callable(found) else f"{name!r} is a {type(found).__name__}, not a function"
 
 
 def _package(point: metadata.EntryPoint) -> str:

@@ -1,11 +1,17 @@
-"""The example plugin, installed into a folder: its algorithm trains, its grader grades, its format is offered."""
+"""The example plugin, installed into a folder: its algorithm trains, its grader grades, its format is offered.
+
+A broken package beside it breaks what names its parts, and nothing else.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -13,9 +19,10 @@ import pytest
 from orchestrator.run_config import RunConfig
 from teacher.algorithms import algorithm_names, settings_violations
 from teacher.own_formats import all_formats
+from tutelage import extensions
 from tutelage.domain.errors import InvalidInput
-from tutelage.domain.policy import UpdateSettings
-from tutelage.extensions import ALGORITHMS, Extended, extension_names
+from tutelage.domain.policy import Format, Parser, UpdateSettings
+from tutelage.extensions import ALGORITHMS, FORMATS, REWARDS, SELECTION_RULES, Extended, extension_names
 from tutelage.grading import STRING_GRADERS
 from tutelage.settings import parse_settings
 
@@ -24,7 +31,8 @@ PLUGIN = Path(__file__).resolve().parents[2] / "examples" / "plugin"
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from student.quiz import GRADERS
+from orchestrator.run_config import RunConfig
+from student.quiz import GRADERS, Sitting, graded
 from teacher.algorithms import algorithm_names, settings_violations
 from teacher.config import TeacherSettings
 from teacher.own_formats import all_formats
@@ -34,9 +42,11 @@ from teacher.updates import Updates
 from tutelage.domain.errors import TutelageError
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateRequest, UpdateSettings
 from tutelage.domain.reward import RewardSettings, value_of
+from tutelage.domain.task import Question
 from tutelage.grading import grade
 from tutelage.models.loading import load_model
 from tutelage.models.tiny import write_tiny_model
+from tutelage.settings import parse_settings
 from tutelage.v1 import policy_pb2
 
 folder = Path(sys.argv[1])
@@ -60,10 +70,21 @@ rule = lessons_of(
     UpdateRequest(store.initial.version, "rest_em", ruled, (group,), 1, "run", 1), "h", {store.initial.version: 0}
 )
 wrong = settings_violations("best_few", UpdateSettings(options={"count": 0}), 256)
-try:
-    settings_violations("broken", UpdateSettings(), 256)
-except TutelageError as error:
-    broken = str(error)
+
+
+def fault_of(call):
+    try:
+        call()
+    except TutelageError as error:
+        return str(error)
+
+
+broken = {
+    "algorithm": fault_of(lambda: settings_violations("broken", UpdateSettings(), 256)),
+    "rule": str(settings_violations("rest_em", UpdateSettings(options={"rule": "broken"}), 256)[0]),
+    "formula": fault_of(lambda: parse_settings({"students": ["a"], "reward": {"formula": "broken"}}, RunConfig)),
+    "grader": fault_of(lambda: graded(Sitting((Question("q", "Who?", "Orr"),), ("broken",)), ["Orr"], [None])),
+}
 print(json.dumps({
     "algorithms": algorithm_names(), "graders": GRADERS, "formats": [item.name for item in all_formats()],
     "kept": result.kept_candidates, "algorithm": result.policy.algorithm, "wrong": [item.field for item in wrong],
@@ -86,7 +107,9 @@ def test_a_plugin_installed_into_a_folder(tmp_path: Path) -> None:
     broken = site / "broken-1.dist-info"
     broken.mkdir()
     (broken / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
-    (broken / "entry_points.txt").write_text("[tutelage.algorithms]\nbroken = not_there:Nothing\n")
+    groups = ("algorithms", "selection_rules", "rewards", "formats", "graders")
+    points = "".join(f"[tutelage.{group}]\nbroken = not_there:Nothing\n" for group in groups)
+    (broken / "entry_points.txt").write_text(points)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
@@ -96,13 +119,16 @@ def test_a_plugin_installed_into_a_folder(tmp_path: Path) -> None:
     assert found["algorithms"][-2:] == ["best_few", "broken"]
     assert "begins_with" in found["graders"]
     assert "glossary" in found["formats"]
+    assert "broken" not in found["formats"]
+    assert "format 'broken' is left out" in done.stderr
     assert (found["algorithm"], found["kept"]) == ("best_few", 2)
     assert found["wrong"] == ["settings.options.count"]
     assert found["scores"] == [1.0, 0.0]
     assert found["rule"] == 2
     assert found["reward"] == pytest.approx(0.3)
-    assert "broken" in found["broken"]
-    assert "not_there" in found["broken"]
+    for part, fault in found["broken"].items():
+        assert "'broken'" in fault, part
+        assert "No module named 'not_there'" in fault, part
 
 
 def test_without_plugins_there_is_what_this_project_brings() -> None:
@@ -126,3 +152,63 @@ def test_a_run_names_what_is_not_there() -> None:
     wrong = settings_violations("rest_em", UpdateSettings(options={"rule": "above_most"}), 256)
     assert [item.field for item in wrong] == ["settings.options.rule"]
     assert "one of best, above, top, weighted, lead" in wrong[0].allowed
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Parts of a package that is made of this file."""
+    points = [
+        EntryPoint(name, f"{__name__}:{value}", group)
+        for group, name, value in (
+            (FORMATS, "good", "GOOD"),
+            (FORMATS, "misnamed", "GOOD"),
+            (FORMATS, "number", "NUMBER"),
+            (FORMATS, "promptless", "PROMPTLESS"),
+            (FORMATS, "unsendable", "UNSENDABLE"),
+            (FORMATS, "missing", "NOT_THERE"),
+            (SELECTION_RULES, "number", "NUMBER"),
+            (SELECTION_RULES, "missing", "NOT_THERE"),
+            (REWARDS, "number", "NUMBER"),
+            (REWARDS, "missing", "NOT_THERE"),
+        )
+    ]
+    monkeypatch.setattr(extensions, "_points", lambda group: tuple(each for each in points if each.group == group))
+    all_formats.cache_clear()
+    yield monkeypatch
+    all_formats.cache_clear()
+
+
+GOOD = Format("good", "Write about {text}", Parser.LINES)
+NUMBER = 3
+PROMPTLESS = Format("promptless", 3, Parser.LINES)  # type: ignore[arg-type]
+UNSENDABLE = Format("unsendable", "Write about {text}", Parser.LINES, max_documents=1.5)  # type: ignore[arg-type]
+
+
+def test_a_broken_format_is_left_out_and_hides_no_other(
+    installed: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.ERROR):
+        names = [item.name for item in all_formats()]
+        assert [item.name for item in all_formats()] == names
+    assert [name for name in names if name in extension_names(FORMATS)] == ["good"]
+    assert "implications" in names
+    told = [record.getMessage() for record in caplog.records]
+    # Once each, however often the teacher is asked.
+    assert len(told) == 5
+    for name in ("misnamed", "missing", "number", "promptless", "unsendable"):
+        assert any(f"format {name!r} is left out" in line for line in told), name
+    assert any("NOT_THERE" in line for line in told)
+
+
+@pytest.mark.parametrize(("name", "reason"), [("missing", "does not load: AttributeError"), ("number", "is a int")])
+def test_what_cannot_be_called_is_refused_before_a_run_starts(
+    installed: pytest.MonkeyPatch, name: str, reason: str
+) -> None:
+    (wrong,) = settings_violations("rest_em", UpdateSettings(options={"rule": name}), 256)
+    assert (wrong.field, wrong.value) == ("settings.options.rule", name)
+    assert reason in wrong.allowed
+    with pytest.raises(InvalidInput) as refused:
+        parse_settings({"students": ["a"], "reward": {"formula": name}}, RunConfig)
+    (wrong,) = refused.value.violations
+    assert (wrong.field, wrong.value) == ("reward.formula", name)
+    assert reason in wrong.allowed
