@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from orchestrator.closing import Closing, GroupPolicy
 from orchestrator.plan import Across
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.policy import Parser, Sampling, StaleCandidates, UpdateSettings
-from tutelage.domain.reward import FORMULAS, RewardSettings
+from tutelage.domain.reward import RewardSettings
 from tutelage.domain.self_edit import LossMask, Schedule
-from tutelage.extensions import why_unusable
 from tutelage.settings import Settings
 
 
@@ -29,7 +28,7 @@ class InlineFormat(Settings):
     directives: bool = False
     """Whether the completion's first line is a JSON object of directives."""
     max_documents: int = Field(default=0, ge=0)
-    """Most documents a candidate may hold; 0 means no limit."""
+    """Most notes of a candidate that are kept, beside what the task gives; 0 means no limit."""
 
 
 class SamplingConfig(Settings):
@@ -99,15 +98,6 @@ class RewardConfig(Settings):
     rejected_reward: float | None = None
     """What a rejected edit earns; nothing leaves it unscored."""
 
-    @field_validator("formula")
-    @classmethod
-    def _known(cls, formula: str) -> str:
-        if formula and formula not in FORMULAS:
-            raise ValueError("empty, or an installed package's: " + (", ".join(FORMULAS) or "there is none"))
-        if formula and (reason := why_unusable(FORMULAS, formula)):
-            raise ValueError(f"empty, or a formula that can be used; {reason}")
-        return formula
-
 
 class UpdateConfig(Settings):
     """How the teacher learns from a round."""
@@ -127,7 +117,7 @@ class UpdateConfig(Settings):
     batch_size: int = Field(default=10, ge=1)
     """Candidates a step."""
     min_reward: float = 0.0
-    """A group's best is kept only if its reward is above this."""
+    """`rest_em` keeps only what has a reward above this, whatever its rule."""
     max_staleness: int = Field(default=1, ge=0)
     """Most updates that may lie between the policy that wrote a candidate and the one that learns from it."""
     stale: StaleCandidates = StaleCandidates.DROP

@@ -8,8 +8,10 @@ from orchestrator.run_config import InlineFormat, InnerLoopConfig, RunConfig
 from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.policy import Format
+from tutelage.domain.reward import FORMULAS
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.task import DocumentTask, Quiz
+from tutelage.extensions import why_unusable
 
 
 def resolve_format(config: RunConfig, teacher: TeacherDescription) -> Format:
@@ -65,7 +67,7 @@ def service_violations(
     config: RunConfig, teacher: TeacherDescription, students: dict[str, StudentDescription]
 ) -> list[FieldViolation]:
     """What the run asks of teacher and students that they do not have."""
-    found = []
+    found = formula_violations(config.reward.formula)
     if config.update.when != "never" and config.update.algorithm not in teacher.algorithms:
         allowed = "one of the teacher's algorithms: " + (", ".join(teacher.algorithms) or "none")
         found.append(FieldViolation("config.update.algorithm", config.update.algorithm, allowed))
@@ -80,6 +82,16 @@ def service_violations(
                 found.append(FieldViolation(f"config.graders[{index}]", grader, allowed))
         found += _bound_violations(name, config.inner_loop, student)
     return found
+
+
+def formula_violations(formula: str) -> list[FieldViolation]:
+    """What is wrong with a formula of the reward; looked at where it is used, for clients need not have its package."""
+    reason = ""
+    if formula and formula not in FORMULAS:
+        reason = "empty, or an installed package's: " + (", ".join(FORMULAS) or "there is none")
+    elif formula and (unusable := why_unusable(FORMULAS, formula)):
+        reason = f"empty, or a formula that can be used; {unusable}"
+    return [FieldViolation("config.reward.formula", formula, reason)] if reason else []
 
 
 def _bound_violations(name: str, loop: InnerLoopConfig, student: StudentDescription) -> list[FieldViolation]:

@@ -108,7 +108,7 @@ def graded(
 def _score(name: str, text: str, question: Question) -> float:
     try:
         with memory_faults():
-            score = float(grade(name, text, (question.answer, *question.aliases)))
+            score = float(grade(name, text, (question.answer, *question.aliases), question.text))
     except Exhausted:
         raise
     except Exception as error:

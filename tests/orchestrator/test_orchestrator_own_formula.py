@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from orchestrator.evaluating import scored
 from orchestrator.run_config import RunConfig
 from tutelage import extensions
 from tutelage.domain.evaluation import Answer, EvaluationReport, Failure, InnerLoopSettings, QuizResult, TrainingCost
+from tutelage.domain.run import RunState
 from tutelage.extensions import REWARDS
 from tutelage.settings import parse_settings
 
@@ -98,3 +100,36 @@ def test_a_grader_that_a_report_lacks_is_named_all_the_same() -> None:
     ended, reward = outcome(lambda parts: 1.0, grader="f1")
     assert ended == Failure("the report has no score by grader 'f1'", retryable=False)
     assert reward is None
+
+
+def test_a_run_whose_formula_is_gone_fails_until_its_package_is_back(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FORMULA[:] = [lambda parts: parts["gain_contains"]]
+    config = world.config.replace("{grader_weights: {contains: 1.0}}", "{formula: own, grader_weights: {contains: 1}}")
+
+    async def whole() -> None:
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+        with monkeypatch.context() as gone:
+            gone.setattr(extensions, "_points", lambda group: ())
+            async with world.engine() as engine:
+                failed = await world.done(engine)
+                assert failed.state is RunState.FAILED
+                assert "config.reward.formula" in failed.message
+                # The others can still be listed, and this one.
+                assert [each.run_id for each in await engine.list_runs()] == ["run"]
+        async with world.engine() as engine:
+            await engine.resume_run("run")
+            done = await world.done(engine)
+            assert done.state is RunState.DONE, done.message
+            assert done.unscored == 0
+
+    async def in_world() -> None:
+        await world.up()
+        try:
+            await whole()
+        finally:
+            await world.down()
+
+    asyncio.run(asyncio.wait_for(in_world(), 200))

@@ -17,12 +17,14 @@ from tutelage.domain.task import Question
 from tutelage.extensions import GRADERS
 
 CALLS = []
+TOLD = []
 GIVEN = []
 """A function of the calls so far."""
 
 
 def own(answer, gold, question=""):
     CALLS.append(answer)
+    TOLD.append((answer, tuple(gold), question))
     return GIVEN[0](len(CALLS))
 
 
@@ -32,6 +34,7 @@ def installed(monkeypatch):
     monkeypatch.setattr(extensions, "_points", lambda group: points if group == GRADERS else ())
     monkeypatch.setattr(student_engine, "GRADERS", (*student_engine.GRADERS, "own", "missing"))
     CALLS.clear()
+    TOLD.clear()
     GIVEN[:] = [lambda calls: 0.5]
 
 
@@ -53,6 +56,11 @@ def test_what_is_no_score_of_0_to_1_is_the_graders_fault(grader, reason):
     GIVEN[:] = [grader]
     with pytest.raises(GraderFailed, match=f"grader 'own'.*'q'.*{reason}"):
         graded(Sitting((Question("q", "Who?", "me"),), ("own",)), ["me"], [None])
+
+
+def test_a_grader_is_told_the_question():
+    graded(Sitting((Question("q", "Who hung the lamp?", "me", aliases=("I",)),), ("own",)), ["me"], [None])
+    assert TOLD == [("me", ("me", "I"), "Who hung the lamp?")]
 
 
 def test_scores_are_plain_numbers():

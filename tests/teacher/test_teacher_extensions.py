@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.run_config import RunConfig
+from orchestrator.run_violations import formula_violations
 from teacher.algorithms import algorithm_names, settings_violations
 from teacher.own_formats import all_formats
 from tutelage import extensions
-from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import Format, Parser, UpdateSettings
 from tutelage.extensions import ALGORITHMS, FORMATS, REWARDS, SELECTION_RULES, Extended, extension_names
 from tutelage.grading import STRING_GRADERS
@@ -32,6 +32,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from orchestrator.run_config import RunConfig
+from orchestrator.run_violations import formula_violations
 from student.quiz import GRADERS, Sitting, graded
 from teacher.algorithms import algorithm_names, settings_violations
 from teacher.config import TeacherSettings
@@ -82,7 +83,7 @@ def fault_of(call):
 broken = {
     "algorithm": fault_of(lambda: settings_violations("broken", UpdateSettings(), 256)),
     "rule": str(settings_violations("rest_em", UpdateSettings(options={"rule": "broken"}), 256)[0]),
-    "formula": fault_of(lambda: parse_settings({"students": ["a"], "reward": {"formula": "broken"}}, RunConfig)),
+    "formula": str(formula_violations("broken")[0]),
     "grader": fault_of(lambda: graded(Sitting((Question("q", "Who?", "Orr"),), ("broken",)), ["Orr"], [None])),
 }
 print(json.dumps({
@@ -147,8 +148,11 @@ def test_own_parts_win_over_a_package_of_the_same_name() -> None:
 
 
 def test_a_run_names_what_is_not_there() -> None:
-    with pytest.raises(InvalidInput, match=r"reward\.formula: 'careful'.*there is none"):
-        parse_settings({"students": ["a"], "reward": {"formula": "careful"}}, RunConfig)
+    (unknown,) = formula_violations("careful")
+    assert (unknown.field, unknown.value) == ("config.reward.formula", "careful")
+    assert "there is none" in unknown.allowed
+    # Settings with it can be read without the package: a stored run, and at the client.
+    assert parse_settings({"students": ["a"], "reward": {"formula": "careful"}}, RunConfig).reward.formula == "careful"
     wrong = settings_violations("rest_em", UpdateSettings(options={"rule": "above_most"}), 256)
     assert [item.field for item in wrong] == ["settings.options.rule"]
     assert "one of best, above, top, weighted, lead" in wrong[0].allowed
@@ -207,8 +211,6 @@ def test_what_cannot_be_called_is_refused_before_a_run_starts(
     (wrong,) = settings_violations("rest_em", UpdateSettings(options={"rule": name}), 256)
     assert (wrong.field, wrong.value) == ("settings.options.rule", name)
     assert reason in wrong.allowed
-    with pytest.raises(InvalidInput) as refused:
-        parse_settings({"students": ["a"], "reward": {"formula": name}}, RunConfig)
-    (wrong,) = refused.value.violations
-    assert (wrong.field, wrong.value) == ("reward.formula", name)
+    (wrong,) = formula_violations(name)
+    assert (wrong.field, wrong.value) == ("config.reward.formula", name)
     assert reason in wrong.allowed

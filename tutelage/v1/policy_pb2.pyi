@@ -76,7 +76,7 @@ class Format(_message.Message):
     directives: _builtins.bool
     """Whether the completion's first line is a JSON object of directives."""
     max_documents: _builtins.int
-    """Most documents a candidate may hold; the rest is dropped. 0 means no limit."""
+    """Most notes of a candidate that are kept, beside what the task gives; 0 means no limit."""
     def __init__(
         self,
         *,

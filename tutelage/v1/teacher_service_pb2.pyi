@@ -377,7 +377,7 @@ class UpdateSettings(_message.Message):
     epochs: _builtins.int
     batch_size: _builtins.int
     min_reward: _builtins.float
-    """A group's best is kept only if its reward is above this."""
+    """What `rest_em` keeps must have a reward above this, whatever its rule."""
     max_staleness: _builtins.int
     """Most updates that may lie between the policy that wrote a candidate and the parent; unset means 1."""
     stale: Global___StaleCandidates.ValueType
