@@ -108,7 +108,7 @@ class BaselineService(pb_grpc.TeacherServiceServicer):
         def check(format: Format, candidates: int, sampling: Sampling) -> None:
             self._check(candidates)
 
-        return await check_writing(request_iterator, check)
+        return await check_writing(request_iterator, check, self._baseline.check_task)
 
     async def WriteSelfEdits(
         self, request: pb.WriteSelfEditsRequest, context: grpc.aio.ServicerContext

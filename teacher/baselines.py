@@ -50,6 +50,10 @@ class Baseline(ABC):
     async def __aexit__(self, *_: object) -> None:
         return None
 
+    def check_task(self, task: Task, format: Format, max_new_tokens: int) -> None:
+        """InvalidInput for a task that it would not write for."""
+        return
+
     @abstractmethod
     def write(
         self, task: Task, format: Format, candidates: int, sampling: Sampling, seed: int
@@ -107,6 +111,12 @@ class Replay(Baseline):
         self._path = path
         self._texts = _read_replay(path)
         self.revision = content_hash(self._texts)
+
+    def check_task(self, task: Task, format: Format, max_new_tokens: int) -> None:
+        """InvalidInput for a task of which the file has no text."""
+        if task.id not in self._texts:
+            allowed = f"one of the {len(self._texts)} tasks that {self._path.name} has self-edits of"
+            raise InvalidInput.of("task.id", task.id, allowed)
 
     async def write(
         self, task: Task, format: Format, candidates: int, sampling: Sampling, seed: int
@@ -209,7 +219,8 @@ async def _as_they_end(calls: Sequence[Coroutine[Any, Any, T]]) -> AsyncIterator
 def _read_replay(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     try:
-        lines: Sequence[str] = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: U+2028 and its kin may stand inside a JSON string.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput.of("replay_file", path, f"a readable file of JSON lines ({error})") from None
     for number, line in enumerate(lines, start=1):
@@ -218,7 +229,7 @@ def _read_replay(path: Path) -> dict[str, list[str]]:
         where = f"{path.name}, line {number}"
         try:
             item = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidInput.of(where, line[:100], "a JSON object") from None
         wanted = '{"task_id": "...", "text": "..."}'
         if not isinstance(item, dict) or not all(isinstance(item.get(key), str) for key in ("task_id", "text")):
