@@ -21,6 +21,14 @@ from tutelage.settings import Settings
 
 _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Answers that another attempt may turn into a reply."""
+_GIVEN_UP = frozenset({"error", "abort"})
+"""Why a reply ended whose writing broke off on the other side, whatever there is of it."""
+_KEPT_BACK = "content_filter"
+"""Why a reply ended of which a filter cut or kept back a part."""
+
+
+class _KeptBack(PreconditionFailed):
+    """Another sample may pass the filter; a deterministic one will not."""
 
 
 class ChatEndpointSettings(Settings):
@@ -84,7 +92,7 @@ class ChatEndpoint:
         """The model's reply to `prompt` as a user's message.
 
         Unavailable when every attempt failed, NotFound for a model that is not there, PreconditionFailed for what
-        asking again will not mend.
+        asking again will not mend, such as a filter that keeps the reply back at the last attempt too.
         """
         settings = self._settings
         body: dict[str, Any] = {
@@ -101,12 +109,13 @@ class ChatEndpoint:
             for attempt in range(settings.attempts):
                 try:
                     return await self._attempt(body)
-                except Unavailable as error:
+                except (Unavailable, _KeptBack) as error:
                     if attempt + 1 == settings.attempts:
                         raise
                     # Spread, so that prompts that were refused together do not come back together.
                     spread = pause * random.uniform(0.5, 1.5)  # noqa: S311
-                    await asyncio.sleep(min(60.0, max(spread, error.retry_after_s or 0.0)))
+                    asked = error.retry_after_s if isinstance(error, Unavailable) else None
+                    await asyncio.sleep(min(60.0, max(spread, asked or 0.0)))
                     pause *= 2
         raise AssertionError("there is at least one attempt")
 
@@ -125,19 +134,24 @@ class ChatEndpoint:
         if answer.status_code >= 300:
             raise PreconditionFailed(f"{where} answered {answer.status_code}: {_detail(answer)}")
         try:
-            return _reply(answer.json())
+            return _reply(answer.json(), where)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise Unavailable(f"{where} answered with what is no chat completion: {_detail(answer)}") from error
 
 
-def _reply(content: Any) -> Reply:
+def _reply(content: Any, where: str) -> Reply:
     choice = content["choices"][0]
+    reason = choice.get("finish_reason")
+    if reason in _GIVEN_UP:
+        raise Unavailable(f"{where} broke a reply off, finish_reason {reason}")
+    if reason == _KEPT_BACK:
+        raise _KeptBack(f"{where} kept a reply back, finish_reason {reason}")
     text = choice["message"]["content"]
     usage = content.get("usage") or {}
     return Reply(
         # A model that only refuses, or only calls tools, has no content: an empty reply, not a fault.
         text="" if text is None else str(text),
-        ended=choice.get("finish_reason") != "length",
+        ended=reason != "length",
         prompt_tokens=int(usage.get("prompt_tokens") or 0),
         completion_tokens=int(usage.get("completion_tokens") or 0),
     )

@@ -304,6 +304,24 @@ def test_what_will_not_get_better_is_told_at_once(endpoint: Endpoint) -> None:
         asyncio.run(ask())
 
 
+def test_a_reply_that_broke_off_on_the_other_side_is_no_reply(endpoint: Endpoint) -> None:
+    good = endpoint.reply({})
+
+    def broken(reason: str, text: str | None) -> tuple[int, Any, dict[str, str]]:
+        return 200, {"choices": [{"message": {"content": text}, "finish_reason": reason}]}, {}
+
+    endpoint.answers = [broken("error", ""), broken("abort", "Velm"), broken("content_filter", None), good]
+    assert asked(endpoint).text.startswith("Velm stands")
+    endpoint.answers = [broken("error", "Velm is")]
+    with pytest.raises(Unavailable, match="error"):
+        asked(endpoint, attempts=1)
+    # One that is kept back each time is not waited for.
+    endpoint.answers = [broken("content_filter", "")] * 2
+    with pytest.raises(PreconditionFailed, match="content_filter"):
+        asked(endpoint, attempts=2)
+    assert not endpoint.answers
+
+
 def test_other_shapes_of_requests_and_replies(endpoint: Endpoint) -> None:
     endpoint.answers = [(200, {"choices": [{"message": {"content": None}, "finish_reason": "stop"}]}, {})]
     assert asked(endpoint, length_field="max_completion_tokens", send_seed=False) == Reply("", True, 0, 0)
