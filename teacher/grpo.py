@@ -72,20 +72,18 @@ class GRPO(Algorithm):
         self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: GRPOOptions
     ) -> tuple[SampleGroup, ...]:
         """Groups whose rewards differ; in the others every advantage is 0."""
-        if options.skip_truncated:
-            groups = [
-                SampleGroup(group.group_id, tuple(sample for sample in group.samples if sample.ended))
-                for group in groups
-            ]
-        return with_spread(groups, options.min_spread)
+        return with_spread(_looked_at(groups, options), options.min_spread)
 
     def weights(self, groups: Sequence[SampleGroup], options: GRPOOptions) -> dict[str, float]:
         """Advantages."""
         return by_candidate(groups, group_relative(rewards_of(groups), options.scale_rewards))
 
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: GRPOOptions) -> str:
-        """The widest spread."""
-        return why_no_spread(groups, options.min_spread)
+        """The widest spread of what is not left out for its length."""
+        looked_at = _looked_at(groups, options)
+        cut = sum(len(group.samples) for group in groups) - sum(len(group.samples) for group in looked_at)
+        left_out = f"; {cut} candidates that were cut off are left out (skip_truncated)" if cut else ""
+        return why_no_spread(looked_at, options.min_spread) + left_out
 
     def train(self, training: Training) -> None:
         """Clipped policy gradient by TRL's GRPOTrainer."""
@@ -128,3 +126,9 @@ class GRPO(Algorithm):
         olds = old_log_probs(trainer, samples, options.log_probs)
         trainer.rows = [ScoredRow(*row) for row in zip(samples, advantages, olds, references, strict=True)]
         train_in_float32(trainer)
+
+
+def _looked_at(groups: Sequence[SampleGroup], options: GRPOOptions) -> Sequence[SampleGroup]:
+    if not options.skip_truncated:
+        return groups
+    return [SampleGroup(group.group_id, tuple(sample for sample in group.samples if sample.ended)) for group in groups]

@@ -165,7 +165,7 @@ def document_task(path: Path, task_id: str | None) -> Task:
     from tutelage.domain.task import DocumentTask, Task
 
     if path.suffix in (".jsonl", ".json", ".yaml", ".yml"):
-        tasks = {item.task.id: item.task for item in read_tasks(path)}
+        tasks = {item.task.id: item.task for item in read_tasks(path, unasked=True)}
         wanted = task_id if task_id is not None else next(iter(tasks), "")
         if wanted not in tasks:
             raise InvalidInput.of("task", wanted, f"a task of {path}: " + ", ".join(list(tasks)[:20]))
