@@ -2,7 +2,7 @@
 
 A version is a LoRA adapter in PEFT's own format beside a manifest with its lineage and the hash of each file. It is
 written aside and renamed into place, so a folder under its final name is whole; whatever is read is checked against the
-manifest.
+manifest. Nobody writes to a folder that is in place: a process hashes a file once, and again only when it was touched.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class PolicyStore:
     def __init__(self, folder: Path, base_revision: str) -> None:
         self._folder = folder
         self._base_revision = base_revision
+        self._hashes: dict[Path, tuple[tuple[int, ...], str]] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._initial = self._first()
 
@@ -107,7 +108,7 @@ class PolicyStore:
             manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
             policy, files = policy_from_json(manifest["policy"]), dict(manifest["files"])
             base = manifest["base_revision"]
-            whole = set(files) == set(ADAPTER_FILES) and all(_file_hash(folder / n) == files[n] for n in files)
+            whole = set(files) == set(ADAPTER_FILES) and all(self._hash(folder / n) == files[n] for n in files)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataLoss(f"policy {version} is damaged: {type(error).__name__}") from error
         if not whole or policy.version != version or _version(files, policy) != version:
@@ -115,6 +116,16 @@ class PolicyStore:
         if base != self._base_revision:
             raise PreconditionFailed(f"policy {version} belongs to another base model revision, {base}")
         return policy
+
+    def _hash(self, path: Path) -> str:
+        """The hash of a file in place. Adapters are large, and calls that only name them are many."""
+        found = path.stat()
+        # What is written to a file moves its change time, which nobody sets back; another file has another inode.
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        known = self._hashes.get(path)
+        if known is None or known[0] != state:
+            known = self._hashes[path] = (state, _file_hash(path))
+        return known[1]
 
     def _first(self) -> Policy:
         version = content_hash({"base_revision": self._base_revision, "adapter": None})

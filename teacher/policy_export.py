@@ -1,17 +1,19 @@
 """A policy version for use elsewhere: its LoRA in PEFT's format, or the whole model with the LoRA merged in.
 
 Merging loads the base anew and unquantised, in a process of its own: the serving model stays as it is, and the memory
-goes back. A LoRA trained on a quantised base makes up for its rounding too, so the merged model is close to what the
-teacher samples from, not equal to it.
+goes back. That process ends when nobody waits for it, and with the one that began it. A LoRA trained on a quantised
+base makes up for its rounding too, so the merged model is close to what the teacher samples from, not equal to it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
@@ -26,6 +28,10 @@ CHUNK = 1 << 20
 """Bytes of one part; a message holds no more than four times as many."""
 CARD = "policy.json"
 """The version's lineage, beside its weights."""
+POLL_S = 0.1
+"""Seconds between two questions whether merging has ended or is still waited for."""
+LEFT_ALONE = 75
+"""Exit code of a merging whose parent is gone."""
 
 
 def describe_policy(policies: PolicyStore, version: str, promoted: str) -> PolicyDetails:
@@ -65,7 +71,7 @@ def export_policy(
                 raise PreconditionFailed("policy 0 is the untouched model: it has no LoRA, but can be exported merged")
             paths = [adapter / name for name in ADAPTER_FILES]
         else:
-            _merge_in_process(settings, adapter, folder)
+            _merge_in_process(settings, adapter, folder, cancelled)
             paths = sorted(path for path in folder.iterdir() if path.is_file())
         text = json.dumps(card, indent=1, sort_keys=True).encode()
         yield ExportedFile(CARD, len(text))
@@ -77,7 +83,9 @@ def export_policy(
                     yield part
 
 
-def _merge_in_process(settings: TeacherSettings, adapter: Path | None, output: Path) -> None:
+def _merge_in_process(
+    settings: TeacherSettings, adapter: Path | None, output: Path, cancelled: Callable[[], bool]
+) -> None:
     request = {
         "model": settings.model,
         "cache_dir": str(settings.cache_dir.absolute()) if settings.cache_dir else "",
@@ -86,14 +94,31 @@ def _merge_in_process(settings: TeacherSettings, adapter: Path | None, output: P
     }
     command = [sys.executable, "-m", "teacher.policy_export"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        command, input=json.dumps(request), capture_output=True, text=True, env=environment, check=False
-    )
-    if done.returncode < 0:
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as log,
+        # Standard input is held open behind the request: when this process dies, the child sees its end.
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True, env=environment, bufsize=1
+        ) as child,
+    ):
+        try:
+            assert child.stdin is not None
+            child.stdin.write(json.dumps(request) + "\n")
+            while not cancelled():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(POLL_S)
+                    break
+            else:
+                return
+        finally:
+            child.kill()
+        log.seek(0)
+        told = log.read()
+    if child.returncode < 0:
         # Most often for memory: it holds the whole model unquantised.
-        raise Unavailable(f"merging was ended by signal {-done.returncode}", retry_after_s=30)
-    if done.returncode:
-        raise RuntimeError(f"merging ended with code {done.returncode}: {done.stderr[-2000:]}")
+        raise Unavailable(f"merging was ended by signal {-child.returncode}", retry_after_s=30)
+    if child.returncode:
+        raise RuntimeError(f"merging ended with code {child.returncode}: {told[-2000:]}")
 
 
 def merge(model: str, cache_dir: str, adapter: str, output: str) -> None:
@@ -110,5 +135,12 @@ def merge(model: str, cache_dir: str, adapter: str, output: str) -> None:
     AutoTokenizer.from_pretrained(path, local_files_only=True).save_pretrained(output)
 
 
+def _end_with_parent() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(LEFT_ALONE)
+
+
 if __name__ == "__main__":
-    merge(**json.loads(sys.stdin.read()))
+    asked = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    merge(**asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from teacher import metrics
 from teacher.algorithms import algorithm_names, find_algorithm, settings_violations
 from teacher.config import TeacherSettings
 from teacher.engine import Writer
+from teacher.leftovers import clear_leftovers
 from teacher.own_formats import all_formats
 from teacher.policies import PolicyStore, policy_to_json
 from teacher.policy_export import describe_policy, export_policy
@@ -23,7 +25,7 @@ from teacher.updates import Updates
 from teacher.writing_check import check_writing
 from tutelage.domain.description import TeacherDescription
 from tutelage.domain.errors import InvalidInput, Unavailable
-from tutelage.domain.policy import Policy, UpdateResult
+from tutelage.domain.policy import ExportedFile, Policy, UpdateResult
 from tutelage.models.loading import load_model
 from tutelage.rpc.logging import bind
 from tutelage.v1 import teacher_service_pb2 as pb
@@ -102,7 +104,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             formats=all_formats(),
             algorithms=algorithm_names(),
             version=tutelage.__version__,
-            promoted_policy_version=(await asyncio.to_thread(parts.promotions.current)).version,
+            promoted_policy_version=await asyncio.to_thread(parts.promotions.usable),
         )
         return teacher_description_to_wire(description)
 
@@ -203,12 +205,24 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
         form = Checks("").enum("form", request.form, POLICY_FORMS)
         details = await asyncio.to_thread(describe_policy, policies, request.version, "")
         card = {"base_model": self._settings.model, "policy": policy_to_json(details.policy)}
-        parts = export_policy(self._settings, policies, request.version, form, card)
+        gone, turn = threading.Event(), threading.Lock()
+        parts = export_policy(self._settings, policies, request.version, form, card, cancelled=gone.is_set)
+
+        def following() -> ExportedFile | bytes | None:
+            with turn:
+                return next(parts, None)
+
+        def close() -> None:
+            # A reader that goes does not end the thread that makes its next part.
+            with turn:
+                parts.close()
+
         try:
-            while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            while (part := await asyncio.to_thread(following)) is not None:
                 yield export_part_to_wire(part)
         finally:
-            await asyncio.to_thread(parts.close)
+            gone.set()
+            await asyncio.to_thread(close)
 
     def _open(self) -> _Parts:
         settings = self._settings
@@ -221,11 +235,16 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             cache_dir=settings.cache_dir,
             dequantise=settings.dequantise,
         )
+        # The folder is this process's own (`alone_in`); what others began in it they cannot end any more.
+        clear_leftovers(settings.data_dir)
         policies = PolicyStore(settings.data_dir / "policies", loaded.revision)
         writer = Writer(loaded, policies, settings)
         metrics.show_policy(policies.list()[-1].version, loaded.name)
         updates = Updates(settings, policies, writer.tokenizer_hash)
-        return _Parts(writer, policies, updates, Promotions(settings.data_dir / "promoted.json", policies))
+        promotions = Promotions(settings.data_dir / "promoted.json", policies)
+        # What is wrong with it is told at the start too, not first by a run.
+        promotions.usable()
+        return _Parts(writer, policies, updates, promotions)
 
     def _loaded(self) -> _Parts:
         if self._parts is None:

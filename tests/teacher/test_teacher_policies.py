@@ -19,7 +19,6 @@ from typer.testing import CliRunner, Result
 
 from teacher.config import TeacherSettings
 from teacher.policies import PolicyStore
-from teacher.promotion import Promotions
 from teacher.service import TeacherService
 from tutelage.cli.main import app
 from tutelage.client import SyncTeacherClient
@@ -125,13 +124,19 @@ def test_promoted_and_rolled_back(client: SyncTeacherClient, address: str, versi
     client.promote_policy(versions[1], versions[0])
 
 
-def test_promotion_outlives_the_process_and_tells_when_it_is_damaged(tmp_path: Path) -> None:
-    store = PolicyStore(tmp_path / "policies", "revision")
-    path = tmp_path / "promoted.json"
-    assert Promotions(path, store).promote(store.initial.version, store.initial.version).previous_versions == ()
+def test_a_damaged_record_of_what_is_promoted_stops_nothing_else_and_is_mended(
+    client: SyncTeacherClient, address: str, settings: TeacherSettings, versions: list[str]
+) -> None:
+    path = settings.data_dir / "promoted.json"
     path.write_text("{")
-    with pytest.raises(DataLoss):
-        Promotions(path, store).current()
+    assert client.describe().promoted_policy_version == ""
+    assert client.describe().latest_policy_version == versions[2]
+    assert len(client.list_policies()) == 3
+    assert json.loads(run(address, "list", "--json").stdout)["promotion"]["version"] not in versions
+    assert isinstance(run(address, "show", "promoted").exception, NotFound)
+    assert run(address, "promote", versions[1]).exit_code == 0
+    assert client.describe().promoted_policy_version == versions[1]
+    path.unlink()
 
 
 def test_two_versions_write_about_the_same_document(address: str, versions: list[str], tmp_path: Path) -> None:
