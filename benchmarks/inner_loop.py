@@ -1,33 +1,34 @@
 """How fast a student grades self-edits: the bank, against PEFT, HF Trainer and the published procedure, and the floors.
 
-All in one run, alternating, on the same base: (a) the student's bank with K slots; (b) a bare PEFT loop, one edit at a
-time, unpadded, baseline cached; (c) HF Trainer, one edit at a time, unpadded, baseline answered for each edit and
+All in one run, alternating, on the same NF4 base: (a) the student's bank with K slots; (b) a bare PEFT loop, one edit
+at a time, unpadded, baseline cached; (c) HF Trainer, one edit at a time, unpadded, baseline answered for each edit and
 one question at a time; (d) the published procedure: every sequence padded to 2,048 with loss on the pads, from the time
-of some steps. The floor is 4 x parameters x tokens over the matmul rate measured in the same run, beside the tokens a
-second that the bank's steps reach with the most slots; on a GPU there is one of bytes beside it, and the most slots
-that a memory of 24 GiB holds are sought.
+of some steps. On a CPU the bank holds its weights unpacked, as a student with memory to spare does; (b), (c) and (d)
+unpack NF4 in each pass, as PEFT does, and (b) is timed once more on unpacked weights. All but the bank have a process
+of their own there, so that peaks of memory are apart.
+
+The floor is 4 x parameters x tokens over the matmul rate measured in the same run, beside the tokens a second that the
+bank's steps reach with the most slots; on a GPU there is one of bytes beside it, and the most slots that a memory of
+24 GiB holds are sought.
 
     python benchmarks/inner_loop.py                          # SmolLM2-135M, NF4: an hour and a half on two cores
     python benchmarks/inner_loop.py --quick                  # a tiny random model
     python benchmarks/inner_loop.py --geometry qwen2.5-7b    # a GPU: random weights, LoRA on q and v, then on all
 
-The last line is JSON: vs_peft, vs_trainer, vs_published, vs_floor, best_k, peak_mib.
+The last line is JSON: vs_peft, vs_peft_unpacked (CPU), vs_trainer, vs_published, vs_floor, best_k, peak_mib.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import gc
 import json
 import platform
-import resource
 import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 # This file's folder would make `orchestrator` mean the benchmark of that name.
@@ -36,15 +37,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 
 from benchmarks.geometry import GEOMETRIES, random_model, tokenizer_of
-from benchmarks.inner_loop_ways import (
-    Workload,
-    by_bank,
-    by_peft,
-    by_trainer,
-    published_step_seconds,
-    seconds_of,
-    workload,
-)
+from benchmarks.inner_loop_alone import Asked, alone, begin_peak, peak_mib, weight_bytes
+from benchmarks.inner_loop_ways import Workload, by_bank, by_peft, seconds_of, workload
 from student.bank import Bank
 from student.bank_step import Limits, StepFailed, step
 from student.capacity import pass_bytes
@@ -54,6 +48,10 @@ from tutelage.models.loading import Dequantise, LoadedModel, choose_device, load
 from tutelage.models.tiny import write_tiny_model
 
 PUBLISHED_LENGTH = 2048
+UNPACKED = "(b) PEFT alone, weights unpacked"
+OTHERS = {"(b) PEFT alone": "peft", UNPACKED: "peft-unpacked", "(c) HF Trainer alone": "trainer"}
+"""Names of the table and of WAYS."""
+FIGURES = {"(b) PEFT alone": "vs_peft", UNPACKED: "vs_peft_unpacked", "(c) HF Trainer alone": "vs_trainer"}
 HELD_GIB = 24
 
 
@@ -75,34 +73,6 @@ class Timed:
         low, high = min(self.per_hour), max(self.per_hour)
         rate, mean = statistics.mean(self.tokens_per_s), statistics.mean(self.per_hour)
         return f"| {name} | {mean:.1f} | {low:.1f} to {high:.1f} | {rate:.0f} | {self.peak_mib:.0f} |"
-
-
-def begin_peak() -> None:
-    """The peak of the memory is counted anew from now on, where the system can do that."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        # What was given free is not of the run that begins.
-        ctypes.CDLL(None).malloc_trim(0)
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def weight_bytes(loaded: LoadedModel) -> int:
-    """Of all weights as they are held, but for the scales of quantised ones."""
-    return sum(parameter.numel() * parameter.element_size() for parameter in loaded.model.parameters())
-
-
-def peak_mib(beside: LoadedModel) -> float:
-    """Most memory since `begin_peak`: resident; of a GPU what is allocated, without the model that only stands by."""
-    if beside.device != "cpu":
-        return (torch.cuda.max_memory_allocated() - weight_bytes(beside)) / 2**20
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else ():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def matmul_rate(loaded: LoadedModel) -> float:
@@ -218,37 +188,38 @@ def main() -> None:
                 everywhere = measure(args, *models, rank=32, targets=())
                 figures |= {f"{name}_all_linear": value for name, value in everywhere.items()}
         else:
-            # As a student with memory to spare holds its base, and as PEFT and the Trainer do.
             on_cpu = choose_device(args.device).type == "cpu"
             held: Dequantise = "once" if on_cpu else "each-pass"
             ours = load_model(model, device=args.device, threads=args.threads, dequantise=held)
-            theirs = load_model(model, device=args.device, threads=args.threads)
+            theirs = None if on_cpu else load_model(model, device=args.device, threads=args.threads)
+            args.model = model
             figures = measure(args, ours, theirs, rank=16, targets=())
     print(f"whole run {time.monotonic() - begun:.0f} s", file=sys.stderr)
     print(json.dumps({**{name: round(value, 3) for name, value in figures.items()}, "seed": args.seed}))
 
 
 def measure(
-    args: argparse.Namespace, ours: LoadedModel, theirs: LoadedModel, rank: int, targets: tuple[str, ...]
+    args: argparse.Namespace, ours: LoadedModel, theirs: LoadedModel | None, rank: int, targets: tuple[str, ...]
 ) -> dict[str, float]:
-    """Prints the table of one placement of LoRA; its figures."""
+    """Prints the table of one placement of LoRA; its figures. Without `theirs` others have processes of their own."""
     load = workload(args.edits, args.epochs, args.seed, rank, targets)
     enable_packing(ours.model)
     bank = Bank(ours)
-    alone = min(4, args.edits)
+    few = min(4, args.edits)
     tokens = [load.tokens(ours, i) for i in range(args.edits)]
     timed: dict[str, Timed] = {f"(a) bank, {k} slots": Timed() for k in args.slots}
-    peft, trainer = Timed(), Timed()
+    others = {name: Timed() for name in OTHERS if theirs is None or name != UNPACKED}
     steps: list[float] = []
     rates: list[float] = []
     if bank.device.type == "cuda":
         # Kernels are loaded when they are first called.
         short = workload(1, 1, args.seed, rank, targets)
         by_bank(ours, bank, short, 1, 1, 4)
+        assert theirs is not None
         by_peft(theirs, short, 0, 4)
     for alternation in range(args.alternations):
         for k in args.slots:
-            edits = args.edits if k > 1 else alone
+            edits = args.edits if k > 1 else few
             before = matmul_rate(ours)
             begin_peak()
             seconds, training = by_bank(ours, bank, load, k, edits, args.max_new_tokens)
@@ -256,13 +227,14 @@ def measure(
             if k == max(args.slots):
                 # A machine that others share changes its speed: each run has the floor of its own minutes.
                 rates.append(max(before, matmul_rate(ours)))
-        for way, times in ((by_peft, peft), (by_trainer, trainer)):
-            for i in range(alone):
-                begin_peak()
-                begun = time.monotonic()
-                training = way(theirs, load, i, args.max_new_tokens)
-                times.add(1, tokens[i], time.monotonic() - begun, training, peak_mib(ours))
-        steps.append(published_step_seconds(theirs, load, args.length, 5 if alternation == 0 and not args.quick else 1))
+        asked = Asked(
+            "published", args.model, args.threads, args.seed, few, args.epochs, rank, targets, args.max_new_tokens,
+            args.length, 5 if alternation == 0 and not args.quick else 1,
+        )  # fmt: skip
+        for name, times in others.items():
+            for took in alone(replace(asked, way=OTHERS[name]), theirs, ours):
+                times.add(1, took.tokens, took.seconds, took.training, took.peak_mib)
+        steps += [took.seconds for took in alone(asked, theirs, ours)]
         print(f"alternation {alternation + 1} of {args.alternations}", file=sys.stderr, flush=True)
     rows = len(load.edits[0].documents)
     published = 3600 / (statistics.mean(steps) * rows * args.epochs)
@@ -275,7 +247,7 @@ def measure(
     size = statistics.mean(tokens)
     print(f"seed {args.seed}, {args.edits} edits of {rows} rows, {args.epochs} epochs, {size:.0f} tokens each\n")
     print("| way | evaluations an hour | spread | tokens a second, training | peak MiB |\n|---|---|---|---|---|")
-    for name, times in {**timed, "(b) PEFT alone": peft, "(c) HF Trainer alone": trainer}.items():
+    for name, times in {**timed, **others}.items():
         print(times.line(name))
     print(f"| (d) published, training alone | {published:.2f} | from {len(steps)} timings of steps | | |")
     shown = f"4 x {ours.parameters} at {statistics.mean(rates) / 1e9:.0f} GFLOP/s"
@@ -283,8 +255,7 @@ def measure(
     mean = statistics.mean(timed[best].per_hour)
     most = timed[f"(a) bank, {max(args.slots)} slots"].tokens_per_s
     figures = {
-        "vs_peft": mean / statistics.mean(peft.per_hour),
-        "vs_trainer": mean / statistics.mean(trainer.per_hour),
+        **{FIGURES[name]: mean / statistics.mean(times.per_hour) for name, times in others.items()},
         "vs_published": mean / published,
         "vs_floor": statistics.mean(floor / reached for floor, reached in zip(floors, most, strict=True)),
         "best_k": args.slots[list(timed).index(best)],
