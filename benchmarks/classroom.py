@@ -117,7 +117,7 @@ class Classroom:
         self.formats = {known.name: known for known in builtin_formats()}
         directed = [replace(known, name=known.name + DIRECTED, directives=True) for known in self.formats.values()]
         self.formats |= {known.name: known for known in directed}
-        self._own = self.student.describe()
+        self.described = self.student.describe()
 
     def close(self) -> None:
         self.updates.stop()
@@ -136,7 +136,7 @@ class Classroom:
         self, item: TaskWithQuiz, edit: SelfEdit, *, adapter_version: str = "", repeat: int = 0
     ) -> tuple[str, EvaluationReport | Rejection]:
         """Its id and its outcome; a fault of the machine ends the benchmark."""
-        own = self._own
+        own = self.described
         key = EvaluationKey(
             base_model=own.base_model,
             base_revision=own.base_revision,

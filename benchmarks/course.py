@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from benchmarks.classroom import Classroom, documents, passage_only
 from orchestrator.report.bootstrap import Interval, paired_interval
-from orchestrator.student_profile import MOST_MISTAKES, Mistake, told, wrong_before
+from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, Mistake, not_asked_by, wrong_before
+from orchestrator.teaching import addressed, informed
 from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.policy import Candidate, CandidateGroup, ScoredCandidate, UpdateResult, UpdateSettings
 from tutelage.domain.reward import RewardSettings, reward_of
@@ -111,10 +112,16 @@ class Course:
         if not format_name.endswith(PROFILED):
             return self.room.write(item, format_name, count, policy, purpose)
         others = [known for known in self.learning[: MOST_MISTAKES + 1] if known.task.id != item.task.id]
-        wrong = [mistake for known in others[:MOST_MISTAKES] for mistake in self._mistakes(known)[:1]]
+        wrong = [
+            mistake
+            for known in others[:MOST_MISTAKES]
+            for mistake in not_asked_by(item.quiz, self._mistakes(known))[:1]
+        ]
         plain, own = self.room.formats[format_name], f"{format_name} of {item.task.id}"
-        who = f"Write for a {self.args.model} model. Wrong so far:\n{told(wrong)}"
-        self.room.formats[own] = replace(plain, prompt=f"{who}\n\n{plain.prompt}")
+        asking = replace(plain, prompt=f"{plain.prompt}\n\nWrong so far:\n{MISTAKES}")
+        # As a run does for a group that is written for one student.
+        to_student = addressed(asking, {"student": self.room.described}, alone=True)
+        self.room.formats[own] = informed(to_student, wrong)
         return self.room.write(item, own, count, policy, purpose)
 
     def _mistakes(self, item: TaskWithQuiz) -> list[Mistake]:

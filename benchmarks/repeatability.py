@@ -309,7 +309,8 @@ def main() -> None:
         print(f"seed {args.seed}, {args.edits} edits of {rows:.1f} rows, {args.epochs} epochs, batch 1, rank 16\n")
         found: dict[str, Any] = {}
         for dtype in args.dtypes:
-            loaded = load_model(model, device="cpu", compute_dtype=dtype, threads=args.threads)
+            # Held as the service holds it unless told otherwise.
+            loaded = load_model(model, device="cpu", compute_dtype=dtype, threads=args.threads, dequantise="auto")
             found |= MEASURES[dtype](args, loaded, load)
     print(f"whole run {time.monotonic() - begun:.0f} s", file=sys.stderr)
     print(json.dumps({**found, "seed": args.seed}))
