@@ -2,7 +2,8 @@
 
 An evaluation passes through four places: it waits for the answers of the untouched student, trains in a slot, waits for
 its quiz with the trained adapter, and ends. `advance` does one piece of work and tells who ended by it. What ends early
-(cancelled, diverged, too much for the memory, failed by a grader) leaves its neighbours as they are.
+(cancelled, diverged, too much for the memory, failed by a grader) leaves its neighbours as they are. Whenever memory
+runs out one evaluation ends, so that nothing is tried without end; the others try again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 
@@ -23,7 +24,7 @@ from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.inner_loop import Cancelled
 from student.memory import is_out_of_memory, out_of_memory
-from student.quiz import GraderFailed, Sitting, graded
+from student.quiz import GraderFailed, Sitting, asked, graded
 from student.quiz_room import answered
 from student.slot import Slot
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
@@ -62,6 +63,8 @@ class Room:
         self._arrived: list[Guest] = []
         self._training: list[Guest] = []
         self._trained: list[Guest] = []
+        self._crowded = False
+        """Whether memory ran out, and nobody has left since."""
         self.last_step_seconds: float | None = None
 
     @property
@@ -76,6 +79,11 @@ class Room:
         """Takes in an evaluation that has no rejection."""
         self._arrived.append(guest)
 
+    def abandon(self) -> None:
+        """Lets go of everybody, once an error came out of `advance`."""
+        for place in (self._arrived, self._training, self._trained):
+            place.clear()
+
     def advance(self) -> list[Departure]:
         """One piece of work: baselines, else a step of all slots, else the quiz of those that are trained."""
         self.last_step_seconds = None
@@ -87,6 +95,8 @@ class Room:
             gone += self._step()
         if self._quiz_is_due():
             gone += self._take_quizzes()
+        if gone:
+            self._crowded = False
         return gone
 
     def _leave_if_stopped(self) -> list[Departure]:
@@ -99,7 +109,10 @@ class Room:
 
     def _entering(self) -> list[Guest]:
         """Those of the arrived that the memory has room for now; with nobody inside there is room for the first."""
-        held = sum(slot_bytes(self._bank, _settings(guest)) for guest in (*self._training, *self._trained))
+        inside = [*self._training, *self._trained]
+        if self._crowded and inside:
+            return []
+        held = sum(slot_bytes(self._bank, _settings(guest)) for guest in inside)
         entering: list[Guest] = []
         while self._arrived and (held == 0 or self._capacity.fits(held, _settings(self._arrived[0]))):
             held += slot_bytes(self._bank, _settings(self._arrived[0]))
@@ -107,31 +120,45 @@ class Room:
         return entering
 
     def _answer_baselines(self, guests: list[Guest]) -> list[Departure]:
+        """What is missing is answered for all in one quiz; then each gets its slot."""
         started = time.monotonic()
-        missing = {key: sitting for guest in guests for key, sitting in guest.evaluation.missing_baselines().items()}
-        gone: list[Departure] = []
+        missing = {guest: guest.evaluation.missing_baselines() for guest in guests}
+        asking = [guest for guest in guests if missing[guest]]
         try:
-            faults: dict[str, Exception] = {}
-            if missing:
-                for guest in guests:
-                    guest.progress(EvaluationProgress(EvaluationPhase.BASELINE))
-                answers = self._sit(list(missing.values()), guests)
-                for key, given in zip(missing, answers, strict=True):
-                    if isinstance(given, Exception):
-                        faults[key] = given
-                    else:
-                        self._store.keep_baseline(key, QuizResult.of(given))
-            for guest in guests:
-                guest.evaluation.quiz_seconds += time.monotonic() - started
-                own = [faults[key] for key in guest.evaluation.missing_baselines()]
-                if own:
-                    gone.append(_failed(guest, own[0]))
-                else:
-                    guest.slot = self._slot_of(guest)
+            faults = self._baseline_faults(asking, {key: each for own in missing.values() for key, each in own.items()})
         except Exception as error:
-            return [(guest, self._fault(error)) for guest in guests]
-        self._training += [guest for guest in guests if guest.slot is not None]
+            gone = self._give_up(error, asking, lambda guest: _longest(missing[guest].values()))
+            self._arrived[:0] = _staying(guests, gone)
+            return gone
+        gone = []
+        for i, guest in enumerate(guests):
+            guest.evaluation.quiz_seconds += time.monotonic() - started
+            own = [faults[key] for key in missing[guest] if key in faults]
+            if own:
+                gone.append(_failed(guest, own[0]))
+                continue
+            try:
+                guest.slot = self._slot_of(guest)
+            except Exception as error:
+                gone += self._give_up(error, [guest])
+                self._arrived[:0] = guests[i + 1 :]
+                break
+            self._training.append(guest)
         return gone
+
+    def _baseline_faults(self, asking: Sequence[Guest], missing: dict[str, Sitting]) -> dict[str, Exception]:
+        """Keeps the answers of the untouched student; why there are none, by the baseline's id."""
+        faults: dict[str, Exception] = {}
+        if not missing:
+            return faults
+        for guest in asking:
+            guest.progress(EvaluationProgress(EvaluationPhase.BASELINE))
+        for key, given in zip(missing, self._sit(list(missing.values()), asking), strict=True):
+            if isinstance(given, Exception):
+                faults[key] = given
+            else:
+                self._store.keep_baseline(key, QuizResult.of(given))
+        return faults
 
     def _sit(self, sittings: Sequence[Sitting], guests: Sequence[Guest]) -> list[Graded]:
         rooms = [[sitting] for sitting in sittings] if self._quiz.apart else [list(sittings)]
@@ -181,22 +208,29 @@ class Room:
                     guest.progress(EvaluationProgress(EvaluationPhase.QUIZ, done.steps, done.steps, done.last_loss))
                     self._trained.append(guest)
         except StepFailed as failed:
-            gone += self._give_up(failed, guests)
+            gone += self._give_up(failed.error, [guests[slot] for slot in failed.slots], _step_tokens)
         left = {id(guest) for guest, _ in gone} | {id(guest) for guest in self._trained}
         self._training = [guest for guest in self._training if id(guest) not in left]
         self.last_step_seconds = time.monotonic() - started
         return gone
 
-    def _give_up(self, failed: StepFailed, guests: dict[Slot, Guest]) -> list[Departure]:
-        """Out of memory the largest of the step ends, and there is one slot less; any other fault ends the step's."""
-        fault = self._fault(failed.error)
-        if not is_out_of_memory(failed.error):
-            return [(guests[slot], fault) for slot in failed.slots]
-        largest = max(failed.slots, key=lambda slot: sum(len(row.ids) for row in slot.batch))
-        self.slots = max(1, min(self.slots, len(self.guests)) - 1)
-        told = "out of memory in a step of %d slots, of which the largest ends; %d slots from now on"
-        guests[largest].context.run(log.warning, told, len(failed.slots), self.slots)
-        return [(guests[largest], fault)]
+    def _give_up(
+        self, error: Exception, guests: Sequence[Guest], size: Callable[[Guest], int] = lambda guest: 0
+    ) -> list[Departure]:
+        """Out of memory the largest ends, of equals the last to come; any other fault ends all whose work it was.
+
+        Memory that ran out beside others costs one slot as well. Who is alone is too large itself, at any number.
+        """
+        fault = self._fault(error)
+        if not is_out_of_memory(error):
+            return [(guest, fault) for guest in guests]
+        largest = max(reversed(guests), key=size)
+        if len({*guests, *self._training, *self._trained}) > 1:
+            self.slots = max(1, self.slots - 1)
+        self._crowded = True
+        told = "out of memory in the work on %d evaluations, of which the largest ends; %d slots from now on"
+        largest.context.run(log.warning, told, len(guests), self.slots)
+        return [(largest, fault)]
 
     def _quiz_is_due(self) -> bool:
         if not self._trained:
@@ -205,24 +239,22 @@ class Room:
         return not self._training or 2 * len(self._trained) >= self.slots or waited > QUIZ_PATIENCE_S
 
     def _take_quizzes(self) -> list[Departure]:
-        guests, self._trained = self._trained, []
+        guests = list(self._trained)
         started = time.monotonic()
-        sittings = [sitting for guest in guests for sitting in guest.evaluation.final_sittings(_slot(guest).adapters)]
+        sittings = {guest: guest.evaluation.final_sittings(_slot(guest).adapters) for guest in guests}
         try:
-            answers = self._sit(sittings, guests)
+            answers = self._sit([each for own in sittings.values() for each in own], guests)
         except Exception as error:
-            return [(guest, self._fault(error)) for guest in guests]
-        gone: list[Departure] = []
-        for i, guest in enumerate(guests):
-            guest.evaluation.quiz_seconds += time.monotonic() - started
-            slot = _slot(guest)
-            own = answers[2 * i : 2 * i + 2]
-            faults = [each for each in own if isinstance(each, TutelageError)]
-            if faults:
-                gone.append(_failed(guest, faults[0]))
-                continue
-            results = [each for each in own if not isinstance(each, TutelageError)]
-            gone.append((guest, guest.evaluation.ended(slot.trained(), slot.adapter.weights(), results)))
+            gone = self._give_up(error, guests, lambda guest: _longest(sittings[guest]))
+        else:
+            gone = []
+            for i, guest in enumerate(guests):
+                guest.evaluation.quiz_seconds += time.monotonic() - started
+                try:
+                    gone.append(_quizzed(guest, answers[2 * i : 2 * i + 2]))
+                except Exception as error:
+                    gone += self._give_up(error, [guest])
+        self._trained = _staying(guests, gone)
         return gone
 
     def _fault(self, error: Exception) -> Exception:
@@ -243,12 +275,38 @@ def _graded(sitting: Sitting, texts: Sequence[str], logliks: Sequence[float | No
         return error
 
 
+def _quizzed(guest: Guest, given: Sequence[Graded]) -> Departure:
+    faults = [each for each in given if isinstance(each, TutelageError)]
+    if faults:
+        return _failed(guest, faults[0])
+    results = [each for each in given if not isinstance(each, TutelageError)]
+    slot = _slot(guest)
+    return guest, guest.evaluation.ended(slot.trained(), slot.adapter.weights(), results)
+
+
 def _failed(guest: Guest, fault: Exception) -> Departure:
     """What a grader does wrong it would do wrong again; any other fault is the scheduler's to judge."""
     if not isinstance(fault, GraderFailed):
         return guest, fault
     guest.context.run(log.error, "evaluation %s failed", guest.evaluation.key.id, exc_info=fault)
     return guest, Failure(str(fault), retryable=False)
+
+
+def _staying(guests: Sequence[Guest], gone: Sequence[Departure]) -> list[Guest]:
+    left = [guest for guest, _ in gone]
+    return [guest for guest in guests if guest not in left]
+
+
+def _longest(sittings: Iterable[Sitting]) -> int:
+    """Characters of the longest question with its answer: by it the rows of a batch are padded."""
+    questions = [question for sitting in sittings for question in sitting.questions]
+    return max((len(asked(question)) + len(question.answer) for question in questions), default=0)
+
+
+def _step_tokens(guest: Guest) -> int:
+    slot = _slot(guest)
+    # One whose last step went wrong at its very end has no next one.
+    return 0 if slot.finished else sum(len(row.ids) for row in slot.batch)
 
 
 def _settings(guest: Guest) -> InnerLoopSettings:

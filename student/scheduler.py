@@ -73,6 +73,9 @@ class Work(Protocol):
     def advance(self) -> Sequence[tuple[Job, JobOutcome]]:
         """One piece of work on all that is in; the jobs that ended by it."""
 
+    def abandon(self) -> None:
+        """Forgets all that is in, once an error came out of `advance`."""
+
 
 class Scheduler:
     """The queue and the slots of one student."""
@@ -182,14 +185,32 @@ class Scheduler:
             self._closed = True
             for job_id in list(self._active):
                 self.cancel(job_id, why)
-            for _, future in self._calls:
-                future.set_exception(Unavailable("the student is shutting down"))
-            self._calls.clear()
+            self._refuse_calls(why)
             self._changed.notify_all()
         for thread in self._threads:
             thread.join(timeout_s)
 
+    def _refuse_calls(self, why: Failure) -> None:
+        for _, future in self._calls:
+            future.set_exception(Unavailable(why.message))
+        self._calls.clear()
+
     def _run(self) -> None:
+        try:
+            self._work_until_closed()
+        except Exception:
+            # The student is unhealthy from now on, and nobody waits for what is no longer done.
+            log.exception("the worker died")
+            why = Failure("the student's worker died", retryable=True)
+            with self._changed:
+                self._closed = True
+                self._queue.clear()
+                self._inside.clear()
+                for job in list(self._active.values()):
+                    self._end(job, why, "failed", 0.0)
+                self._refuse_calls(why)
+
+    def _work_until_closed(self) -> None:
         while True:
             with self._changed:
                 while not (self._queue or self._calls or self._inside or self._closed):
@@ -231,6 +252,8 @@ class Scheduler:
             # The room ends what fails; an error out of it is one of our own, and no job may hang on it.
             log.exception("the work on %d evaluations failed", len(self._inside))
             ended = [(job, error) for job, _ in list(self._inside.values())]
+            # Who stayed in the room would hold a slot that nobody gives back.
+            self._work.abandon()
         for job, outcome in ended:
             self._ended_with(job, outcome)
 
@@ -250,8 +273,10 @@ class Scheduler:
         if isinstance(outcome, Failure):
             label = "cancelled" if job.stop.is_set() else "failed"
         with self._changed:
-            _, started = self._inside.pop(job.id)
-            seconds = time.monotonic() - started
+            inside = self._inside.pop(job.id, None)
+            if inside is None:
+                return
+            seconds = time.monotonic() - inside[1]
             self._mean_seconds += 0.3 * (seconds - self._mean_seconds)
             self._end(job, outcome, label, seconds)
 
@@ -265,16 +290,23 @@ class Scheduler:
         self._metrics.evaluation_seconds.labels(label).observe(seconds)
         if isinstance(outcome, EvaluationReport):
             self._metrics.last_success.set_to_current_time()
-        for watcher in job.watchers:
-            watcher(outcome)
+        self._tell(job, outcome)
         self._measure()
         job.done.set()
 
     def _progress(self, job: Job, progress: EvaluationProgress) -> None:
         with self._changed:
             job.progress = progress
-            for watcher in job.watchers:
-                watcher(progress)
+            self._tell(job, progress)
+
+    def _tell(self, job: Job, event: EvaluationProgress | EvaluationOutcome) -> None:
+        for watcher in list(job.watchers):
+            try:
+                watcher(event)
+            except Exception as error:
+                # Such as one whose event loop is closed: its reader is gone, which is no fault of the work.
+                log.warning("a watcher of evaluation %s left: %s: %s", job.id, type(error).__name__, error)
+                self.detach(job, watcher)
 
     def _watch_leases(self) -> None:
         while True:

@@ -82,6 +82,10 @@ class RoomWork:
             give_back_memory()
         return ended
 
+    def abandon(self) -> None:
+        self._jobs.clear()
+        self._room.abandon()
+
     def _finish(self, job: Job, ended: Ended) -> EvaluationOutcome | Exception:
         if isinstance(ended.outcome, EvaluationReport):
             self._metrics.training_tokens.inc(ended.outcome.cost.tokens)

@@ -1,0 +1,117 @@
+"""The worker outlives what goes wrong in its work; where it does not, nobody waits for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from student.metrics import StudentMetrics
+from student.scheduler import Job, JobOutcome, Progress, Scheduler
+from tutelage.domain.description import EvaluationPhase, EvaluationProgress
+from tutelage.domain.errors import Unavailable
+from tutelage.domain.evaluation import Failure
+
+QUEUED = EvaluationProgress(EvaluationPhase.QUEUED)
+DONE = Failure("done", retryable=False)
+
+
+class Faulty:
+    """Ends the jobs inside, one a piece of work, each after a word of its progress; raises a fault it is given."""
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self.inside: dict[Job, Progress] = {}
+        self.fault: Exception | None = None
+
+    @property
+    def free(self) -> int:
+        return self.slots - len(self.inside)
+
+    def admit(self, job: Job, progress: Progress) -> JobOutcome | None:
+        self.inside[job] = progress
+        return None
+
+    def advance(self) -> Sequence[tuple[Job, JobOutcome]]:
+        if self.fault is not None:
+            fault, self.fault = self.fault, None
+            raise fault
+        job, progress = next(iter(self.inside.items()))
+        progress(EvaluationProgress(EvaluationPhase.TRAINING))
+        del self.inside[job]
+        return [(job, DONE)]
+
+    def abandon(self) -> None:
+        self.inside.clear()
+
+
+@pytest.fixture
+def work() -> Faulty:
+    return Faulty(slots=2)
+
+
+@pytest.fixture
+def scheduler(work: Faulty) -> Iterator[Scheduler]:
+    scheduler = Scheduler(work, max_queue=8, metrics=StudentMetrics(CollectorRegistry()))
+    yield scheduler
+    scheduler.close()
+
+
+def submit(scheduler: Scheduler, name: str, watcher: Callable[[Any], None] | None = None) -> Job:
+    key: Any = SimpleNamespace(id=name)
+    return scheduler.submit(key, 60, watcher)
+
+
+def test_after_an_error_out_of_the_work_all_inside_are_told_and_the_next_is_done(work, scheduler):
+    def both() -> list[Job]:
+        work.fault = RuntimeError("a bug")
+        return [submit(scheduler, name) for name in "abc"]
+
+    # Asked for between two pieces of work, so that they enter together.
+    jobs = scheduler.call(both).result(10)
+    for job in jobs:
+        assert job.done.wait(10)
+    crashed = Failure("the evaluation crashed (RuntimeError)", retryable=True)
+    assert [job.outcome for job in jobs] == [crashed, crashed, DONE]
+    assert scheduler.alive
+    assert scheduler.free_slots == 2
+
+
+def test_a_watcher_that_raises_is_left_and_the_others_are_told(scheduler):
+    heard: list[Any] = []
+
+    def closed(event: Any) -> None:
+        if event != QUEUED:
+            raise RuntimeError("Event loop is closed")
+
+    def both() -> Job:
+        submit(scheduler, "a", closed)
+        return submit(scheduler, "a", heard.append)
+
+    job = scheduler.call(both).result(10)
+    assert job.done.wait(10)
+    assert job.outcome == heard[-1] == DONE
+    assert closed not in job.watchers
+    later = submit(scheduler, "b", lambda event: None)
+    assert later.done.wait(10)
+    assert scheduler.alive
+
+
+def test_when_the_worker_dies_nobody_waits_for_it(work, scheduler, monkeypatch):
+    def dies(job: Job) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(scheduler, "_admit", dies)
+    jobs = scheduler.call(lambda: [submit(scheduler, name) for name in "abc"]).result(10)
+    for job in jobs:
+        assert job.done.wait(10)
+        assert isinstance(job.outcome, Failure)
+        assert job.outcome.retryable
+    assert not scheduler.alive
+    with pytest.raises(Unavailable):
+        submit(scheduler, "d")
+    with pytest.raises(Unavailable):
+        scheduler.call(lambda: None)
