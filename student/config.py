@@ -73,9 +73,9 @@ class StudentSettings(Settings):
     """Most tokens of one forward and backward pass, over all slots; bounds the memory of a step."""
     max_training_gib: float | None = Field(default=None, gt=0)
     """Most GiB that training takes beside the base; nothing takes 60 % of what is free at the start. It decides the
-    slots, where they are not given, and an evaluation that needs more alone is refused with RESOURCE_EXHAUSTED."""
+    slots, where they are not given, and an evaluation that needs more alone ends as a retryable failure."""
     max_queue: int = Field(default=64, ge=0)
-    """Evaluations that may wait; one more is refused with RESOURCE_EXHAUSTED."""
+    """Evaluations that may wait; the call for one more is refused with RESOURCE_EXHAUSTED."""
     data_dir: Path
     """Folder of adapter versions, reports and held weights."""
     bounds: BoundsSettings = BoundsSettings()
