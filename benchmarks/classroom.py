@@ -193,9 +193,12 @@ def _candidate(encoded: str) -> policy_pb2.Candidate:
     return policy_pb2.Candidate.FromString(base64.b64decode(encoded))
 
 
-def documents(name: str, count: int, model: str) -> list[TaskWithQuiz]:
-    """The first documents of an example file; a tiny model, with a byte a token, gets the first sentence of each."""
-    items = read_tasks(EXAMPLES / f"{name}.jsonl", count)
+def documents(name: str, count: int, model: str, path: Path | None = None) -> list[TaskWithQuiz]:
+    """The first documents of an example file, or of the file at `path`.
+
+    A tiny model, with a byte a token, gets the first sentence of each.
+    """
+    items = read_tasks(path or EXAMPLES / f"{name}.jsonl", count)
     return [_first_sentence(item) for item in items] if model == "tiny" else items
 
 

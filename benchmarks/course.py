@@ -53,16 +53,14 @@ class Asked:
     policy: str
     count: int
     purpose: str
+    repeats: int = 0
+    """Evaluations of each, under seeds of their own; candidates of a group have the same, so that they compare. 0: one
+    evaluation of each candidate, under a seed of its own."""
 
     @property
     def by(self) -> tuple[str, str]:
         """The teacher: its format and its policy."""
         return self.format, self.policy
-
-    @property
-    def repeats(self) -> bool:
-        """Whether each trains under a seed of its own; candidates of a group have the same, so that they compare."""
-        return self.purpose != "collect"
 
 
 @dataclass
@@ -102,9 +100,9 @@ class Course:
             *(Recipe(algorithm, args.formats[0]) for algorithm in args.algorithms),
             *(Recipe("rest_em", name) for name in args.formats[1:]),
         ]
-        train = documents("train", args.learn_documents + args.choose_documents, args.model)
+        train = documents("train", args.learn_documents + args.choose_documents, args.model, args.train_file)
         self.learning, self.choosing = train[: args.learn_documents], train[args.learn_documents :]
-        self.held_out = documents("heldout", args.documents, args.model)
+        self.held_out = documents("heldout", args.documents, args.model, args.judge_file)
         self.untrained = room.policies.initial.version
 
     def write(self, item: TaskWithQuiz, format_name: str, count: int, policy: str, purpose: str) -> list[Candidate]:
@@ -129,51 +127,60 @@ class Course:
         assert isinstance(outcome, EvaluationReport)
         return wrong_before(outcome, item.quiz)
 
-    def graded(self, asked: Sequence[Asked]) -> list[list[tuple[Candidate, EvaluationReport | None]]]:
+    def graded(self, asked: Sequence[Asked]) -> list[list[tuple[Candidate, list[EvaluationReport | None]]]]:
         """The candidates of each, with their reports (None where an edit was rejected); all at work at once."""
 
-        def written(each: Asked) -> list[tuple[Candidate, EvaluationReport | None]]:
-            def report(candidate: Candidate) -> EvaluationReport | None:
+        def written(each: Asked) -> list[tuple[Candidate, list[EvaluationReport | None]]]:
+            def reports(candidate: Candidate) -> list[EvaluationReport | None]:
                 if not isinstance(candidate.result, SelfEdit):
-                    return None
-                repeat = candidate.index if each.repeats else 0
-                outcome = self.room.evaluate(each.item, candidate.result, repeat=repeat)[1]
-                return outcome if isinstance(outcome, EvaluationReport) else None
+                    return [None]
+                edit = candidate.result
+                seeds = range(each.repeats) if each.repeats else [candidate.index]
+                outcomes = self.room.each(lambda seed: self.room.evaluate(each.item, edit, repeat=seed)[1], list(seeds))
+                return [outcome if isinstance(outcome, EvaluationReport) else None for outcome in outcomes]
 
             candidates = self.write(each.item, each.format, each.count, each.policy, each.purpose)
-            return list(zip(candidates, self.room.each(report, candidates), strict=True))
+            return list(zip(candidates, self.room.each(reports, candidates), strict=True))
 
         return self.room.each(written, asked)
 
-    def collect(self, items: Sequence[TaskWithQuiz]) -> dict[str, tuple[list[CandidateGroup], float]]:
-        """By format the scored groups, and the thousands of tokens that the student trained on."""
-        count, untrained = self.args.candidates, self.untrained
-        asked = [Asked(item, name, untrained, count, "collect") for name in self.args.formats for item in items]
-        found: dict[str, tuple[list[CandidateGroup], float]] = {}
+    def collect(
+        self, teachers: Sequence[tuple[str, str]], items: Sequence[TaskWithQuiz], round_: int = 1
+    ) -> dict[tuple[str, str], tuple[list[CandidateGroup], float]]:
+        """By teacher, a format and a policy, the scored groups, and the thousands of tokens the student trained on."""
+        purpose = "collect" if round_ == 1 else f"collect {round_}"
+        count, repeats = self.args.candidates, self.args.evaluation_seeds
+        asked = [Asked(item, *teacher, count, purpose, repeats) for teacher in teachers for item in items]
+        found: dict[tuple[str, str], tuple[list[CandidateGroup], float]] = {}
         for each, graded in zip(asked, self.graded(asked), strict=True):
             name = each.item.task.id
             members = tuple(
-                ScoredCandidate(
-                    f"{name}/{candidate.index}",
-                    candidate.rollout,
-                    reward_of(report, REWARD).value if report else REWARD.rejected_reward,
-                )
-                for candidate, report in graded
+                ScoredCandidate(f"{name}/{candidate.index}", candidate.rollout, _reward(reports))
+                for candidate, reports in graded
             )
-            groups, tokens = found.get(each.format, ([], 0.0))
-            more = sum(report.cost.tokens for _, report in graded if report) / 1000
-            found[each.format] = ([*groups, CandidateGroup(name, members)], tokens + more)
+            groups, tokens = found.get(each.by, ([], 0.0))
+            more = sum(report.cost.tokens for _, reports in graded for report in reports if report) / 1000
+            found[each.by] = ([*groups, CandidateGroup(name, members)], tokens + more)
         return found
 
+    @property
+    def beginners(self) -> list[tuple[str, str]]:
+        """The untrained teacher in each format."""
+        return [(name, self.untrained) for name in self.args.formats]
+
     def learn(self) -> list[Learned]:
-        """The policy of each recipe."""
-        collected = self.collect(self.learning)
+        """The policy of each recipe, after all its rounds; algorithms share their format's first one."""
         learned = []
+        first = self.collect(self.beginners, self.learning)
         for recipe in self.recipes:
-            groups, kilotokens = collected[recipe.format]
-            result = self.room.update(groups, SETTINGS[recipe.algorithm], self.untrained, recipe.algorithm)
-            scored = sum(len(group.candidates) for group in groups)
-            learned.append(Learned(recipe, result, scored, kilotokens))
+            policy, trained = self.untrained, 0.0
+            for round_ in range(1, self.args.rounds + 1):
+                teacher = recipe.format, policy
+                scored = first if round_ == 1 else self.collect([teacher], self.learning, round_)
+                groups, kilotokens = scored[teacher]
+                result = self.room.update(groups, SETTINGS[recipe.algorithm], policy, recipe.algorithm)
+                policy, trained = result.policy.version, trained + kilotokens
+            learned.append(Learned(recipe, result, sum(len(group.candidates) for group in groups), trained))
         return learned
 
     def choose(self) -> list[Learned]:
@@ -204,14 +211,19 @@ class Course:
         }
 
 
-def _scores(graded: Sequence[Sequence[tuple[Candidate, EvaluationReport | None]]], seeds: int) -> Scores:
+def _reward(reports: Sequence[EvaluationReport | None]) -> float:
+    """Mean over the seeds."""
+    return mean([reward_of(report, REWARD).value if report else REWARD.rejected_reward or 0.0 for report in reports])
+
+
+def _scores(graded: Sequence[Sequence[tuple[Candidate, list[EvaluationReport | None]]]], seeds: int) -> Scores:
     gains: dict[str, list[float]] = {name: [] for name in METRICS}
     for document in graded:
-        rewards = [reward_of(report, REWARD) for _, report in document if report]
+        rewards = [reward_of(report, REWARD) for _, reports in document for report in reports if report]
         gains["reward"].append(sum(reward.value for reward in rewards) / seeds)
         for name in METRICS[1:]:
             gains[name].append(sum(reward.parts[f"gain_{name}"] for reward in rewards) / seeds)
-    reports = [report for document in graded for _, report in document]
+    reports = [report for document in graded for _, each in document for report in each]
     tokens = sum(report.cost.tokens for report in reports if report)
     return Scores(gains, reports.count(None), tokens / 1000)
 

@@ -10,6 +10,12 @@ Four stages. What they find lies in the folder, so that a run that was cut off, 
 Both teachers write from the same seeds, and the student trains under the same ones, so that all differences are paired.
 The metric is the run's own reward, the gain by `contains` plus a tenth of the gain in log-likelihood; a rejected edit
 earns 0. Intervals: 95 %, bootstrap over documents.
+
+The published protocol (SEAL, section 4: 50 documents, 5 self-edits each, 3 seeds, 2 rounds; judged on other documents):
+
+    python benchmarks/teacher_rl.py --train-file TRAIN.json --judge-file DEV.json --learn-documents 50 --candidates 5 \
+        --evaluation-seeds 3 --rounds 2 --algorithms rest_em --formats implications --processes 1
+on a machine with a GPU; on a CPU it would take days.
 """
 
 from __future__ import annotations
@@ -78,7 +84,7 @@ def run_shares(args: argparse.Namespace, folder: Path, stage: str) -> None:
 def do_share(course: Course, stage: str, share: slice) -> None:
     """A process's part of a stage."""
     if stage == "collect":
-        course.collect(course.learning[share])
+        course.collect(course.beginners, course.learning[share])
     elif stage == "choose":
         course.scores(course.learn(), course.choosing[share], stage)
     else:
@@ -91,7 +97,7 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
     if stage == "collect":
         means = {
             name: mean([item.reward or 0.0 for group in groups for item in group.candidates])
-            for name, (groups, _) in course.collect(course.learning).items()
+            for (name, _), (groups, _) in course.collect(course.beginners, course.learning).items()
         }
         return {"stage": stage, "mean_reward": means}
     learned = course.learn() if stage == "learn" else course.choose()
@@ -152,6 +158,10 @@ def main() -> None:
     parser.add_argument("--choose-documents", type=int, default=12)
     parser.add_argument("--choose-seeds", type=int, default=1)
     parser.add_argument("--candidates", type=int, default=4, help="a learning document")
+    parser.add_argument("--evaluation-seeds", type=int, default=1, help="evaluations of each, whose mean is its reward")
+    parser.add_argument("--rounds", type=int, default=1, help="of writing and learning")
+    parser.add_argument("--train-file", type=Path, help="documents in place of the examples: JSONL or SQuAD JSON")
+    parser.add_argument("--judge-file", type=Path, help="held-out documents in place of the examples")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
     formats = ["implications+directives", "self-qa+directives", "self-qa"]
     parser.add_argument("--formats", nargs="+", default=formats, help="the first with each algorithm, all with rest_em")
@@ -168,6 +178,7 @@ def main() -> None:
         args.model, args.documents, args.seeds, args.processes = "tiny", 2, 2, 1
         args.learn_documents, args.choose_documents, args.candidates = 2, 2, 3
         args.algorithms, args.formats = ["rest_em", "grpo"], ["none", "rewrite+student"]
+        args.rounds, args.evaluation_seeds = 2, 2
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as temporary:
         folder = args.folder or Path(temporary)
