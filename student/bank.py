@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -152,8 +152,13 @@ class Bank:
             if torch.get_num_threads() != self._threads:
                 torch.set_num_threads(self._threads)
             return [work() for work in works]
-        futures = [self._pool.submit(work) for work in works]
-        wait(futures)
+        futures: list[Future[Result]] = []
+        try:
+            for work in works:
+                futures.append(self._pool.submit(work))
+        finally:
+            # Also where one could not be begun: nobody may go on while others still compute on the same slots.
+            wait(futures)
         return [future.result() for future in futures]
 
     def close(self) -> None:

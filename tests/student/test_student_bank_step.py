@@ -144,6 +144,30 @@ def test_a_pass_that_fails_on_one_core_leaves_the_others_steps(pair):
     assert (good.trained().steps, bad.trained().steps) == (1, 0)
 
 
+def test_where_a_pass_cannot_be_begun_those_begun_are_waited_for(pair, monkeypatch):
+    """Such as for want of threads: else they would still compute on slots that others have gone on with."""
+    release, ended = threading.Event(), []
+    pool = ThreadPoolExecutor(1)
+    begin = pool.submit
+
+    def full(work):
+        if work is not slow:
+            threading.Timer(0.05, release.set).start()
+            raise RuntimeError("can't start new thread")
+        return begin(work)
+
+    def slow():
+        release.wait(20)
+        ended.append(True)
+
+    monkeypatch.setattr(pool, "submit", full)
+    monkeypatch.setattr(pair[0], "_pool", pool)
+    with pytest.raises(RuntimeError, match="new thread"):
+        pair[0].side_by_side([slow, lambda: None])
+    assert ended
+    pool.shutdown()
+
+
 def test_a_slot_that_cannot_learn_fails_alone(pair, monkeypatch):
     """Such as one whose optimiser finds no memory: who comes after it takes the same step again."""
     bank, reference = pair
