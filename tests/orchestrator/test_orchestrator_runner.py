@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import metrics
 from orchestrator.group_rewards import group_rewards, recomputed
 from orchestrator.rebuilding import rebuild
 from orchestrator.report.answers import to_show
@@ -38,10 +39,13 @@ def in_world(world: Any, body: Any) -> Any:
 def test_a_run_ends_scored_updated_committed_and_reported(world: Any) -> None:
     async def body() -> None:
         async with world.engine() as engine:
+            measured = overlaps_counted()
             await world.start(engine)
             summary = await world.done(engine)
             assert summary.state is RunState.DONE, summary.message
             assert summary.phase is RunPhase.ENDED
+            reports = [row for row in await engine.store.evaluations("run") if row.state == "report"]
+            assert overlaps_counted() - measured == len(reports) > 0
             # 2 rounds x 2 tasks x 4 candidates x 2 students x 2 seeds
             assert summary.evaluations_done == summary.evaluations_total == 64
             assert (summary.rejected, summary.unscored) == (4, 0)
@@ -106,6 +110,12 @@ def test_a_run_ends_scored_updated_committed_and_reported(world: Any) -> None:
             assert late == sequences[50:]
 
     in_world(world, body)
+
+
+def overlaps_counted() -> float:
+    """Reports of which the metric knows how much of the quiz their edit repeats."""
+    (family,) = metrics.ANSWER_OVERLAP.collect()
+    return sum(sample.value for sample in family.samples if sample.name.endswith("_count"))
 
 
 def best_of(request: UpdateRequest) -> str:
