@@ -14,6 +14,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
+import torch
+
 from student.adapters import AdapterStore
 from student.bank import Bank
 from student.bank_adapter import BankAdapter
@@ -45,7 +47,7 @@ from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationReport, 
 from tutelage.domain.task import Question, Quiz
 from tutelage.models.loading import LoadedModel
 
-ENGINE_REVISION = "4"
+ENGINE_REVISION = "5"
 """Raised by every change of the code that changes what the same key results in."""
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,9 @@ class StudentEngine:
             settings.deterministic,
             settings.max_step_tokens,
         ]
+        if settings.deterministic:
+            # They only change roundings, which a student of many slots does not promise to repeat.
+            decisive += [settings.quiz_batch_size, torch.get_num_threads()]
         decisive = [part if dataclasses.is_dataclass(part) else str(part) for part in decisive]
         self.engine_revision = f"{ENGINE_REVISION}.{content_hash(decisive)[:8]}"
         self._adapters = AdapterStore(settings.data_dir / "adapters")

@@ -16,13 +16,15 @@ import torch
 from tutelage.domain.errors import Exhausted
 
 RETRY_AFTER_S = 5.0
+_TOLD = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+"""By the CPU's allocator, by CUDA outside of torch's allocator, and by its libraries (cuBLAS), for which torch has no
+class of their own."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that the device or the machine has no memory left."""
-    # torch has no class of its own for the CPU's allocator.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _TOLD)
     )
 
 
