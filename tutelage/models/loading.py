@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 from tutelage.domain.errors import DataLoss, Exhausted, InvalidInput
 from tutelage.models.memory import total_bytes
 from tutelage.models.noise import without_progress_bars
-from tutelage.models.quantised import keep_dequantised, parameter_count, protect_gradients
+from tutelage.models.quantised import keep_dequantised, parameter_count, protect_gradients, round_weights_only
 from tutelage.models.registry import resolve
 
 Quantisation = Literal["nf4", "int8", "none"]
@@ -65,6 +65,7 @@ def load_model(
     found = resolve(name, cache_dir)
     model, tokenizer = _read(found.path, quantisation, place, dtype)
     protect_gradients(model)
+    round_weights_only(model)
     parameters = parameter_count(model)
     model.eval()
     model.requires_grad_(False)

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 _USELESS_LINES = {
     # That kernel takes repacked weights, which `protect_gradients` forbids.
     "bitsandbytes.backends.cpu.ops": ("Failed to load CPU gemm_4bit_forward",),
-    # Once a layer and pass, thousands of lines for one evaluation; it is what int8 means.
-    "bitsandbytes.autograd._functions": ("MatMul8bitLt: inputs will be cast",),
 }
 _USELESS_WARNINGS: tuple[tuple[str, type[Warning]], ...] = (
     # Between PEFT and transformers; neither is called so here.

@@ -2,6 +2,7 @@
 
 On CPUs with AVX-512-BF16 the first eval-mode forward of bitsandbytes' `Linear4bit` (seen in 0.50.2) repacks the
 weight for inference; every backward pass after it is silently wrong. Who alternates quiz and training must forbid it.
+Its `Linear8bitLt` quantises what it is given as well, by all rows at once; here eight bits are of the weights alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,32 @@ class FrozenLinear(nn.Linear):
         return layer
 
 
+class Int8Linear(bnb.nn.Linear8bitLt):
+    """A linear layer that holds its weight in int8 and computes with it dequantised, in each pass.
+
+    bitsandbytes rounds activations too, but for the columns in which any row has a large one: so a row's result
+    depends on who is beside it. Without those columns large models lose much (LLM.int8(), 2022, table 1), and
+    activations in eight bits were the greater part of the error on both built-in models anyway.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = _Dequantised.apply(x, self)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class _Dequantised(torch.autograd.Function):
+    """x W^T of a layer; for the backward pass the weight is dequantised again, and not kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: Int8Linear) -> torch.Tensor:
+        ctx.layer = layer
+        return nn.functional.linear(x, frozen_weight(layer, x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0] @ frozen_weight(ctx.layer, gradients[0].dtype), None
+
+
 def frozen_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight [out, in] that a linear layer, quantised or not, computes with, in `dtype`."""
     weight = layer.weight
@@ -42,7 +69,7 @@ def frozen_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
         values = state.CB if state.CB is not None else weight.data
         scales = state.SCB if state.SCB is not None else weight.SCB
         # Rows are scaled by their greatest absolute value over 127.
-        return (values.float() * (scales.float() / 127)[:, None]).to(dtype)
+        return values.to(dtype).mul_((scales.float() / 127)[:, None])
     return weight.data.to(dtype)
 
 
@@ -52,6 +79,13 @@ def protect_gradients(model: nn.Module) -> int:
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
     return len(layers)
+
+
+def round_weights_only(model: nn.Module) -> None:
+    """Make every `Linear8bitLt` in `model` an `Int8Linear` of the same weight."""
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear8bitLt):
+            module.__class__ = Int8Linear
 
 
 def keep_dequantised(model: Any, dtype: torch.dtype) -> int:
