@@ -13,9 +13,11 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     PhiConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3Config,
 )
 
 from tutelage.domain.errors import InvalidInput
@@ -31,15 +33,20 @@ _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
 _FAMILIES: dict[str, Callable[..., Any]] = {
     "llama": LlamaConfig,
     "qwen2": Qwen2Config,
+    "qwen3": Qwen3Config,
     "gemma3": Gemma3TextConfig,
     "mistral": MistralConfig,
     "phi": PhiConfig,
+    "phi3": Phi3Config,
 }
 TINY_FAMILIES = tuple(_FAMILIES)
 """The architectures that `write_tiny_model` can write."""
+TINY_WINDOW = 16
+"""Tokens that every other layer of a tiny gemma3 sees."""
 
 
-def _tokenizer(chat_template: bool, context: int) -> PreTrainedTokenizerFast:
+def tiny_tokenizer(*, chat_template: bool = True, context: int = 512) -> PreTrainedTokenizerFast:
+    """Of bytes, with 260 ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate([*_SPECIAL, *alphabet])}
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -81,7 +88,7 @@ def write_tiny_model(
         raise InvalidInput.of("hidden", hidden, "a multiple of 32")
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer(chat_template, context)
+    tokenizer = tiny_tokenizer(chat_template=chat_template, context=context)
     heads = hidden // 16
     arguments: dict[str, Any] = {
         "vocab_size": len(tokenizer),
@@ -95,8 +102,12 @@ def write_tiny_model(
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if family in ("qwen3", "gemma3"):
+        arguments["head_dim"] = 16
     if family == "gemma3":
-        arguments |= {"head_dim": 16, "sliding_window": 64, "layer_types": ["full_attention"] * layers}
+        # As in the large ones some layers see a window only; it is shorter than most rows.
+        kinds = ["sliding_attention" if layer % 2 else "full_attention" for layer in range(layers)]
+        arguments |= {"sliding_window": TINY_WINDOW, "layer_types": kinds}
     if family in ("llama", "qwen2"):
         arguments["tie_word_embeddings"] = family == "qwen2"
     with torch.random.fork_rng(devices=[]):
