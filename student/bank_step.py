@@ -96,7 +96,7 @@ def step(bank: Bank, slots: Sequence[Slot], limits: Limits) -> Iterator[tuple[Sl
     Shares of the slots step on the cores at once. Raises StepFailed once those that took their step are told.
     """
     shares = _shares(bank, slots, limits)
-    each = Limits(max(1, limits.tokens // len(shares)), max(1, limits.kept_tokens // len(shares)))
+    each = _each(limits, len(shares))
     failure: StepFailed | None = None
     for ends, failed in bank.side_by_side([partial(_step_in_turn, bank, share, each) for share in shares]):
         yield from ends
@@ -116,6 +116,15 @@ def _shares(bank: Bank, slots: Sequence[Slot], limits: Limits) -> list[list[Slot
     for slot in sorted(slots, key=lambda slot: _tokens([slot]), reverse=True):
         min(shares, key=_tokens).append(slot)
     return shares
+
+
+def _each(limits: Limits, shares: int) -> Limits:
+    """What a pass of one share may take while others are under way."""
+    if shares == 1:
+        return limits
+    kept_tokens = max(1, limits.kept_tokens // shares)
+    # Layers are told to compute again for all threads, so no pass may ask for it; `_shares` left out longer rows.
+    return Limits(max(1, min(limits.tokens // shares, kept_tokens)), kept_tokens)
 
 
 def _tokens(slots: Sequence[Slot]) -> int:

@@ -1,22 +1,25 @@
 """What training takes of the device's memory, predicted, against what it may take.
 
-Four bytes of value, gradient and two moments of AdamW for each parameter of an adapter; for a pass, what its tokens
-leave behind for the backward pass. From that follow how many slots there are, when activations are computed again in
-place of being kept, and which evaluation is too large for the machine.
+Four bytes of value, gradient and two moments of AdamW for each parameter of an adapter, and what is remembered of the
+layers below it; for a pass, what its tokens leave behind for the backward pass. From that follow how many slots there
+are, how large a pass is, when activations are computed again in place of being kept, and which evaluation is too large
+for the machine.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from student.bank import Bank
-from student.bank_adapter import targeted
+from student.bank_adapter import BankAdapter, targeted
 from student.bank_step import Limits
 from student.config import StudentSettings
 from student.cross_entropy import CHUNK
+from student.heads import plain_head
 from student.inner_loop import Row
 from student.lower_layers import first_adapted
+from student.packing import SHORT
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.models.memory import free_bytes
 
@@ -27,28 +30,43 @@ SHARE = 0.6
 TYPICAL_RANK = 32
 
 
-def slot_bytes(bank: Bank, settings: InnerLoopSettings) -> int:
-    """Of the adapter, its gradient and its optimiser in one slot."""
+def slot_bytes(bank: Bank, settings: InnerLoopSettings, rows: Sequence[Row] = ()) -> int:
+    """Of the adapter, its gradient and its optimiser in one slot, and of what is remembered of the layers below it."""
     first = first_adapted(bank.loaded.model, settings.adapt_last_layers)
     targets = targeted(bank.projections, settings.target_modules, first)
-    return 16 * settings.rank * sum(p.in_features + p.out_features for p in targets)
+    adapter = 16 * settings.rank * sum(p.in_features + p.out_features for p in targets)
+    if not first:
+        return adapter
+    tokens = sum(len(row.ids) for row in set(rows))
+    return adapter + tokens * bank.loaded.model.config.get_text_config().hidden_size * _element(bank)
 
 
 def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True) -> int:
-    """Of the activations of one pass of so many tokens, and of the logits of one chunk.
+    """Of the activations of one pass of so many tokens, and of its logits.
 
     Without `kept` each layer keeps its input only, and one layer at a time all of it.
     """
-    element = 4 if bank.loaded.compute_dtype == "float32" else 2
     # Where a model has more than text in it, its layers are described one level down.
     config = bank.loaded.model.config.get_text_config()
     layers = config.num_hidden_layers
     # Each projection's input and output, and about as much again in norms, rotations and products between them.
-    widths = 2 * sum(p.in_features + p.out_features for p in bank.projections)
-    if not kept:
-        widths = widths // layers + config.hidden_size * layers
+    a_layer = 2 * sum(p.in_features + p.out_features for p in bank.projections) * _element(bank) // layers
+    if bank.device.type == "cpu":
+        # The probabilities of short rows, in float32.
+        a_layer += 4 * config.num_attention_heads * SHORT
+    # The gradients of one layer lie beside what all have kept.
+    a_token = a_layer // 2 + (layers * a_layer if kept else a_layer + layers * config.hidden_size * _element(bank))
     vocabulary = bank.loaded.model.get_output_embeddings().weight.shape[0]
-    return tokens * widths * element + CHUNK * vocabulary * 4 * 4
+    if plain_head(bank.loaded.model):
+        # Of a chunk, in float32, with its logarithms; of each pass of several at once two chunks without them.
+        return tokens * a_token + CHUNK * vocabulary * 4 * max(4, 2 * bank.workers)
+    # Autograd holds the logits of all labels: capped, in float32, their logarithms and two gradients of them.
+    return tokens * (a_token + vocabulary * 4 * 5)
+
+
+def _element(bank: Bank) -> int:
+    """Bytes of a value in the compute type."""
+    return 4 if bank.loaded.compute_dtype == "float32" else 2
 
 
 @dataclass(frozen=True)
@@ -60,18 +78,21 @@ class Capacity:
     """Bytes, for slots and passes together."""
     slots: int
     limits: Limits
+    parents: Callable[[], int] = lambda: 0
+    """Bytes that frozen versions take on the device now, each counted once however many train over it."""
 
     @classmethod
-    def of(cls, bank: Bank, settings: StudentSettings) -> Capacity:
+    def of(cls, bank: Bank, settings: StudentSettings, parents: Callable[[], int] = lambda: 0) -> Capacity:
         """By the operator's numbers, and by the memory that is free now where there are none."""
         free = free_bytes(bank.device)
         given = settings.max_training_gib
         budget = int(SHARE * free if given is None else given * 2**30)
         # Half of it at most for a pass, so that there is room for slots.
-        a_token = pass_bytes(bank, 1) - pass_bytes(bank, 0)
-        kept_tokens = max(1, (budget // 2 - pass_bytes(bank, 0)) // a_token)
-        limits = Limits(settings.max_step_tokens, kept_tokens)
-        return cls(bank, budget, cls._slots(bank, settings, budget, limits), limits)
+        tokens, kept_tokens = (_tokens_within(bank, budget // 2, kept=kept) for kept in (False, True))
+        # How rows are put together in passes decides the bits of a deterministic student, and must not change.
+        tokens = settings.max_step_tokens if settings.deterministic else min(settings.max_step_tokens, tokens)
+        limits = Limits(tokens, kept_tokens)
+        return cls(bank, budget, cls._slots(bank, settings, budget, limits), limits, parents)
 
     @staticmethod
     def _slots(bank: Bank, settings: StudentSettings, budget: int, limits: Limits) -> int:
@@ -81,15 +102,29 @@ class Capacity:
         if settings.slots is not None:
             return settings.slots
         typical = InnerLoopSettings(rank=min(TYPICAL_RANK, settings.bounds.max_rank))
-        room = budget - pass_bytes(bank, min(limits.tokens, limits.kept_tokens))
+        room = budget - _largest_pass(bank, limits, limits.tokens)
         return max(1, min(MOST, room // slot_bytes(bank, typical)))
 
-    def needed(self, settings: InnerLoopSettings, rows: Sequence[Row]) -> int:
-        """Bytes that an evaluation takes at least, alone on the device."""
-        longest = max(len(row.ids) for row in rows)
-        return slot_bytes(self.bank, settings) + pass_bytes(self.bank, longest, kept=longest <= self.limits.kept_tokens)
+    def needed(self, settings: InnerLoopSettings, rows: Sequence[Row], parent: BankAdapter | None = None) -> int:
+        """Bytes that an evaluation takes, alone on the device."""
+        lengths = sorted((len(row.ids) for row in rows), reverse=True)
+        tokens = max(lengths[0], min(self.limits.tokens, sum(lengths[: settings.batch_size])))
+        frozen = parent.values_P.nbytes if parent is not None else 0
+        return slot_bytes(self.bank, settings, rows) + frozen + _largest_pass(self.bank, self.limits, tokens)
 
-    def fits(self, held: int, settings: InnerLoopSettings) -> bool:
+    def fits(self, held: int, settings: InnerLoopSettings, rows: Sequence[Row] = ()) -> bool:
         """Whether another slot has room beside slots that hold so many bytes."""
-        a_pass = pass_bytes(self.bank, min(self.limits.tokens, self.limits.kept_tokens))
-        return held + slot_bytes(self.bank, settings) + a_pass <= self.budget
+        taken = held + self.parents() + _largest_pass(self.bank, self.limits, self.limits.tokens)
+        return taken + slot_bytes(self.bank, settings, rows) <= self.budget
+
+
+def _tokens_within(bank: Bank, size: int, *, kept: bool) -> int:
+    """The most tokens of a pass of so many bytes; one at least."""
+    fixed = pass_bytes(bank, 0, kept=kept)
+    return max(1, (size - fixed) // (pass_bytes(bank, 1, kept=kept) - fixed))
+
+
+def _largest_pass(bank: Bank, limits: Limits, tokens: int) -> int:
+    """Bytes of the largest pass of at most so many tokens."""
+    kept = pass_bytes(bank, min(tokens, limits.kept_tokens))
+    return max(kept, pass_bytes(bank, tokens, kept=False)) if tokens > limits.kept_tokens else kept

@@ -18,7 +18,10 @@ from student.lower_layers import decoder_layers
 
 @contextmanager
 def checkpointed(model: Any) -> Iterator[None]:
-    """Within the block, backward pass included, each decoder layer keeps its input only."""
+    """Within the block, backward pass included, each decoder layer keeps its input only.
+
+    Of all threads: the layers are shared, so no other pass may be under way.
+    """
     layers = list(decoder_layers(model))
     for layer in layers:
         layer.gradient_checkpointing = True  # type: ignore[assignment]

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import math
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -91,8 +92,9 @@ class StudentEngine:
             settings.data_dir, hold_s=settings.hold_s, max_held_bytes=int(settings.max_held_gib * 2**30)
         )
         self._in_memory: OrderedDict[str, BankAdapter] = OrderedDict()
+        self._parents: weakref.WeakSet[BankAdapter] = weakref.WeakSet()
         self._memory_lock = threading.Lock()
-        capacity = Capacity.of(self._bank, settings)
+        capacity = Capacity.of(self._bank, settings, self._parent_bytes)
         room = Room(self._bank, self._store, self._quiz, capacity)
         work = RoomWork(
             room,
@@ -275,10 +277,16 @@ class StudentEngine:
                 weights = self._adapters.load(adapter_version, self._loaded.revision)
                 adapter = BankAdapter.frozen(weights, self._bank.device)
                 self._in_memory[adapter_version] = adapter
+                self._parents.add(adapter)
             self._in_memory.move_to_end(adapter_version)
             while len(self._in_memory) > self.settings.loaded_adapters:
                 self._in_memory.popitem(last=False)
             return adapter
+
+    def _parent_bytes(self) -> int:
+        """Of all versions on the device: those kept in memory, and those that evaluations still train over."""
+        with self._memory_lock:
+            return sum(adapter.values_P.nbytes for adapter in self._parents)
 
     def _commit(self, evaluation_id: str) -> tuple[Adapter, QuizResult, QuizResult]:
         earlier = self._store.committed(evaluation_id)

@@ -124,6 +124,26 @@ def test_passes_on_several_cores_learn_what_passes_in_turn_learn(pair):
     shared.close()
 
 
+def test_no_pass_beside_another_is_computed_again(pair, monkeypatch):
+    """The layers are told so for all threads: the first pass to end would end it for the others."""
+    bank, _ = pair
+    loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=1, batch_size=4)
+    slots = [Slot(bank, [row(20 + i + j, i) for j in range(4)], loop, i) for i in range(4)]
+    taken: list[tuple[int, int]] = []
+    real = bank_step.backward
+
+    def watched(bank, parts, limits):
+        taken.append((sum(part.tokens for part in parts), limits.kept_tokens))
+        return real(bank, parts, limits)
+
+    monkeypatch.setattr(bank_step, "backward", watched)
+    monkeypatch.setattr(bank, "workers", 2)
+    assert set(run(bank, slots, Limits(4096, 120)).values()) == {None}
+    assert {kept for _, kept in taken} == {60}
+    assert max(tokens for tokens, _ in taken) <= 60
+    assert sum(tokens for tokens, _ in taken) == sum(len(each.ids) for slot in slots for each in slot._batches[0])
+
+
 def test_a_pass_that_fails_on_one_core_leaves_the_others_steps(pair):
     shared = pair[0]
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3)
