@@ -128,9 +128,15 @@ def _one_row(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, sl
 
 def _banded(length: int, window: int, device: torch.device) -> torch.Tensor:
     """[length, length]: each token sees itself and the `window - 1` before it."""
-    at = torch.arange(length, device=device)
-    behind = at[:, None] - at[None, :]
-    return (behind >= 0) & (behind < window)
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
+
+
+def window_of(model: Any) -> int | None:
+    """Tokens that the layers with a sliding window see; None where all see everything."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    slides = kinds is None or "sliding_attention" in kinds
+    return getattr(config, "sliding_window", None) if slides else None
 
 
 def enable_packing(model: Any) -> None:

@@ -21,7 +21,7 @@ from student.bank import Bank
 from student.bank_adapter import BankAdapter
 from student.heads import last_logits, logits_at
 from student.inner_loop import Cancelled, Row
-from student.packing import packed_inputs
+from student.packing import packed_inputs, window_of
 from student.quiz import LOGLIK, Sitting, asked, gold_row, graded
 from student.routing import Stretch
 from tutelage.domain.evaluation import Answer
@@ -154,6 +154,10 @@ def generate(bank: Bank, rows: Sequence[_Row], max_new_tokens: int, stop: Callab
     ends = stop_ids(tokenizer, bank.loaded.model)
     one_line = not getattr(tokenizer, "chat_template", None)
     shared = _common_prefix([row.prompt for row in rows])
+    window = window_of(bank.loaded.model)
+    if window is not None and max(len(row.prompt) for row in rows) + max_new_tokens > window:
+        # Windows count places, not positions: padding between prefix and row would push the prefix out of them.
+        shared = 0
     cache = _read_prefix(bank, rows, shared) if shared else None
     longest = max(len(row.prompt) for row in rows) - shared
     ids_BT = torch.zeros(len(rows), longest, dtype=torch.long)

@@ -22,7 +22,7 @@ from student.bank_step import StepFailed, step
 from student.capacity import Capacity, slot_bytes
 from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
-from student.inner_loop import Cancelled
+from student.inner_loop import Cancelled, Row
 from student.memory import is_out_of_memory, out_of_memory
 from student.quiz import GraderFailed, Sitting, asked, graded
 from student.quiz_room import answered
@@ -112,10 +112,10 @@ class Room:
         inside = [*self._training, *self._trained]
         if self._crowded and inside:
             return []
-        held = sum(slot_bytes(self._bank, _settings(guest)) for guest in inside)
+        held = sum(slot_bytes(self._bank, *_load(guest)) for guest in inside)
         entering: list[Guest] = []
-        while self._arrived and (held == 0 or self._capacity.fits(held, _settings(self._arrived[0]))):
-            held += slot_bytes(self._bank, _settings(self._arrived[0]))
+        while self._arrived and (held == 0 or self._capacity.fits(held, *_load(self._arrived[0]))):
+            held += slot_bytes(self._bank, *_load(self._arrived[0]))
             entering.append(self._arrived.pop(0))
         return entering
 
@@ -309,8 +309,9 @@ def _step_tokens(guest: Guest) -> int:
     return 0 if slot.finished else sum(len(row.ids) for row in slot.batch)
 
 
-def _settings(guest: Guest) -> InnerLoopSettings:
-    return guest.evaluation.effective.settings
+def _load(guest: Guest) -> tuple[InnerLoopSettings, Sequence[Row]]:
+    """By which its slot takes memory."""
+    return guest.evaluation.effective.settings, guest.evaluation.rows
 
 
 def _slot(guest: Guest) -> Slot:

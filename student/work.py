@@ -61,7 +61,7 @@ class RoomWork:
             )
         if evaluation.rejection is not None:
             return self._finish(job, Ended(evaluation.rejection))
-        needed = self._capacity.needed(evaluation.effective.settings, evaluation.rows)
+        needed = self._capacity.needed(evaluation.effective.settings, evaluation.rows, parent)
         if needed > self._capacity.budget:
             limit = f"training may take {mib(self._capacity.budget)} (max_training_gib)"
             return Exhausted(f"the evaluation needs {mib(needed)} alone, {limit}")

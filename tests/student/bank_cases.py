@@ -89,11 +89,16 @@ def apart(one, other) -> float:
 
     A hardly moves from its start: next to it B could be wrong by a tenth and not be seen.
     """
-    return max(_relative(one, other, 0), _relative(one, other, 1))
+    return max(_relative(one, other, [0]), _relative(one, other, [1]))
 
 
-def _relative(one, other, factor: int) -> float:
-    pairs = [(pair[factor], other.modules[name][factor]) for name, pair in one.modules.items()]
+def together(one, other) -> float:
+    """Of all values of two adapters, relative to the first's."""
+    return _relative(one, other, [0, 1])
+
+
+def _relative(one, other, factors: list[int]) -> float:
+    pairs = [(pair[i], other.modules[name][i]) for name, pair in one.modules.items() for i in factors]
     norm = math.sqrt(sum(float(mine.norm() ** 2) for mine, _ in pairs))
     difference = math.sqrt(sum(float((mine - theirs).norm() ** 2) for mine, theirs in pairs))
     # B is nothing before the first step, and then the other's must be as well.

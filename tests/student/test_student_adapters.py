@@ -21,6 +21,7 @@ from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.self_edit import Schedule
 from tutelage.domain.task import Question
 from tutelage.models.loading import load_model
+from tutelage.models.tiny import write_tiny_model
 
 LOOP = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=1, batch_size=2)
 ROWS = [Row(tuple(range(5, 25)), tuple(range(5, 25))), Row(tuple(range(9, 16)), (-100, -100, *range(11, 16)))]
@@ -131,8 +132,19 @@ def test_gradients_are_right_after_a_quiz(tiny_path, quantisation):
     assert any(gradient.abs().sum() > 0 for gradient in gradients(True))
 
 
-def test_a_room_of_sittings_answers_as_each_question_alone(bank):
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory):
+    """On a model some of whose layers see a window that is shorter than the prompts."""
+    path = write_tiny_model(tmp_path_factory.mktemp("windowed") / "model", family="gemma3")
+    loaded = load_model(str(path), quantisation="none", device="cpu", compute_dtype="float32", threads=1)
+    enable_packing(loaded.model)
+    return Bank(loaded)
+
+
+@pytest.mark.parametrize("kind", ["bank", "windowed"])
+def test_a_room_of_sittings_answers_as_each_question_alone(kind, request):
     """Mixed adapters, mixed lengths, a shared beginning, rows that end early: none changes an answer."""
+    bank = request.getfixturevalue(kind)
     adapters = [(), (Slot(bank, ROWS, LOOP, 1).adapter,), (Slot(bank, ROWS, LOOP, 2).adapter,)]
     for own in adapters[1:]:
         own[0].values_P.normal_(0, 0.3, generator=torch.Generator().manual_seed(own[0].rank))
