@@ -13,6 +13,7 @@ from orchestrator.dispatcher import Dispatcher
 from orchestrator.judging import Judges
 from orchestrator.leasing import Lease, LeaseLost
 from orchestrator.owner import is_dead, this_owner
+from orchestrator.run_violations import formula_violations
 from orchestrator.runner import STORE_FAULTS, Runner
 from orchestrator.store import Store
 from tutelage.client import TeacherClient
@@ -85,6 +86,7 @@ class Driving:
         run = await self._store.run(run_id)
         missing = [f"student {name!r}" for name in run.config.students if name not in self._settings.students]
         missing += [f"judge {name!r}" for name in run.config.judges if name not in self._settings.judges]
+        missing += [f"formula {run.config.reward.formula!r}"] if formula_violations(run.config.reward.formula) else []
         if missing:
             message = f"waits: no orchestrator that looks after it knows {', '.join(missing)}"
             logger.error("run %s %s", run_id, message)

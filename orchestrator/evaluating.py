@@ -23,7 +23,7 @@ from tutelage.client import StudentClient
 from tutelage.domain.description import EvaluationProgress
 from tutelage.domain.errors import TutelageError
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure
-from tutelage.domain.reward import Reward, RewardSettings, reward_of, value_of
+from tutelage.domain.reward import Reward, RewardSettings, parts_of, value_of
 from tutelage.domain.self_edit import Rejection
 
 
@@ -36,7 +36,8 @@ def scored(run: Run, outcome: EvaluationOutcome) -> tuple[EvaluationOutcome, Rew
         return outcome, None
     settings = run.config.reward_settings()
     try:
-        reward = reward_of(outcome, replace(settings, formula=""))
+        parts = parts_of(outcome, settings)
+        reward = Reward(value_of(parts, replace(settings, formula="")), parts)
     except KeyError as error:
         return Failure(f"the report has no score by grader {error}", retryable=False), None
     if not math.isfinite(reward.value):

@@ -83,8 +83,13 @@ class RunChecking:
         found: list[FieldViolation] = []
         if not policy:
             allowed = "`initial`, `latest`, `promoted` or a version that the teacher keeps"
+            if config.policy == "promoted":
+                allowed = "another: what is promoted cannot be used, and the teacher's log says why; promote one anew"
             found.append(FieldViolation("config.policy", config.policy, allowed))
         found += service_violations(config, teacher, described)
+        if config.reward.formula and retention_quiz.questions and config.reward.retention_grader not in config.graders:
+            allowed = "one of config.graders: a formula may price what was forgotten"
+            found.append(FieldViolation("config.reward.retention_grader", config.reward.retention_grader, allowed))
         if config.update.algorithm in teacher.algorithms:
             found += await self._update_violations(config)
         wrong += read.of_what_was_read(found)

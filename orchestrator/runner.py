@@ -44,7 +44,6 @@ from orchestrator.run_events import (
     UpdatePolicy,
     WriteGroup,
 )
-from orchestrator.run_violations import formula_violations
 from orchestrator.store import Store
 from orchestrator.store_fault import StoreFault
 from orchestrator.student_rows import StudentRows
@@ -53,7 +52,7 @@ from orchestrator.teaching import Teaching
 from orchestrator.utilisation import TEACHER, Utilisation, student
 from orchestrator.written_edits import WrittenEdits
 from tutelage.client import TeacherClient
-from tutelage.domain.errors import InvalidInput, TutelageError
+from tutelage.domain.errors import TutelageError
 from tutelage.domain.run import RunState
 from tutelage.rpc.logging import bind
 
@@ -170,10 +169,6 @@ class Runner:
         run_id = self.run.run_id
         self._edits.remember(await self._store.candidates(run_id))
         self.machine = await rebuild(self.run, self._store)
-        unusable = formula_violations(self.run.config.reward.formula)
-        if unusable:
-            # Gone since the run started: failed it can be resumed once the package is back, with nothing unscored.
-            raise InvalidInput(unusable)
         self._before = await self._store.pending(run_id)
         seconds = [each for _, _, _, each in await self._store.ended(run_id)]
         self.tally = RunningTally(await self._store.reward_states(run_id), seconds)

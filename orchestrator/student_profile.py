@@ -1,9 +1,9 @@
 """What a prompt tells the teacher of the student that it writes for: its name, family and size, and what it got wrong.
 
-What it got wrong is told of other documents only, never a question that the document's own quiz asks too, and of rounds
-that were complete when this one began, so that a run asks the same again after a restart. Gold answers are never told.
-A student's answers are untrusted: they become one short line without the signs that turn markers and a prompt's places
-are made of.
+What it got wrong is told of other documents only, never of a task about the same text or a question that the document's
+own quiz asks too, and of rounds that were complete when this one began, so that a run asks the same again after a
+restart. Gold answers are never told. A student's answers are untrusted: they become one short line without the signs
+that turn markers and a prompt's places are made of.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from orchestrator.records import StoredEvaluation
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.task import Quiz
+from tutelage.domain.task import DocumentTask, Quiz, Task
 from tutelage.grading import grade, normalise
 
 STUDENT = "{student}"
@@ -66,8 +66,16 @@ def wrong_before(report: EvaluationReport, quiz: Quiz) -> list[Mistake]:
     return wrong
 
 
+def about_the_same(one: Task, other: Task) -> bool:
+    """Whether two tasks have one text."""
+    mine, theirs = one.content, other.content
+    if isinstance(mine, DocumentTask) and isinstance(theirs, DocumentTask):
+        return normalise(mine.text) == normalise(theirs.text)
+    return mine == theirs
+
+
 def not_asked_by(quiz: Quiz, mistakes: Iterable[Mistake]) -> list[Mistake]:
-    """Those about questions that this quiz does not ask: two tasks may share a document or a question."""
+    """Those about questions that this quiz does not ask: two tasks may share a question."""
     asked = {normalise(question.text) for question in quiz.questions}
     return [mistake for mistake in mistakes if normalise(mistake.question) not in asked]
 

@@ -24,6 +24,7 @@ from orchestrator.student_profile import (
     MOST_MISTAKES,
     STUDENT,
     Mistake,
+    about_the_same,
     described,
     mistakes_in,
     not_asked_by,
@@ -117,11 +118,14 @@ class Teaching:
         # Rounds that may still be written while this one is evaluated are not told of: a restart would find more.
         complete = group.round - self.run.config.staleness
         found: list[Mistake] = []
+        own = self.run.tasks[group.task]
         for task_id in (*ids[place + 1 :], *ids[:place]):
+            if about_the_same(own.task, self.run.tasks[task_id].task):
+                continue
             for student in (group.audience,) if group.audience else self.run.config.students:
                 stored = await self.store.evaluations(self.run.run_id, student=student, task_id=task_id)
                 wrong = mistakes_in(stored, self.run.tasks[task_id].quiz, complete)
-                found += not_asked_by(self.run.tasks[group.task].quiz, wrong)[:1]
+                found += not_asked_by(own.quiz, wrong)[:1]
                 if len(found) >= MOST_MISTAKES:
                     return found
         return found

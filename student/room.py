@@ -122,15 +122,21 @@ class Room:
     def _answer_baselines(self, guests: list[Guest]) -> list[Departure]:
         """What is missing is answered for all in one quiz; then each gets its slot."""
         started = time.monotonic()
-        missing = {guest: guest.evaluation.missing_baselines() for guest in guests}
+        missing: dict[Guest, dict[str, Sitting]] = {}
+        gone: list[Departure] = []
+        for guest in guests:
+            try:
+                missing[guest] = guest.evaluation.missing_baselines()
+            except Exception as error:
+                gone += self._give_up(error, [guest])
+        guests = list(missing)
         asking = [guest for guest in guests if missing[guest]]
         try:
             faults = self._baseline_faults(asking, {key: each for own in missing.values() for key, each in own.items()})
         except Exception as error:
-            gone = self._give_up(error, asking, lambda guest: _longest(missing[guest].values()))
+            gone += self._give_up(error, asking, lambda guest: _longest(missing[guest].values()))
             self._arrived[:0] = _staying(guests, gone)
             return gone
-        gone = []
         for i, guest in enumerate(guests):
             guest.evaluation.quiz_seconds += time.monotonic() - started
             own = [faults[key] for key in missing[guest] if key in faults]

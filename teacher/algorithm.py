@@ -106,8 +106,11 @@ class Algorithm(ABC):
         """Train the LoRA of `training.model` in place."""
 
     def weights(self, groups: Sequence[SampleGroup], options: Any) -> dict[str, float]:
-        """By candidate id how what `select` chose is learnt from: above 0 made more probable, below 0 less."""
-        return {sample.candidate_id: sample.weight for group in groups for sample in group.samples}
+        """By candidate id how what `select` chose is learnt from: above 0 made more probable, below 0 less.
+
+        For reports; empty where an algorithm does not tell.
+        """
+        return {}
 
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> str:
         """For people: why `select` chose nothing of groups that hold scored samples."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from teacher.algorithm import Algorithm, SampleGroup, Training, in_order
+from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, in_order
 from teacher.selection import RULES, SelectionSettings, kept_by, why_none_kept, why_nothing_kept
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
 from tutelage.extensions import why_unusable
@@ -61,6 +61,10 @@ class RestEM(Algorithm):
             for group in in_order(groups)
         )
         return tuple(group for group in chosen if group.samples)
+
+    def weights(self, groups: Sequence[SampleGroup], options: RestEMOptions) -> dict[str, float]:
+        """Weights in the loss."""
+        return by_candidate(groups, [[sample.weight for sample in group.samples] for group in groups])
 
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> str:
         """The best reward beside the threshold."""

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from orchestrator.report.data import CandidateRecord, EvaluationRecord, RunReport
 from orchestrator.report.json_report import plain
 from orchestrator.report.quiz_scores import ORDER
-from orchestrator.report.rewards import groups
 
 _FIXED = (
     "run_id", "round", "task_id", "task_title", "candidate_id", "candidate_index", "format", "policy_version",
@@ -39,12 +38,11 @@ def render_csv(report: RunReport) -> str:
         *_SETTINGS,
         "finished_at",
     ]
-    chosen = {identity for group in groups(report) for identity in group.chosen_ids}
     text = io.StringIO(newline="")
     table = csv.DictWriter(text, columns, lineterminator="\r\n")
     table.writeheader()
     for candidate, item in _evaluations(report):
-        row = _candidate(report, candidate, candidate.id in chosen)
+        row = _candidate(report, candidate)
         if item is not None:
             row |= _evaluation(item)
         table.writerow({name: _cell(value) for name, value in row.items()})
@@ -79,7 +77,7 @@ def _cell(value: object) -> object:
     return value
 
 
-def _candidate(report: RunReport, candidate: CandidateRecord, chosen: bool) -> dict[str, object]:
+def _candidate(report: RunReport, candidate: CandidateRecord) -> dict[str, object]:
     return {
         "run_id": report.header.summary.run_id,
         "round": candidate.round,
@@ -90,7 +88,7 @@ def _candidate(report: RunReport, candidate: CandidateRecord, chosen: bool) -> d
         "format": candidate.format,
         "policy_version": candidate.policy_version,
         "candidate_reward": candidate.reward,
-        "chosen": chosen,
+        "chosen": candidate.chosen,
         "rejection": candidate.rejection.reason.value if candidate.rejection else None,
         "candidate_seed": candidate.seed,
         "completion_tokens": candidate.completion_tokens,

@@ -21,9 +21,11 @@ from tutelage.domain.evaluation import (
 )
 from tutelage.domain.reliability import Reliability, reliability, shrunken_means
 from tutelage.domain.reward import (
+    Repeats,
     RewardSettings,
     candidate_estimates,
     candidate_rewards,
+    parts_of,
     repeats_of,
     reward_of,
     value_of,
@@ -100,8 +102,16 @@ def test_rewards_of_stored_outcomes_without_a_student() -> None:
 def test_forgetting_is_a_part_only_where_its_grader_scored() -> None:
     seen = replace(report(), retention_before=quiz(contains=0.5), retention_after=quiz(contains=0.25))
     assert "forgotten" not in reward_of(seen, RewardSettings()).parts
-    with pytest.raises(KeyError):
-        reward_of(seen, RewardSettings(retention_penalty=0.1))
+    # Where it has a price, or a formula may give it one, a missing score is an error and not nothing lost.
+    for priced in (RewardSettings(retention_penalty=0.1), RewardSettings(formula="careful")):
+        with pytest.raises(KeyError):
+            parts_of(seen, priced)
+
+
+def test_what_was_rejected_each_time_earns_what_is_agreed_to_the_last_digit() -> None:
+    for agreed in (-0.1, -0.05, -0.7):
+        rewards = candidate_rewards([[Repeats((), 3), Repeats((), 6)]], RewardSettings(rejected_reward=agreed))
+        assert rewards == [[agreed, agreed]]
 
 
 def test_variance_components_by_hand() -> None:

@@ -10,9 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.records import StoredEvaluation
-from orchestrator.student_profile import LONGEST, Mistake, described, mistakes_in, not_asked_by, told, wrong_before
+from orchestrator.student_profile import (
+    LONGEST,
+    Mistake,
+    about_the_same,
+    described,
+    mistakes_in,
+    not_asked_by,
+    told,
+    wrong_before,
+)
 from tutelage.domain.evaluation import Answer, EvaluationReport, InnerLoopSettings, QuizResult, TrainingCost
-from tutelage.domain.task import Question, Quiz
+from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
 
 QUIZ = Quiz(
     (Question("1", "Who founded Velm?", "Ada Thorne"), Question("2", "When?", "1402"), Question("3", "Why?", ""))
@@ -45,6 +54,15 @@ def test_mistakes_are_what_was_said_and_wrong() -> None:
 def test_no_question_of_the_documents_own_quiz_is_told() -> None:
     wrong = [Mistake("Who founded VELM", "Bo"), Mistake("Who built the mill?", "Cy")]
     assert not_asked_by(QUIZ, wrong) == wrong[1:]
+
+
+def test_tasks_about_one_text_are_known() -> None:
+    one = Task("1", DocumentTask("Velm", "Velm was founded in 1402."))
+    assert about_the_same(one, Task("2", DocumentTask("The town", "Velm was  founded in 1402")))
+    assert not about_the_same(one, Task("3", DocumentTask("Velm", "Velm burned.")))
+    few_shot = FewShotTask("Add.", (Demonstration("1", "2"),))
+    assert about_the_same(Task("4", few_shot), Task("5", few_shot))
+    assert not about_the_same(one, Task("4", few_shot))
 
 
 def test_only_rounds_that_were_complete_count() -> None:

@@ -58,10 +58,11 @@ def reports(outcomes) -> list[bool]:
     [
         (BankAdapter, "weights", FULL),
         (Evaluation, "ended", sqlite3.OperationalError("disk I/O error")),
+        (Evaluation, "missing_baselines", sqlite3.OperationalError("disk I/O error")),
     ],
-    ids=["weights", "report"],
+    ids=["weights", "report", "baselines"],
 )
-def test_a_fault_at_the_end_of_one_is_its_own(student, make_key, monkeypatch, where, name, fault):
+def test_a_fault_at_the_start_or_end_of_one_is_its_own(student, make_key, monkeypatch, where, name, fault):
     engine = student(slots=3)
     monkeypatch.setattr(where, name, once(getattr(where, name), fault))
     keys = [make_key(engine, seed=i) for i in range(3)]

@@ -51,16 +51,27 @@ class Reward:
 def reward_of(report: EvaluationReport, settings: RewardSettings) -> Reward:
     """The reward of a report, whose baseline is the untouched student's on the same questions.
 
+    KeyError as `parts_of` and `value_of`.
+    """
+    parts = parts_of(report, settings)
+    return Reward(value_of(parts, settings), parts)
+
+
+def parts_of(report: EvaluationReport, settings: RewardSettings) -> dict[str, float]:
+    """What the reward of a report is made of.
+
     What was forgotten is a part where the retention grader has scored. Raises KeyError when the report lacks a grader
-    that has a weight, or the retention grader where there is a retention quiz and forgetting has a price.
+    that has a weight, or the retention grader where there is a retention quiz and forgetting has a price, which a
+    formula may give it.
     """
     parts = {f"gain_{name}": report.after.scores[name] - report.before.scores[name] for name in settings.grader_weights}
     grader = settings.retention_grader
     asked = bool(report.retention_before.answers and report.retention_after.answers)
-    if asked and (grader in report.retention_after.scores or settings.retention_penalty > 0):
+    priced = settings.retention_penalty > 0 or bool(settings.formula)
+    if asked and (priced or grader in report.retention_after.scores):
         parts[FORGOTTEN] = max(0.0, report.retention_before.scores[grader] - report.retention_after.scores[grader])
     parts[TRAINED] = report.cost.tokens / 1000
-    return Reward(value_of(parts, settings), parts)
+    return parts
 
 
 def value_of(parts: Mapping[str, float], settings: RewardSettings) -> float:
@@ -100,6 +111,9 @@ def candidate_rewards(groups: Sequence[Sequence[Repeats]], settings: RewardSetti
 def _with_rejections(estimate: float | None, repeats: Repeats, settings: RewardSettings) -> float | None:
     if settings.rejected_reward is None or not repeats.rejections:
         return estimate
+    if not repeats.rewards:
+        # As it is, not as sums round it: groups are told apart by whether rewards differ at all.
+        return settings.rejected_reward
     scored = len(repeats.rewards)
     total = (estimate or 0.0) * scored + settings.rejected_reward * repeats.rejections
     return total / (scored + repeats.rejections)
