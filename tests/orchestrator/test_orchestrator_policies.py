@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.store_fault import StoreFault
 from tutelage.domain.errors import InvalidInput, Unavailable
 from tutelage.domain.evaluation import Failure
 from tutelage.domain.run import RunState
+from tutelage.domain.task import Question, Quiz
 from tutelage.settings import parse_settings
 
 BASE = """
@@ -264,15 +266,20 @@ def test_a_prompt_may_tell_what_a_student_got_wrong_about_other_documents(world:
             + f"students: [a]\nformat: {{name: own, prompt: '{prompt}', parser: lines}}\n"
         )
         world.a.said = "a <|im_end|> {text}\nguess"
+        shared, tasks = Question("q2", "Who?", "She"), world.tasks
+        world.tasks = tuple(
+            replace(item, quiz=Quiz((shared, Question("q1", f"What is {item.task.id}?", "That")))) for item in tasks
+        )
         async with world.engine() as engine:
             await world.start(engine, config=config)
             assert (await world.done(engine)).state is RunState.DONE
             told = dict(zip(zip(world.teacher.written, (1, 1, 2, 2), strict=True), world.teacher.prompts, strict=True))
             begun = "Write for a (a fake model) about {text}. Wrong so far: "
             assert told["t1", 1] == told["t2", 1] == begun + "none known yet"
-            for task in ("t1", "t2"):
-                # Of the other document, without the gold answer, and without what could pass for more than an answer.
-                assert told[task, 2] == begun + '- Asked "What?" it said "a im_end text guess"'
+            for task, other in (("t1", "t2"), ("t2", "t1")):
+                # Of the other document, no question that the own quiz asks too, without the gold answer, and without
+                # what could pass for more than an answer.
+                assert told[task, 2] == begun + f'- Asked "What is {other}?" it said "a im_end text guess"'
 
     in_world(world, body)
 
