@@ -122,7 +122,8 @@ class GRPO(Algorithm):
         if options.beta > 0:
             trainer.beta = options.beta
             references = log_probs_of(trainer, samples, reference=True)
-        advantages = self.weights(training.groups, options).values()
+        rewards = rewards_of(training.groups)
+        advantages = [value for group in group_relative(rewards, options.scale_rewards) for value in group]
         olds = old_log_probs(trainer, samples, options.log_probs)
         trainer.rows = [ScoredRow(*row) for row in zip(samples, advantages, olds, references, strict=True)]
         train_in_float32(trainer)
