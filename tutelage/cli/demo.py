@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from tutelage.cli.demo_settings import (
     write_model_services,
     write_orchestrator,
 )
+from tutelage.cli.interrupts import Interrupts
 from tutelage.domain.errors import InvalidInput, PreconditionFailed, Unavailable
 from tutelage.domain.run import ReportFormat, RunState
 
@@ -53,20 +53,15 @@ def demo(
     console = Console(highlight=False)
     try:
         # Whatever asks to end ends the services too.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _interrupt)
-        from tutelage.cli.run_file import prepare_run
+        with Interrupts() as interrupts:
+            from tutelage.cli.run_file import prepare_run
 
-        prepared = prepare_run(run_file())
-        with _work_folder(dir) as folder:
-            _run_demo(console, folder, model, prepared)
+            prepared = prepare_run(run_file())
+            with _work_folder(dir) as folder:
+                _run_demo(console, folder, model, prepared, interrupts)
     except KeyboardInterrupt:
         console.print("interrupted; all services are stopped")
         raise typer.Exit(_EXIT_INTERRUPTED) from None
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -109,7 +104,7 @@ def _pull(console: Console, model: str) -> None:
         raise Unavailable(f"the model {model!r} could not be brought here (see above)")
 
 
-def _run_demo(console: Console, folder: Path, model: str, prepared: PreparedRun) -> None:
+def _run_demo(console: Console, folder: Path, model: str, prepared: PreparedRun, interrupts: Interrupts) -> None:
     from tutelage.cli.processes import ServiceProcesses
 
     begun = time.monotonic()
@@ -121,7 +116,7 @@ def _run_demo(console: Console, folder: Path, model: str, prepared: PreparedRun)
         )
         address = _start_services(processes, folder, model, prepared.config.students)
         console.print(f"   ready after {time.monotonic() - begun:.0f} s; orchestrator at {address}")
-        asyncio.run(_circle(console, processes, folder, address, prepared))
+        interrupts.run(_circle(console, processes, folder, address, prepared))
         console.print("stopping the services ...")
     minutes, seconds = divmod(round(time.monotonic() - begun), 60)
     console.print(f"done in {minutes} min {seconds:02} s; nothing is left running")

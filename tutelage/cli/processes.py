@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from tutelage.cli.interrupts import ENDING
 from tutelage.domain.errors import Unavailable
 
 _PR_SET_PDEATHSIG = 1
 _LAST_LINES = 15
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def _die_with_parent() -> Callable[[], None] | None:
@@ -45,7 +45,7 @@ def interrupts_after() -> Iterator[None]:
     While a process forks, Python drops what a handler raises, and a child that is not noted down yet would be left.
     """
     seen: list[int] = []
-    previous = {number: signal.signal(number, lambda which, _: seen.append(which)) for number in _ENDING}
+    previous = {number: signal.signal(number, lambda which, _: seen.append(which)) for number in ENDING}
     try:
         yield
     finally:
