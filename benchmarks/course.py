@@ -21,6 +21,9 @@ from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit
 
 REWARD = RewardSettings(grader_weights={"contains": 1.0, "loglik": 0.1}, rejected_reward=0.0)
+LEARNING_REWARD = replace(REWARD, rejected_reward=-0.1)
+"""What a policy learns from. On held-out documents a rejected edit leaves the student as it is, which is worth 0; here
+it is a little worse, or a policy whose notes do harm learns to write none."""
 METRICS = ("reward", "contains", "loglik")
 """The run's reward; the gains over the untouched student that it is made of."""
 PROFILED = "+student"
@@ -63,18 +66,32 @@ class Asked:
         return self.format, self.policy
 
 
+@dataclass(frozen=True)
+class Round:
+    """What a policy wrote about the learning documents, and what came of learning from it."""
+
+    reward: float
+    """Mean of the candidates: what the policy before the update earned."""
+    scored: int
+    kilotokens: float
+    """That the student trained on for the rewards; algorithms of one format share those of the first round."""
+    update: UpdateResult
+
+
 @dataclass
 class Learned:
-    """A recipe's policy: what it learned from, what that cost, and how it did on the choosing documents."""
+    """A recipe's policy: its rounds, and how it did on the choosing documents after the first."""
 
     recipe: Recipe
-    update: UpdateResult
-    scored: int
-    trained_kilotokens: float
-    """That the student trained on for the rewards; algorithms of one format share them."""
+    rounds: list[Round]
     difference: Interval | None = None
     untrained: float = 0.0
     trained: float = 0.0
+
+    @property
+    def policy(self) -> str:
+        """Version of the policy after all rounds so far."""
+        return self.rounds[-1].update.policy.version
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,7 @@ class Course:
         for each, graded in zip(asked, self.graded(asked), strict=True):
             name = each.item.task.id
             members = tuple(
-                ScoredCandidate(f"{name}/{candidate.index}", candidate.rollout, _reward(reports))
+                ScoredCandidate(f"{name}/{candidate.index}", candidate.rollout, _learning_reward(reports))
                 for candidate, reports in graded
             )
             groups, tokens = found.get(each.by, ([], 0.0))
@@ -169,23 +186,39 @@ class Course:
         return [(name, self.untrained) for name in self.args.formats]
 
     def learn(self) -> list[Learned]:
-        """The policy of each recipe, after all its rounds; algorithms share their format's first one."""
+        """The policy of each recipe after one round; algorithms share their format's candidates."""
+        scored = self.collect(self.beginners, self.learning)
         learned = []
-        first = self.collect(self.beginners, self.learning)
         for recipe in self.recipes:
-            policy, trained = self.untrained, 0.0
-            for round_ in range(1, self.args.rounds + 1):
-                teacher = recipe.format, policy
-                scored = first if round_ == 1 else self.collect([teacher], self.learning, round_)
-                groups, kilotokens = scored[teacher]
-                result = self.room.update(groups, SETTINGS[recipe.algorithm], policy, recipe.algorithm)
-                policy, trained = result.policy.version, trained + kilotokens
-            learned.append(Learned(recipe, result, sum(len(group.candidates) for group in groups), trained))
+            teacher = recipe.format, self.untrained
+            learned.append(Learned(recipe, [self._round(recipe, self.untrained, *scored[teacher])]))
         return learned
 
+    def advanced(self, learned: Learned, rounds: int) -> Learned:
+        """The recipe after `rounds` rounds in all, each from what its policy so far writes."""
+        while len(learned.rounds) < rounds:
+            scored = self.collect_next(learned, self.learning)
+            learned.rounds.append(self._round(learned.recipe, learned.policy, *scored))
+        return learned
+
+    def collect_next(self, learned: Learned, items: Sequence[TaskWithQuiz]) -> tuple[list[CandidateGroup], float]:
+        """What its next round learns from, about some of the documents."""
+        teacher = learned.recipe.format, learned.policy
+        return self.collect([teacher], items, len(learned.rounds) + 1)[teacher]
+
+    def _round(self, recipe: Recipe, parent: str, groups: list[CandidateGroup], kilotokens: float) -> Round:
+        result = self.room.update(groups, SETTINGS[recipe.algorithm], parent, recipe.algorithm)
+        rewards = [candidate.reward or 0.0 for group in groups for candidate in group.candidates]
+        return Round(mean(rewards), len(rewards), kilotokens, result)
+
     def choose(self) -> list[Learned]:
-        """Every recipe with its figures on the choosing documents, the greatest difference first."""
+        """Every recipe with its figures on the choosing documents, the greatest difference first.
+
+        One alone needs no choice.
+        """
         learned = self.learn()
+        if len(learned) == 1:
+            return learned
         scores = self.scores(learned, self.choosing, "choose")
         for each in learned:
             before, after = (scores[each.recipe.format, policy].gains["reward"] for policy in self.policies(each))
@@ -195,7 +228,7 @@ class Course:
 
     def policies(self, each: Learned) -> tuple[str, str]:
         """Untrained and trained."""
-        return self.untrained, each.update.policy.version
+        return self.untrained, each.policy
 
     def scores(
         self, learned: Sequence[Learned], items: Sequence[TaskWithQuiz], stage: str
@@ -211,9 +244,10 @@ class Course:
         }
 
 
-def _reward(reports: Sequence[EvaluationReport | None]) -> float:
+def _learning_reward(reports: Sequence[EvaluationReport | None]) -> float:
     """Mean over the seeds."""
-    return mean([reward_of(report, REWARD).value if report else REWARD.rejected_reward or 0.0 for report in reports])
+    rejected = LEARNING_REWARD.rejected_reward or 0.0
+    return mean([reward_of(report, LEARNING_REWARD).value if report else rejected for report in reports])
 
 
 def _scores(graded: Sequence[Sequence[tuple[Candidate, list[EvaluationReport | None]]]], seeds: int) -> Scores:

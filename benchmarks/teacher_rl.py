@@ -1,15 +1,16 @@
 """Does RL make a better teacher? Trained against untrained on held-out documents; recipe chosen on training documents.
 
-Four stages. What they find lies in the folder, so that a run that was cut off, or asked for stage by stage, goes on:
+Five stages. What they find lies in the folder, so that a run that was cut off, or asked for stage by stage, goes on:
 
     collect   candidates of the untrained teacher about the learning documents, each with its reward
     learn     a policy of each recipe (algorithm, format) from those; algorithms share their format's candidates
     choose    each policy beside the untrained one on the choosing documents; the greatest difference is taken
-    judge     that recipe beside the untrained teacher on the held-out documents, once
+    advance   that recipe goes on, round by round, from what its own policy writes about the learning documents
+    judge     its last policy beside the untrained teacher on the held-out documents, once
 
 Both teachers write from the same seeds, and the student trains under the same ones, so that all differences are paired.
 The metric is the run's own reward, the gain by `contains` plus a tenth of the gain in log-likelihood; a rejected edit
-earns 0. Intervals: 95 %, bootstrap over documents.
+leaves the student as it is and counts 0 (a policy learns from -0.1). Intervals: 95 %, bootstrap over documents.
 
 The published protocol (SEAL, section 4: 50 documents, 5 self-edits each, 3 seeds, 2 rounds; judged on other documents):
 
@@ -38,7 +39,7 @@ from benchmarks.course import METRICS, SETTINGS, Course, Learned, mean
 from orchestrator.report.bootstrap import paired_interval
 from tutelage.domain.policy import Sampling
 
-STAGES = ("collect", "learn", "choose", "judge")
+STAGES = ("collect", "learn", "choose", "advance", "judge")
 
 
 def show(learned: Sequence[Learned]) -> None:
@@ -46,13 +47,25 @@ def show(learned: Sequence[Learned]) -> None:
     print("\n| algorithm | format | kept | student's tokens | update | untrained | trained | difference [95 %] |")
     print("|---|---|---|---|---|---|---|---|")
     for each in learned:
-        update, gap = each.update, each.difference
+        first, gap = each.rounds[0], each.difference
+        update = first.update
         cost = f"{update.train_seconds:.0f} s, {update.peak_memory_bytes / 2**30:.1f} GiB"
         judged = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" if gap else "-"
         print(
-            f"| {each.recipe.algorithm} | {each.recipe.format} | {update.kept_candidates} of {each.scored} "
-            f"| {each.trained_kilotokens:.0f} k | {cost} | {each.untrained:+.3f} | {each.trained:+.3f} | {judged} |"
+            f"| {each.recipe.algorithm} | {each.recipe.format} | {update.kept_candidates} of {first.scored} "
+            f"| {first.kilotokens:.0f} k | {cost} | {each.untrained:+.3f} | {each.trained:+.3f} | {judged} |"
         )
+
+
+def show_rounds(each: Learned) -> None:
+    """The table of the chosen recipe's rounds."""
+    print(f"\n{each.recipe.algorithm} on {each.recipe.format}, round by round, on the learning documents:\n")
+    print("| round | reward before its update | kept | student's tokens | update |")
+    print("|---|---|---|---|---|")
+    for number, one in enumerate(each.rounds, 1):
+        cost = f"{one.update.train_seconds:.0f} s, {one.update.peak_memory_bytes / 2**30:.1f} GiB"
+        kept = f"{one.update.kept_candidates} of {one.scored}"
+        print(f"| {number} | {one.reward:+.4f} | {kept} | {one.kilotokens:.0f} k | {cost} |")
 
 
 def row(each: Learned) -> dict[str, object]:
@@ -60,17 +73,19 @@ def row(each: Learned) -> dict[str, object]:
     return {
         "algorithm": each.recipe.algorithm,
         "format": each.recipe.format,
-        "scored": each.scored,
-        "kept": each.update.kept_candidates,
-        "update_seconds": round(each.update.train_seconds, 1),
-        "student_kilotokens": round(each.trained_kilotokens, 1),
+        "scored": [one.scored for one in each.rounds],
+        "kept": [one.update.kept_candidates for one in each.rounds],
+        "update_seconds": [round(one.update.train_seconds, 1) for one in each.rounds],
+        "student_kilotokens": [round(one.kilotokens, 1) for one in each.rounds],
+        "learning_reward": [round(one.reward, 4) for one in each.rounds],
         "difference": round(each.difference.mean, 5) if each.difference else None,
     }
 
 
-def run_shares(args: argparse.Namespace, folder: Path, stage: str) -> None:
-    """A stage by several processes, each on its share of the documents."""
+def run_shares(args: argparse.Namespace, folder: Path, stage: str, rounds: int) -> None:
+    """A stage by several processes, each on its share of the documents; `rounds` of the chosen recipe are done."""
     command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(folder), "--stage", stage]
+    command += ["--rounds", str(rounds)]
     parts = [subprocess.Popen([*command, "--share", str(share)]) for share in range(args.processes)]
     try:
         codes = [part.wait() for part in parts]
@@ -88,7 +103,11 @@ def do_share(course: Course, stage: str, share: slice) -> None:
     elif stage == "choose":
         course.scores(course.learn(), course.choosing[share], stage)
     else:
-        course.scores(course.choose()[:1], course.held_out[share], stage)
+        chosen = course.advanced(course.choose()[0], course.args.rounds)
+        if stage == "advance":
+            course.collect_next(chosen, course.learning[share])
+        else:
+            course.scores([chosen], course.held_out[share], stage)
 
 
 def do_all(course: Course, stage: str) -> dict[str, object]:
@@ -102,6 +121,8 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
         return {"stage": stage, "mean_reward": means}
     learned = course.learn() if stage == "learn" else course.choose()
     show(learned)
+    if stage in ("advance", "judge"):
+        show_rounds(course.advanced(learned[0], args.rounds))
     recipes = [row(each) for each in learned]
     if stage != "judge":
         return {"stage": stage, "recipes": recipes}
@@ -120,6 +141,7 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
         **found["reward"],
         "documents": len(course.held_out),
         "seeds": args.seeds,
+        "rounds": args.rounds,
         "algorithm": learned[0].recipe.algorithm,
         "format": learned[0].recipe.format,
         **{name: found[name] for name in METRICS[1:]},
@@ -159,7 +181,7 @@ def main() -> None:
     parser.add_argument("--choose-seeds", type=int, default=1)
     parser.add_argument("--candidates", type=int, default=4, help="a learning document")
     parser.add_argument("--evaluation-seeds", type=int, default=1, help="evaluations of each, whose mean is its reward")
-    parser.add_argument("--rounds", type=int, default=1, help="of writing and learning")
+    parser.add_argument("--rounds", type=int, default=3, help="of writing and learning, for the chosen recipe")
     parser.add_argument("--train-file", type=Path, help="documents in place of the examples: JSONL or SQuAD JSON")
     parser.add_argument("--judge-file", type=Path, help="held-out documents in place of the examples")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
@@ -187,8 +209,12 @@ def main() -> None:
                 # Learning is no work to be shared: the updates of one teacher take turns.
                 if stage == "learn":
                     work(args, folder, stage)
+                elif stage == "advance":
+                    for done in range(1, args.rounds):
+                        run_shares(args, folder, stage, done)
+                        work(argparse.Namespace(**{**vars(args), "rounds": done + 1}), folder, stage)
                 else:
-                    run_shares(args, folder, stage)
+                    run_shares(args, folder, stage, args.rounds)
         told = work(args, folder, args.stage)
     if args.share is None:
         seconds = time.monotonic() - begun
