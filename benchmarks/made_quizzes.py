@@ -135,7 +135,7 @@ def evaluated(
             return 0, [], dropped
         both = tuple(replace(question, id=f"{MADE}{place}") for place, question in enumerate(made))
         asked = replace(item, quiz=Quiz((*item.quiz.questions, *both)))
-        written = room.write(item, args.format, args.candidates, room.policies.initial.version, "reliability")
+        written = room.write(item, args.format, args.candidates, room.policies.initial.version, "collect")
         edits = [each.result for each in written if isinstance(each.result, SelfEdit)]
         outcomes = room.each(lambda edit: room.evaluate(asked, edit)[1], edits)
         return len(made), [outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)], dropped

@@ -3,6 +3,7 @@
 Untrained self-edits are written for some documents and each is trained on under three seeds; what repeats of one edit
 have in common, beside what edits of one document differ by, is the reliability of the mean over seeds (one-way analysis
 of variance). Intervals: 95 %, bootstrap over documents. Beside them the published rewards, where they are at hand.
+Candidates and first seeds are those of teacher_rl.py: in its folder they are not written and evaluated again.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def evaluated(args: argparse.Namespace) -> list[list[list[EvaluationReport]]]:
                 edit, repeat = edit_and_repeat
                 return room.evaluate(item, edit, repeat=repeat)[1]
 
-            written = room.write(item, args.format, args.candidates, room.policies.initial.version, "reliability")
+            written = room.write(item, args.format, args.candidates, room.policies.initial.version, "collect")
             edits = [candidate.result for candidate in written if isinstance(candidate.result, SelfEdit)]
             outcomes = room.each(outcome, [(edit, repeat) for edit in edits for repeat in range(args.repeats)])
             of_edits = [outcomes[start : start + args.repeats] for start in range(0, len(outcomes), args.repeats)]
