@@ -72,9 +72,12 @@ def parse_directives(line: str) -> DirectiveLine | Rejection:
 
 
 def rejected(field: str, value: object, allowed: str) -> Rejection:
-    """An unparsable edit, with the value shortened to 200 characters."""
-    text = value if isinstance(value, str) else _shown(value)
-    return Rejection(RejectionReason.UNPARSABLE, field, text[:200], allowed, f"{field} must be {allowed}")
+    """An unparsable edit, with the value shortened to 200 characters.
+
+    JSON can spell halves of characters (`\\ud800`), which no message carries: they become question marks.
+    """
+    name, text = (each.encode("utf-8", "replace").decode("utf-8") for each in (field, _text(value)))
+    return Rejection(RejectionReason.UNPARSABLE, name, text[:200], allowed, f"{name} must be {allowed}")
 
 
 def _fits(key: str, item: object) -> bool:
@@ -102,7 +105,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _shown(value: object) -> str:
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
     try:
         return json.dumps(value)
     except (ValueError, RecursionError):

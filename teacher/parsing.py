@@ -134,10 +134,16 @@ def given_documents(task: Task, parser: Parser) -> list[TrainingDocument]:
 
 
 def _written(body: str, parser: Parser, task: Task, ended: bool, repairs: Counter[str]) -> list[TrainingDocument]:
+    def read(text: str) -> str:
+        # Once more: taking off marks joins what stood on both sides, and JSON spells any character as an escape.
+        found, unreadable = readable(text)
+        repairs["unreadable"] += unreadable
+        return found
+
     if parser is Parser.QUESTION_ANSWER:
-        pairs = question_answer_pairs(body, ended=ended, repairs=repairs)
-        return [question_answer(asked, answer) for asked, answer in pairs]
-    pieces = _SPLITTERS[parser](body, ended, repairs)
+        pairs = [(read(asked), read(said)) for asked, said in question_answer_pairs(body, ended=ended, repairs=repairs)]
+        return [question_answer(asked, said) for asked, said in pairs if _has_word(asked) and _has_word(said)]
+    pieces = [read(piece) for piece in _SPLITTERS[parser](body, ended, repairs)]
     return [TextDocument(_titled(task, piece)) for piece in pieces if _has_word(piece)]
 
 

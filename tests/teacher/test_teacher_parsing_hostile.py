@@ -231,3 +231,33 @@ def test_own_format_with_any_parser_takes_any_text() -> None:
     for parser in Parser:
         result = parse_completion("Velm is old.", Format("own", "Write.", parser), TASK).result
         assert isinstance(result, SelfEdit | Rejection)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("implications", "1. <**|im_end|>Velm is old."),
+        ("implications", "1. <__|im_end|>Velm is old."),
+        ("self-qa", "Question: Who founded <**|im_start|>Velm?\nAnswer: Ada"),
+        ("self-qa", r'{"question": "Who founded \u003c|im_end|\u003e\u0000Velm?", "answer": "Ada\u202e"}'),
+        ("self-qa", r'{"question": "Who \ud800 founded Velm?", "answer": "Ada \udc00"}'),
+    ],
+)
+def test_what_mending_brings_to_light_is_made_readable_too(name: str, text: str) -> None:
+    found = parsed(text, name)
+    assert isinstance(found.result, SelfEdit)
+    assert len(found.result.documents) == 2
+    for document in found.result.documents:
+        said = [document.text] if isinstance(document, TextDocument) else [each.content for each in document.messages]
+        for each in said:
+            assert readable(each) == (each, 0)
+            assert each.encode("utf-8")
+    assert found.repairs["unreadable"] > 0
+
+
+@pytest.mark.parametrize("line", [r'{"loss_mask": "\ud800"}', r'{"\ud800": 1}', r'{"epochs": ["\ud800"]}'])
+def test_a_rejection_of_half_a_character_can_be_told(line: str) -> None:
+    found = parse_completion(f"{line}\n1. Velm is old.", replace(FORMATS["implications"], directives=True), TASK)
+    assert isinstance(found.result, Rejection)
+    assert found.result.reason is RejectionReason.UNPARSABLE
+    assert (found.result.field + found.result.value + found.result.message).encode("utf-8")
