@@ -101,7 +101,9 @@ def do_share(course: Course, stage: str, share: slice) -> None:
     if stage == "collect":
         course.collect(course.beginners, course.learning[share])
     elif stage == "choose":
-        course.scores(course.learn(), course.choosing[share], stage)
+        learned = course.learn()
+        if len(learned) > 1:
+            course.scores(learned, course.choosing[share], stage)
     else:
         chosen = course.advanced(course.choose()[0], course.args.rounds)
         if stage == "advance":

@@ -91,7 +91,7 @@ class RunChecking:
             allowed = "one of config.graders: a formula may price what was forgotten"
             found.append(FieldViolation("config.reward.retention_grader", config.reward.retention_grader, allowed))
         if config.update.algorithm in teacher.algorithms:
-            found += await self._update_violations(config)
+            found += await self._update_violations(config, policy)
         wrong += read.of_what_was_read(found)
         if read.left_out:
             # Services are asked about whole settings only.
@@ -120,11 +120,14 @@ class RunChecking:
             finished_at=None,
         )
 
-    async def _update_violations(self, config: RunConfig) -> list[FieldViolation]:
-        """What the teacher would refuse once a round is paid for: the algorithm's settings, or the sampling."""
+    async def _update_violations(self, config: RunConfig, policy: str) -> list[FieldViolation]:
+        """What the teacher would refuse once a round is paid for: the algorithm, its settings, the sampling."""
         try:
             await self.teacher.check_update(
-                config.update.algorithm, config.update_settings(), config.sampling_settings()
+                config.update.algorithm,
+                config.update_settings(),
+                config.sampling_settings(),
+                parent_version=policy if config.update.when != "never" else "",
             )
         except InvalidInput as error:
             return [

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from orchestrator.plan import Across
 from orchestrator.run_config import RunConfig
-from orchestrator.student_profile import MISTAKES
+from orchestrator.student_profile import LONGEST, MISTAKES, MOST_MISTAKES, Mistake
 from orchestrator.students import Students
 from orchestrator.teaching import addressed, informed
 from tutelage.client import TeacherClient
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 CHECK_S = 60.0
 """Seconds that a service may take to count the tokens of a run's tasks."""
+_LONG_MISTAKES = [Mistake(*["one word after another " * LONGEST] * 2)] * MOST_MISTAKES
+"""As much as later rounds tell: a document that fits only beside less would fail the run with a round paid for."""
 _TASK = re.compile(r"^tasks\[(\d+)\]")
 _QUIZ = re.compile(r"^quizzes\[(\d+)\]")
 
@@ -68,7 +70,9 @@ def _formats(config: RunConfig, format: Format, named: Mapping[str, StudentDescr
         written = [addressed(format, {name: student}, alone=True) for name, student in named.items()]
     else:
         written = [addressed(format, named, alone=False)]
-    return [informed(each, ()) if MISTAKES in each.prompt else each for each in written]
+    # In the first round none is known.
+    mistakes = _LONG_MISTAKES if config.rounds > 1 else ()
+    return [informed(each, mistakes) if MISTAKES in each.prompt else each for each in written]
 
 
 async def _teacher(asked: Asked, formats: Sequence[Format], teacher: TeacherClient) -> list[FieldViolation]:

@@ -164,6 +164,8 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
             sampling = sampling_from_wire(request.sampling)
             algorithm = find_algorithm(request.algorithm)
             wrong = sampling_violations(algorithm, request.algorithm, sampling.temperature, sampling.top_p)
+        if request.parent_version:
+            wrong += self._loaded().updates.shape_violations(request.parent_version, settings)
         if wrong:
             raise InvalidInput(wrong)
         return pb.CheckUpdateResponse()

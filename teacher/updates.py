@@ -27,8 +27,8 @@ from teacher.policies import PolicyStore, policy_from_json, policy_to_json, writ
 from teacher.update_child import write_groups
 from teacher.update_request import Lessons, check_request, data_hash, lessons_of, update_id
 from tutelage.domain.description import UpdateProgress
-from tutelage.domain.errors import DataLoss, InvalidInput, TutelageError, Unavailable
-from tutelage.domain.policy import Policy, UpdateRequest, UpdateResult
+from tutelage.domain.errors import DataLoss, FieldViolation, InvalidInput, TutelageError, Unavailable
+from tutelage.domain.policy import Policy, UpdateRequest, UpdateResult, UpdateSettings
 
 _log = logging.getLogger(__name__)
 _RESULT = "result.json"
@@ -102,7 +102,8 @@ class Updates:
         """Progress, then the result. InvalidInput, NotFound (parent) or PreconditionFailed before anything starts."""
         check_request(request, self._settings.max_rank)
         parent = self._policies.get(request.parent_version)
-        self._check_shape(request)
+        if wrong := self.shape_violations(parent.version, request.settings):
+            raise InvalidInput(wrong)
         lessons = lessons_of(request, self._tokenizer_hash, self._policies.ages(parent.version))
         name = update_id(request)
         job, stored = self._job_or_stored(name, request, parent, lessons)
@@ -111,6 +112,19 @@ class Updates:
             yield stored
             return
         yield from job.watch(cancelled)
+
+    def shape_violations(self, parent_version: str, settings: UpdateSettings) -> list[FieldViolation]:
+        """An update continues its parent's LoRA, so it cannot have another shape. NotFound for an unknown parent."""
+        folder = self._policies.adapter_folder(parent_version)
+        if folder is None:
+            return []
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        shape = (("rank", settings.rank, config["r"]), ("alpha", settings.alpha, config["lora_alpha"]))
+        return [
+            FieldViolation(f"settings.{name}", str(given), f"{kept}, as in the parent policy, whose LoRA is continued")
+            for name, given, kept in shape
+            if given != kept
+        ]
 
     def _job_or_stored(
         self, name: str, request: UpdateRequest, parent: Policy, lessons: Lessons
@@ -264,19 +278,6 @@ class Updates:
                 f"the update's process ended with code {code}: {log.read_text(errors='replace')[-2000:]}"
             )
         return peaks
-
-    def _check_shape(self, request: UpdateRequest) -> None:
-        """An update continues its parent's LoRA, so it cannot have another shape."""
-        folder = self._policies.adapter_folder(request.parent_version)
-        if folder is None:
-            return
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        for field, given, kept in (
-            ("settings.rank", request.settings.rank, config["r"]),
-            ("settings.alpha", request.settings.alpha, config["lora_alpha"]),
-        ):
-            if given != kept:
-                raise InvalidInput.of(field, given, f"{kept}, as in the parent policy, whose LoRA is continued")
 
     def _stored(self, name: str) -> UpdateResult | None:
         path = self._folder / name / _RESULT

@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import yaml
 
+from orchestrator.student_profile import LONGEST
 from tutelage.domain.errors import Exhausted, FieldViolation, InvalidInput, Unavailable
 from tutelage.domain.run import RunState
 from tutelage.domain.task import DocumentTask, Question, Quiz
@@ -94,6 +96,23 @@ def test_all_refusals_are_told_at_once_by_the_fields_of_the_run(world: Any) -> N
     header, *quizzes = made["a"].messages[0]
     assert header.header.retention_quiz.questions[0].answer == "Paris"
     assert [len(message.quiz.questions) for message in quizzes] == [2, 2]
+
+
+@pytest.mark.parametrize(("rounds", "lines"), [(1, 0), (2, 3)])
+def test_a_prompt_is_measured_with_the_mistakes_that_later_rounds_tell(world: Any, rounds: int, lines: int) -> None:
+    made = asked_of(world, teacher=refused("tasks[1].task.document.text"))
+
+    async def body(engine: Any) -> None:
+        own = {"name": "own", "parser": "lines", "prompt": "{text} Wrong so far:\n{mistakes}"}
+        settings = {**yaml.safe_load(world.config), "format": own, "rounds": rounds}
+        with pytest.raises(InvalidInput):
+            await engine.start_run("run", yaml.safe_dump(settings), world.tasks, Quiz())
+
+    in_engine(world, body)
+    prompt = made["teacher"].messages[0][0].header.format.prompt
+    told = [line for line in prompt.splitlines() if line.startswith("- Asked")]
+    assert len(told) == lines
+    assert all(len(line) > 2 * LONGEST for line in told)
 
 
 def test_a_task_is_named_by_its_place_beside_malformed_ones(world: Any) -> None:

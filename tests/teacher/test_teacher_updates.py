@@ -217,6 +217,11 @@ def test_through_grpc(settings: TeacherSettings, tmp_path: Path) -> None:
                     await client.check_update("grpo", grpo, Sampling(temperature=0))
                 with pytest.raises(InvalidInput, match=r"sampling\.top_p.*1 for grpo"):
                     await client.check_update("grpo", grpo, Sampling(temperature=0.7, top_p=0.9))
+                await client.check_update("rest_em", UpdateSettings(rank=64, alpha=128), parent_version=first)
+                await client.check_update("rest_em", asked.settings, parent_version=made)
+                other = dataclasses.replace(asked.settings, rank=asked.settings.rank + 1)
+                with pytest.raises(InvalidInput, match=rf"settings\.rank.*{asked.settings.rank}, as in the parent"):
+                    await client.check_update("rest_em", other, parent_version=made)
                 with pytest.raises(InvalidInput, match=r"settings\.options\.beta.*settings\.rank"):
                     await client.check_update("dpo", UpdateSettings(rank=9999, options={"beta": 0}))
         finally:

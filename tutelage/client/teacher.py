@@ -94,11 +94,14 @@ def _answered(message: pb.AnswerPromptsResponse) -> tuple[int, str]:
     return message.index, message.text
 
 
-def _check(algorithm: str, settings: UpdateSettings, sampling: Sampling | None) -> pb.CheckUpdateRequest:
+def _check(
+    algorithm: str, settings: UpdateSettings, sampling: Sampling | None, parent_version: str
+) -> pb.CheckUpdateRequest:
     return pb.CheckUpdateRequest(
         algorithm=algorithm,
         settings=update_settings_to_wire(settings),
         sampling=sampling_to_wire(sampling) if sampling else None,
+        parent_version=parent_version,
     )
 
 
@@ -178,10 +181,12 @@ class TeacherClient(AsyncConnection):
         settings: UpdateSettings,
         sampling: Sampling | None = None,
         *,
+        parent_version: str = "",
         timeout_s: float = QUICK_S,
     ) -> None:
-        """InvalidInput names every field that an update with these settings would be refused for."""
-        await self._call(self._stub.CheckUpdate, _check(algorithm, settings, sampling), _nothing, timeout_s)
+        """InvalidInput names every field that an update of the parent with these settings would be refused for."""
+        message = _check(algorithm, settings, sampling, parent_version)
+        await self._call(self._stub.CheckUpdate, message, _nothing, timeout_s)
 
     async def list_policies(self, *, timeout_s: float = QUICK_S) -> tuple[Policy, ...]:
         """The policies it keeps."""
@@ -269,10 +274,12 @@ class SyncTeacherClient(SyncConnection):
         settings: UpdateSettings,
         sampling: Sampling | None = None,
         *,
+        parent_version: str = "",
         timeout_s: float = QUICK_S,
     ) -> None:
-        """InvalidInput names every field that an update with these settings would be refused for."""
-        self._call(self._stub.CheckUpdate, _check(algorithm, settings, sampling), _nothing, timeout_s)
+        """InvalidInput names every field that an update of the parent with these settings would be refused for."""
+        message = _check(algorithm, settings, sampling, parent_version)
+        self._call(self._stub.CheckUpdate, message, _nothing, timeout_s)
 
     def list_policies(self, *, timeout_s: float = QUICK_S) -> tuple[Policy, ...]:
         """The policies it keeps."""

@@ -576,7 +576,10 @@ class CheckUpdateRequest(_message.Message):
     ALGORITHM_FIELD_NUMBER: _builtins.int
     SETTINGS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
+    PARENT_VERSION_FIELD_NUMBER: _builtins.int
     algorithm: _builtins.str
+    parent_version: _builtins.str
+    """The policy that the update would continue; empty leaves unchecked whether it can."""
     @_builtins.property
     def settings(self) -> Global___UpdateSettings: ...
     @_builtins.property
@@ -589,10 +592,11 @@ class CheckUpdateRequest(_message.Message):
         algorithm: _builtins.str = ...,
         settings: Global___UpdateSettings | None = ...,
         sampling: _policy_pb2.Sampling | None = ...,
+        parent_version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling", "settings", b"settings"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "sampling", b"sampling", "settings", b"settings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "parent_version", b"parent_version", "sampling", b"sampling", "settings", b"settings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
