@@ -90,6 +90,10 @@ class RunChecking:
         if config.reward.formula and retention_quiz.questions and config.reward.retention_grader not in config.graders:
             allowed = "one of config.graders: a formula may price what was forgotten"
             found.append(FieldViolation("config.reward.retention_grader", config.reward.retention_grader, allowed))
+        if config.reward.retention_penalty > 0 and not retention_quiz.questions:
+            penalty = str(config.reward.retention_penalty)
+            allowed = "0 without a retention quiz: nothing measures what was forgotten"
+            found.append(FieldViolation("config.reward.retention_penalty", penalty, allowed))
         if config.update.algorithm in teacher.algorithms:
             found += await self._update_violations(config, policy)
         wrong += read.of_what_was_read(found)

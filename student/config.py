@@ -29,8 +29,8 @@ class BoundsSettings(Settings):
     """Greatest LoRA rank."""
     max_document_tokens: int = Field(default=1024, ge=1)
     """Most tokens of one training document."""
-    max_documents: int = Field(default=64, ge=1)
-    """Most documents of one self-edit."""
+    max_documents: int = Field(default=128, ge=1)
+    """Most documents of one self-edit; the longest built-in format keeps 96 notes beside the task's own."""
     max_steps: int = Field(default=2000, ge=1)
     """Most optimiser steps of one inner loop."""
     clamp: bool = False

@@ -24,11 +24,15 @@ def attach_lora(base: Any, settings: UpdateSettings, parent: Path | None) -> Any
     return get_peft_model(base, config)
 
 
-def save_lora(model: Any, output: Path) -> None:
-    """Write the LoRA to `output`. FloatingPointError when the update diverged."""
+def save_lora(model: Any, output: Path, base_model: str) -> None:
+    """Write the LoRA to `output`, as one of `base_model`: PEFT would name the folder that the base lies in here.
+
+    FloatingPointError when the update diverged.
+    """
     broken = [name for name, value in model.named_parameters() if value.requires_grad and not value.isfinite().all()]
     if broken:
         raise FloatingPointError(f"the update diverged: {len(broken)} of its tensors are not finite")
+    model.peft_config["default"].base_model_name_or_path = base_model
     # A trainer may have left an adapter `ref` behind, its reference.
     model.save_pretrained(
         str(output), safe_serialization=True, save_embedding_layers=False, selected_adapters=["default"]

@@ -190,7 +190,7 @@ def main(folder: Path) -> None:
         rows_a_pass=request["rows_a_pass"] or (1 if loaded.device == "cpu" else 8),
         gradient_checkpointing=request["gradient_checkpointing"],
     )
-    save_lora(model, folder / "adapter")
+    save_lora(model, folder / "adapter", request["model"])
     gpu = torch.cuda.max_memory_allocated() if loaded.device != "cpu" else 0
     tell(peak_memory_bytes=peak_memory(), peak_gpu_memory_bytes=gpu)
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +34,20 @@ _log = logging.getLogger(__name__)
 _RESULT = "result.json"
 _QUIET = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 """Environment of an update's process: it has all it needs, and tells nobody."""
+
+
+def one_device(device: str, environment: Mapping[str, str]) -> tuple[str, dict[str, str]]:
+    """The device of an update's process by its name there, and what its environment says so that it sees no other GPU.
+
+    Trainers split their batches over all GPUs that they see, and TRL's refuse more than one.
+    """
+    kind, _, number = device.partition(":")
+    shown = environment.get("CUDA_VISIBLE_DEVICES")
+    known = shown.split(",") if shown is not None else None
+    place = int(number or 0)
+    if kind == "cpu" or (known is not None and place >= len(known)):
+        return device, {}
+    return kind, {"CUDA_VISIBLE_DEVICES": known[place] if known is not None else str(place)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +238,7 @@ class Updates:
             "cache_dir": str(settings.cache_dir.absolute()) if settings.cache_dir else "",
             "quantisation": settings.quantisation,
             "dequantise": settings.dequantise,
-            "device": settings.device,
+            "device": one_device(settings.device, os.environ)[0],
             "compute_dtype": settings.compute_dtype,
             "threads": settings.update_threads or settings.threads,
             "gradient_checkpointing": settings.gradient_checkpointing,
@@ -240,7 +254,7 @@ class Updates:
     def _run_child(self, work: Path, job: _Job) -> _Peaks:
         """Run the update's process to its end and return the most memory that it held."""
         command = [sys.executable, "-m", "teacher.update_child", str(work.absolute())]
-        environment = {**os.environ, **_QUIET}
+        environment = {**os.environ, **_QUIET, **one_device(self._settings.device, os.environ)[1]}
         threads = self._settings.update_threads or self._settings.threads
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)

@@ -52,6 +52,8 @@ class ChatEndpointSettings(Settings):
     """What the endpoint calls the longest reply; newer models of OpenAI want the second."""
     send_seed: bool = True
     """Whether a seed is sent; some endpoints refuse it."""
+    send_sampling: bool = True
+    """Whether temperature and top_p are sent; newer models of OpenAI refuse all but their own."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ class ChatEndpoint:
         body: dict[str, Any] = {
             "model": settings.model,
             "messages": [{"role": "user", "content": prompt}],
-            "temperature": temperature,
-            "top_p": top_p,
             settings.length_field: max_tokens,
         }
+        if settings.send_sampling:
+            body |= {"temperature": temperature, "top_p": top_p}
         if seed is not None and settings.send_seed:
             body["seed"] = seed
         async with self._room:

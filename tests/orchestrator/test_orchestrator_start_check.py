@@ -115,6 +115,20 @@ def test_a_prompt_is_measured_with_the_mistakes_that_later_rounds_tell(world: An
     assert all(len(line) > 2 * LONGEST for line in told)
 
 
+def test_a_price_of_forgetting_needs_a_quiz_that_measures_it(world: Any) -> None:
+    asked_of(world)
+
+    async def body(engine: Any) -> None:
+        settings = yaml.safe_load(world.config)
+        settings["reward"] = {**settings.get("reward", {}), "retention_penalty": 0.5, "retention_grader": "contains"}
+        with pytest.raises(InvalidInput, match="0 without a retention quiz") as caught:
+            await engine.start_run("run", yaml.safe_dump(settings), world.tasks, Quiz())
+        assert [item.field for item in caught.value.violations] == ["config.reward.retention_penalty"]
+        assert await engine.plan_run("run", yaml.safe_dump(settings), world.tasks, RETENTION)
+
+    in_engine(world, body)
+
+
 def test_a_task_is_named_by_its_place_beside_malformed_ones(world: Any) -> None:
     asked_of(world, teacher=refused("tasks[1].task.document.text"))
 

@@ -327,6 +327,10 @@ def test_other_shapes_of_requests_and_replies(endpoint: Endpoint) -> None:
     assert asked(endpoint, length_field="max_completion_tokens", send_seed=False) == Reply("", True, 0, 0)
     assert endpoint.asked[0]["max_completion_tokens"] == 7
     assert not {"max_tokens", "seed"} & set(endpoint.asked[0])
+    assert {"temperature", "top_p"} <= set(endpoint.asked[0])
+    endpoint.answers = [(200, {"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}]}, {})]
+    assert asked(endpoint, send_sampling=False).text == "Yes"
+    assert not {"temperature", "top_p"} & set(endpoint.asked[1])
     assert endpoint.keys == [None]
 
 

@@ -14,7 +14,7 @@ import torch
 from teacher.config import TeacherSettings
 from teacher.policies import PolicyStore
 from teacher.service import TeacherService
-from teacher.updates import Updates
+from teacher.updates import Updates, one_device
 from tutelage.client import TeacherClient
 from tutelage.domain.description import UpdateProgress
 from tutelage.domain.errors import DataLoss, InvalidInput, NotFound, PreconditionFailed, Unavailable
@@ -37,6 +37,25 @@ from tutelage.v1 import policy_pb2
 
 HASH = "h" * 64
 PROMPT, GOOD, BAD = [5, 6, 7, 8], [20, 21, 22, 23, 2], [30, 31, 32]
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "named", "seen"),
+    [
+        ("auto", None, "auto", "0"),
+        ("cuda", "2,3", "cuda", "2"),
+        ("cuda:1", None, "cuda", "1"),
+        ("cuda:1", "GPU-a,GPU-b", "cuda", "GPU-b"),
+        ("cuda:1", "3", "cuda:1", None),
+        ("auto", "", "auto", ""),
+        ("cpu", "2,3", "cpu", None),
+    ],
+)
+def test_an_update_sees_the_gpu_of_its_teacher_and_no_other(
+    device: str, visible: str | None, named: str, seen: str | None
+) -> None:
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    assert one_device(device, environment) == (named, {} if seen is None else {"CUDA_VISIBLE_DEVICES": seen})
 
 
 def rollout(parent: str, ids: list[int], tokenizer: str = HASH) -> bytes:

@@ -65,6 +65,8 @@ def start(
         typer.echo(_plan_text(planned, why_not))
         return
     identity = run_id or new_run_id(prepared.config.name)
+    if prepared.config.commit.max_retention_loss is not None and not prepared.retention_quiz.questions:
+        typer.echo("no retention quiz: commit.max_retention_loss keeps nothing out", err=True)
 
     async def call() -> RunSummary:
         async with orchestrator_client(orchestrator) as client:
