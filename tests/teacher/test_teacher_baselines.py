@@ -331,7 +331,7 @@ def test_other_shapes_of_requests_and_replies(endpoint: Endpoint) -> None:
     endpoint.answers = [(200, {"choices": [{"message": {"content": "Yes"}, "finish_reason": "stop"}]}, {})]
     assert asked(endpoint, send_sampling=False).text == "Yes"
     assert not {"temperature", "top_p"} & set(endpoint.asked[1])
-    assert endpoint.keys == [None]
+    assert endpoint.keys == [None, None]
 
 
 def test_settings_say_what_a_backend_needs(tmp_path: Path) -> None:
