@@ -84,3 +84,16 @@ def group_rewards(
         return min(scored) if plan.across is Across.WORST else sum(scored) / len(scored)
 
     return {group: tuple(reward(group, edit) for edit in machine.groups[group]) for group in groups}
+
+
+def task_rewards(machine: Machine, round_: int, settings: RewardSettings) -> Mapping[str, Rewards]:
+    """By task what the update of a round learns from, audience after audience, as the indices of candidates count."""
+    groups = [group for group in machine.round_groups(round_) if group in machine.groups]
+    found = group_rewards(machine, groups, measured(machine, groups), settings)
+    unwritten = (None,) * machine.plan.candidates
+    return {
+        task: tuple(
+            reward for who in machine.plan.audiences for reward in found.get(Group(round_, task, who), unwritten)
+        )
+        for task in machine.plan.tasks
+    }

@@ -218,15 +218,6 @@ class Machine:
         )
         return [reward for reward in each if reward is not None]
 
-    def task_rewards(self, round_: int, task: str) -> tuple[float | None, ...]:
-        """Rewards of all candidates of a task in a round, audience after audience, as their indices count."""
-        groups = [Group(round_, task, who) for who in self.plan.audiences]
-        return tuple(
-            reward
-            for group in groups
-            for reward in (self.rewards(group) if group in self.groups else (None,) * self.plan.candidates)
-        )
-
     def settled(self, group: Group) -> Mapping[int, bool]:
         """By index of a candidate: whether each of its evaluations has ended."""
         return {

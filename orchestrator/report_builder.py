@@ -10,6 +10,7 @@ from typing import Literal, cast
 import yaml
 
 from orchestrator.evaluation_keys import round_seed
+from orchestrator.group_rewards import task_rewards
 from orchestrator.rebuilding import rebuild
 from orchestrator.records import Run, StoredCandidate, StoredEvaluation
 from orchestrator.report.answers import MOST, to_show, with_answers, without_answers, without_quizzes
@@ -64,10 +65,12 @@ async def _report(store: Store, run: Run, summary: RunSummary, everything: bool)
     candidates = await store.candidates(run.run_id)
     evaluations = await store.evaluations(run.run_id, kept=_whole if everything else _Lean())
     machine = await rebuild(run, store)
+    settings = run.config.reward_settings()
     rewards = {
-        (group.round, group.task): machine.task_rewards(group.round, group.task)
-        for group in machine.groups
-        if group.round < machine.round  # until a round is complete, its means may still change
+        (round_, task): each
+        for round_ in {group.round for group in machine.groups}
+        if round_ < machine.round  # until a round is complete, its means may still change
+        for task, each in task_rewards(machine, round_, settings).items()
     }
     by_candidate: dict[tuple[str, str, int], StoredEvaluation] = {
         (row.student, row.evaluation_id, row.repeat): row for row in evaluations

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.group_rewards import Rewards, group_rewards, measured
+from orchestrator.group_rewards import Rewards, group_rewards, measured, task_rewards
 from orchestrator.machine import Machine
 from orchestrator.plan import Across, Group, Plan
 from orchestrator.run_config import RunConfig
@@ -39,6 +39,13 @@ def test_by_hand() -> None:
     machine = machine_of(dict(rewards), Plan(("x",), ("a",), 2, 2, 1, False), "e", "f")
     assert machine.rewards(X) == (2.0, 6.0)
     assert shrunken_rewards(machine, [X])[X] == pytest.approx((2.25, 5.75))
+
+
+def test_a_report_shows_what_the_update_learns_from() -> None:
+    rewards = dict(zip([("x", e, "a", r) for e in "ef" for r in (0, 1)], (1.0, 3.0, 5.0, 7.0), strict=True))
+    machine = machine_of(dict(rewards), Plan(("x",), ("a",), 2, 2, 1, False), "e", "f")
+    assert task_rewards(machine, 1, RewardSettings(shrink=True))["x"] == pytest.approx((2.25, 5.75))
+    assert task_rewards(machine, 1, RewardSettings()) == {"x": (2.0, 6.0)}
 
 
 def test_without_repeats_it_is_the_mean() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from orchestrator.closing import Closing, GroupPolicy, enough, to_give_up, viable
 from orchestrator.estimate import run_seconds, seconds_left
+from orchestrator.group_rewards import task_rewards
 from orchestrator.machine import Machine
 from orchestrator.meter import Meter, share
 from orchestrator.plan import Across, Group, Plan
@@ -24,6 +25,7 @@ from orchestrator.run_events import (
     UpdatePolicy,
     WriteGroup,
 )
+from tutelage.domain.reward import RewardSettings
 from tutelage.domain.run import RunState
 
 
@@ -98,7 +100,7 @@ def test_each_student_is_written_for_and_evaluates_its_own() -> None:
     assert machine.feed(GroupWritten(Group(1, "x", "b"), ("e",))) == (Evaluate(1, "x", "e", "b", 0),)
     assert machine.feed(Evaluated(Evaluate(1, "x", "e", "a", 0), 0.1)) == ()
     assert machine.feed(Evaluated(Evaluate(1, "x", "e", "b", 0), 0.9)) == (UpdatePolicy(1, "p0"),)
-    assert machine.task_rewards(1, "x") == (0.1, 0.9)
+    assert task_rewards(machine, 1, RewardSettings()) == {"x": (0.1, 0.9)}
 
 
 def test_groups_are_written_ahead_within_the_staleness_and_not_beyond() -> None:
