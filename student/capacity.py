@@ -80,9 +80,17 @@ class Capacity:
     limits: Limits
     parents: Callable[[], int] = lambda: 0
     """Bytes that frozen versions take on the device now, each counted once however many train over it."""
+    let_go: Callable[[], None] = lambda: None
+    """Gives back those that nobody trains over; they are kept because they may be asked for again."""
 
     @classmethod
-    def of(cls, bank: Bank, settings: StudentSettings, parents: Callable[[], int] = lambda: 0) -> Capacity:
+    def of(
+        cls,
+        bank: Bank,
+        settings: StudentSettings,
+        parents: Callable[[], int] = lambda: 0,
+        let_go: Callable[[], None] = lambda: None,
+    ) -> Capacity:
         """By the operator's numbers, and by the memory that is free now where there are none."""
         free = free_bytes(bank.device)
         given = settings.max_training_gib
@@ -92,7 +100,7 @@ class Capacity:
         # How rows are put together in passes decides the bits of a deterministic student, and must not change.
         tokens = settings.max_step_tokens if settings.deterministic else min(settings.max_step_tokens, tokens)
         limits = Limits(tokens, kept_tokens)
-        return cls(bank, budget, cls._slots(bank, settings, budget, limits), limits, parents)
+        return cls(bank, budget, cls._slots(bank, settings, budget, limits), limits, parents, let_go)
 
     @staticmethod
     def _slots(bank: Bank, settings: StudentSettings, budget: int, limits: Limits) -> int:

@@ -48,7 +48,7 @@ from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationReport, 
 from tutelage.domain.task import Question, Quiz
 from tutelage.models.loading import LoadedModel
 
-ENGINE_REVISION = "5"
+ENGINE_REVISION = "6"
 """Raised by every change of the code that changes what the same key results in."""
 
 log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class StudentEngine:
         ]
         if settings.deterministic:
             # They only change roundings, which a student of many slots does not promise to repeat.
-            decisive += [settings.quiz_batch_size, torch.get_num_threads()]
+            decisive += [settings.quiz_batch_size, torch.get_num_threads(), loaded.device]
         decisive = [part if dataclasses.is_dataclass(part) else str(part) for part in decisive]
         self.engine_revision = f"{ENGINE_REVISION}.{content_hash(decisive)[:8]}"
         self._adapters = AdapterStore(settings.data_dir / "adapters")
@@ -94,7 +94,7 @@ class StudentEngine:
         self._in_memory: OrderedDict[str, BankAdapter] = OrderedDict()
         self._parents: weakref.WeakSet[BankAdapter] = weakref.WeakSet()
         self._memory_lock = threading.Lock()
-        capacity = Capacity.of(self._bank, settings, self._parent_bytes)
+        capacity = Capacity.of(self._bank, settings, self._parent_bytes, self._let_go)
         room = Room(self._bank, self._store, self._quiz, capacity)
         work = RoomWork(
             room,
@@ -271,7 +271,7 @@ class StudentEngine:
     def _parent(self, adapter_version: str) -> BankAdapter | None:
         if not adapter_version:
             return None
-        with self._memory_lock:
+        with self._memory_lock, memory_faults():
             adapter = self._in_memory.get(adapter_version)
             if adapter is None:
                 weights = self._adapters.load(adapter_version, self._loaded.revision)
@@ -282,6 +282,10 @@ class StudentEngine:
             while len(self._in_memory) > self.settings.loaded_adapters:
                 self._in_memory.popitem(last=False)
             return adapter
+
+    def _let_go(self) -> None:
+        with self._memory_lock:
+            self._in_memory.clear()
 
     def _parent_bytes(self) -> int:
         """Of all versions on the device: those kept in memory, and those that evaluations still train over."""
@@ -307,8 +311,9 @@ class StudentEngine:
                 f"the weights of evaluation {evaluation_id} are no longer held (hold_s is {self.settings.hold_s:g})"
             )
         parent = self._parent(key.adapter_version)
-        whole = concatenate(parent.weights(), fresh) if parent is not None else fresh
-        whole = recompress(whole, self.settings.max_adapter_rank)
+        with memory_faults():
+            whole = concatenate(parent.weights(), fresh) if parent is not None else fresh
+            whole = recompress(whole, self.settings.max_adapter_rank)
         adapter = self._adapters.save(
             whole,
             parent=key.adapter_version,

@@ -31,6 +31,8 @@ COMPACT_BELOW = 0.75
 """Share of rows still writing below which the others' places are given up."""
 LEAST_ROWS = 8
 """Rows below which a batch is not divided between cores."""
+BATCH_TOKENS = 16_384
+"""Tokens of all rows of the batches under way, with their padding and what they will write; bounds their memory."""
 LOGLIK_TOKENS = 2048
 """Tokens of one pass for likelihoods; bounds its memory."""
 
@@ -79,7 +81,12 @@ def answered(
         for j, question in enumerate(sitting.questions)
     ]
     rows.sort(key=lambda row: (row.sitting, len(row.prompt), row.question))
-    batches = _evenly(rows, batch_size, bank.workers)
+    most_tokens = BATCH_TOKENS // bank.workers
+    batches = [
+        part
+        for batch in _evenly(rows, batch_size, bank.workers)
+        for part in _within(batch, most_tokens, max_new_tokens)
+    ]
     written = bank.side_by_side([partial(generate, bank, batch, max_new_tokens, stop) for batch in batches])
     for row, text in zip(rows, itertools.chain(*written), strict=True):
         texts[row.sitting][row.question] = text
@@ -106,6 +113,18 @@ def _evenly(rows: Sequence[_Row], most: int, workers: int) -> list[Sequence[_Row
     count = max(count, math.ceil(len(rows) / most))
     size = math.ceil(len(rows) / max(1, count))
     return [rows[start : start + size] for start in range(0, len(rows), max(1, size))]
+
+
+def _within(batch: Sequence[_Row], tokens: int, max_new_tokens: int) -> list[Sequence[_Row]]:
+    """The batch in as few parts as hold so many tokens each, padded to the longest; a row alone may have more."""
+    parts: list[Sequence[_Row]] = []
+    start, longest = 0, 0
+    for place, row in enumerate(batch):
+        longest = max(longest, len(row.prompt))
+        if place > start and (place + 1 - start) * (longest + max_new_tokens) > tokens:
+            parts.append(batch[start:place])
+            start, longest = place, len(row.prompt)
+    return [*parts, batch[start:]]
 
 
 def _logliks_unless(stop: Callable[[], bool], bank: Bank, part: Sequence[_Gold]) -> list[float]:

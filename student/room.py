@@ -110,8 +110,10 @@ class Room:
     def _entering(self) -> list[Guest]:
         """Those of the arrived that the memory has room for now; with nobody inside there is room for the first."""
         inside = [*self._training, *self._trained]
-        if self._crowded and inside:
+        if not self._arrived or (self._crowded and inside):
             return []
+        if not inside and not self._capacity.fits(0, *_load(self._arrived[0])):
+            self._capacity.let_go()
         held = sum(slot_bytes(self._bank, *_load(guest)) for guest in inside)
         entering: list[Guest] = []
         while self._arrived and (held == 0 or self._capacity.fits(held, *_load(self._arrived[0]))):
@@ -256,6 +258,10 @@ class Room:
             gone = []
             for i, guest in enumerate(guests):
                 guest.evaluation.quiz_seconds += time.monotonic() - started
+                if guest.stopped():
+                    # Its neighbours were not: the quiz went on, and nothing of it is to be stored for this one.
+                    gone.append((guest, Cancelled()))
+                    continue
                 try:
                     gone.append(_quizzed(guest, answers[2 * i : 2 * i + 2]))
                 except Exception as error:
@@ -268,6 +274,7 @@ class Room:
             return error
         # The error's traceback holds the tensors of the failed pass.
         error.__traceback__ = None
+        self._capacity.let_go()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -118,12 +118,18 @@ class Scheduler:
         return len(self._queue)
 
     def submit(self, key: EvaluationKey, lease_s: float, watcher: Watcher | None = None) -> Job:
-        """The job of this key: the one under way, or a new one at the end of the queue; Exhausted when that is full."""
+        """The job of this key: the one under way, or a new one at the end of the queue.
+
+        Exhausted when that is full, Unavailable while the one under way is being stopped.
+        """
         job_id = key.id
         with self._changed:
             if self._closed:
                 raise Unavailable("the student is shutting down")
             job = self._active.get(job_id)
+            if job is not None and job.stop.is_set():
+                # Who came now would be told that another had cancelled it.
+                raise Unavailable("this evaluation is being stopped; it can begin anew in a moment", retry_after_s=1.0)
             if job is None:
                 if len(self._queue) >= self._max_queue and self.free_slots <= len(self._queue):
                     retry = self._mean_seconds * max(1, len(self._queue)) / max(1, self._work.slots)

@@ -160,3 +160,37 @@ def test_a_baseline_that_is_no_number_fails_those_who_asked_for_it(student, make
     monkeypatch.setattr(room_module, "answered", broken)
     keys = [make_key(engine, seed=i, **({"quiz": LONG} if i == 1 else {})) for i in range(3)]
     assert reports(together(engine, keys)) == [True, False, True]
+
+
+def test_who_is_cancelled_in_a_shared_quiz_leaves_no_report_and_the_other_does(student, make_key, monkeypatch):
+    engine = student(slots=2)
+    # From now on the baseline is known, and the next that is answered is the quiz of both.
+    assert reports(together(engine, [make_key(engine, seed=9)])) == [True]
+    keys = [make_key(engine, seed=i) for i in range(2)]
+    why, real, sat = Failure("cancelled on request", retryable=False), room_module.answered, []
+
+    def cancelling(bank, sittings, **named):
+        sat.append(len(sittings))
+        engine.cancel_evaluation(keys[0].id)
+        return real(bank, sittings, **named)
+
+    monkeypatch.setattr(room_module, "answered", cancelling)
+    gone, stayed = together(engine, keys)
+    assert gone == why
+    assert isinstance(stayed, EvaluationReport)
+    assert len(sat) == 1
+    assert engine._store.outcome(keys[0].id) is None
+
+
+def test_versions_that_nobody_trains_over_are_given_back_when_memory_runs_out(student, make_key, monkeypatch):
+    engine = student(slots=2)
+    key = make_key(engine, seed=1)
+    assert reports(together(engine, [key])) == [True]
+    version = engine.commit(key.id)[0].version
+    over, plain = make_key(engine, seed=2, adapter_version=version), make_key(engine, seed=3)
+    assert engine._parent_bytes() > 0
+    with monkeypatch.context() as patch:
+        patch.setattr(bank_step, "backward", once(bank_step.backward, FULL))
+        assert reports(together(engine, [plain])) == [False]
+    assert engine._parent_bytes() == 0
+    assert reports(together(engine, [plain, over])) == [True, True]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from student.inner_loop import Cancelled
 from student.metrics import StudentMetrics
 from student.scheduler import Job, JobOutcome, Progress, Scheduler
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
@@ -78,6 +80,30 @@ def test_after_an_error_out_of_the_work_all_inside_are_told_and_the_next_is_done
     assert [job.outcome for job in jobs] == [crashed, crashed, DONE]
     assert scheduler.alive
     assert scheduler.free_slots == 2
+
+
+def test_nobody_attaches_to_what_is_being_stopped(work, scheduler, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    plain = work.advance
+
+    def slow() -> Sequence[tuple[Job, JobOutcome]]:
+        begun.set()
+        assert go_on.wait(10)
+        return [(job, Cancelled() if job.stop.is_set() else outcome) for job, outcome in plain()]
+
+    monkeypatch.setattr(work, "advance", slow)
+    first = submit(scheduler, "a")
+    assert begun.wait(10)
+    assert scheduler.cancel("a", Failure("cancelled on request", retryable=False))
+    with pytest.raises(Unavailable, match="being stopped") as caught:
+        submit(scheduler, "a")
+    assert caught.value.retry_after_s
+    go_on.set()
+    assert first.done.wait(10)
+    assert first.outcome == Failure("cancelled on request", retryable=False)
+    again = submit(scheduler, "a")
+    assert again.done.wait(10)
+    assert again.outcome == DONE
 
 
 def test_a_watcher_that_raises_is_left_and_the_others_are_told(scheduler):
