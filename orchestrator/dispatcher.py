@@ -262,7 +262,7 @@ class Dispatcher:
             logger.exception("an evaluation broke on this side")
             return Fault.FAILED, f"internal fault: {type(error).__name__}", None
         if isinstance(outcome, Failure) and outcome.retryable:
-            return Fault.FAILED, f"{who}: {outcome.message}", None
+            return Fault.FULL if outcome.exhausted else Fault.FAILED, f"{who}: {outcome.message}", None
         return outcome
 
 

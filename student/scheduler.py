@@ -268,7 +268,7 @@ class Scheduler:
         if isinstance(result, Cancelled):
             outcome = job.stopped_by or Failure("cancelled")
         elif isinstance(result, Exhausted):
-            outcome = Failure(str(result), retryable=True)
+            outcome = Failure(str(result), retryable=True, exhausted=True)
         elif isinstance(result, Exception):
             # The process lives, and a fault of the machine is never a report.
             job.context.run(log.error, "evaluation %s failed", job.id, exc_info=result)

@@ -14,6 +14,7 @@ from orchestrator.addresses import Endpoint, endpoints
 from orchestrator.config import OrchestratorSettings, StudentChannel
 from orchestrator.engine import Engine
 from tutelage.domain.errors import PreconditionFailed, Unavailable
+from tutelage.domain.evaluation import Failure
 from tutelage.domain.run import RunState
 from tutelage.settings import parse_settings
 
@@ -106,6 +107,25 @@ def test_replicas_join_and_leave_while_a_run_goes_on(world: Any, tmp_path: Path)
                 summary = await world.done(engine)
                 assert (summary.state, summary.unscored) == (RunState.DONE, 0)
                 assert len(first.trained) == count
+
+    within(body())
+
+
+def test_a_replica_without_room_for_an_evaluation_is_full_and_not_broken(world: Any) -> None:
+    async def body() -> None:
+        async with replicas(world, 1) as (only,):
+            # More in a row than a broken replica is forgiven; then there is room.
+            left = [Failure("out of memory", exhausted=True)] * 5
+            only.outcome = lambda key: left.pop() if left else None
+            students = {"a": {"addresses": [only.address]}}
+            retry = {"initial_s": 0.01, "maximum_s": 0.05}
+            async with world.engine(students=students, retry=retry, dispatch={"set_aside_after": 1}) as engine:
+                aside = []
+                put_aside = engine.dispatcher._dispatch._aside
+                engine.dispatcher._dispatch._aside = lambda *asked: aside.append(asked) or put_aside(*asked)
+                await world.start(engine, config=ONE_STUDENT)
+                summary = await world.done(engine)
+                assert (summary.state, summary.unscored, left, aside) == (RunState.DONE, 0, [], [])
 
     within(body())
 

@@ -205,6 +205,7 @@ def test_an_evaluation_too_large_for_the_machine_is_refused_with_its_size_and_th
     assert isinstance(large.outcome, Failure)
     # Another machine may have the memory.
     assert large.outcome.retryable
+    assert large.outcome.exhausted
     assert "MiB alone, training may take 12 MiB (max_training_gib)" in large.outcome.message
     assert isinstance(small.outcome, EvaluationReport)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +20,7 @@ def test_parts_hold_the_tokens_that_they_may_and_keep_the_order(lengths: list[in
         longest = max(len(row.prompt) for row in part)
         assert len(part) == 1 or len(part) * (longest + new) <= tokens
     # As few as the order allows: no part would have had room for the next one's first row.
-    for part, after in zip(parts, parts[1:], strict=False):
+    for part, after in pairwise(parts):
         together = [*part, after[0]]
         assert len(together) * (max(len(row.prompt) for row in together) + new) > tokens
 

@@ -121,6 +121,7 @@ def test_out_of_memory_ends_one_evaluation_and_lowers_the_slots(student, make_ke
     failed = [job.outcome for job in jobs if isinstance(job.outcome, Failure)]
     assert len(failed) == 1
     assert failed[0].retryable
+    assert failed[0].exhausted
     assert "out of memory" in failed[0].message
     assert sum(isinstance(job.outcome, EvaluationReport) for job in jobs) == 2
     assert engine.describe().slots == 2

@@ -266,7 +266,7 @@ def test_format(item: Format) -> None:
 @pytest.mark.parametrize("state", list(EvaluationState))
 @pytest.mark.parametrize("phase", list(EvaluationPhase))
 def test_status_and_bounds(state: EvaluationState, phase: EvaluationPhase) -> None:
-    status = EvaluationStatus(state, EvaluationProgress(phase, 1, 2, 3.5), Failure("gone", False))
+    status = EvaluationStatus(state, EvaluationProgress(phase, 1, 2, 3.5), Failure("gone", False, True))
     wire = evaluation_status_to_wire(status).SerializeToString()
     assert evaluation_status_from_wire(student_pb.GetEvaluationResponse.FromString(wire)) == status
     assert bounds_from_wire(bounds_to_wire(Bounds(clamp=True))) == Bounds(clamp=True)

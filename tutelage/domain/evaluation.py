@@ -110,6 +110,8 @@ class Failure:
 
     message: str
     retryable: bool = True
+    exhausted: bool = False
+    """The machine had no room for it: it is full, not broken."""
 
 
 EvaluationOutcome = EvaluationReport | Rejection | Failure

@@ -216,12 +216,12 @@ def evaluation_report_from_wire(message: pb.EvaluationReport, field: str = "repo
 
 def failure_to_wire(failure: Failure) -> pb.Failure:
     """The failure as a message."""
-    return pb.Failure(message=failure.message, retryable=failure.retryable)
+    return pb.Failure(message=failure.message, retryable=failure.retryable, exhausted=failure.exhausted)
 
 
 def failure_from_wire(message: pb.Failure, field: str = "failure") -> Failure:
     """A failure; any content is one."""
-    return Failure(message.message, message.retryable)
+    return Failure(message.message, message.retryable, message.exhausted)
 
 
 def evaluation_outcome_to_wire(outcome: EvaluationOutcome) -> pb.EvaluationOutcome:
