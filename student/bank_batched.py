@@ -110,18 +110,19 @@ class Batched(torch.autograd.Function):
             if sum_NO is not y_NO:
                 y_NO.copy_(sum_NO)
         if anchor is not None:
-            ctx.save_for_backward(x)
-            ctx.inner, ctx.family, ctx.batches = inner, family, found
+            # All that is kept goes this way, so that a pass which is computed again keeps none of it.
+            ctx.save_for_backward(x, *inner)
+            ctx.family, ctx.batches = family, found
         return tuple(ys.values())
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
-        (x,) = ctx.saved_tensors
+        x, *inner = ctx.saved_tensors
         family = ctx.family
         gs_NO = {name: gradient.flatten(0, -2) for name, gradient in zip(family.layers, gradients, strict=True)}
         dx_NI = family.backward(gs_NO) if ctx.needs_input_grad[0] else None
         sum_NI = dx_NI.float() if dx_NI is not None else None
-        for batch, h_GSJ in zip(ctx.batches, ctx.inner, strict=True):
+        for batch, h_GSJ in zip(ctx.batches, inner, strict=True):
             betas = [adapter.beta(family.key) for adapter in batch.adapters]
             dh_GSJ = torch.empty_like(h_GSJ)
             for name, (ranks, members) in batch.members.items():

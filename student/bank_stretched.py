@@ -6,6 +6,7 @@ N tokens of all stretches, S tokens of one, I and O features in and out, R rank,
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -51,13 +52,15 @@ class Stretched(torch.autograd.Function):
                     each[i].copy_(sum_SO)
             inner.append(hs_SJ)
         if anchor is not None:
-            ctx.save_for_backward(x)
-            ctx.inner, ctx.family, ctx.routing = inner, family, routing
+            # All that is kept goes this way, so that a pass which is computed again keeps none of it.
+            ctx.save_for_backward(x, *chain.from_iterable(inner))
+            ctx.family, ctx.routing = family, routing
         return tuple(ys.values())
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, None, None, None]:
-        (x,) = ctx.saved_tensors
+        x, *saved = ctx.saved_tensors
+        inner = iter(saved)
         family, routing = ctx.family, ctx.routing
         floats = routing.scratch.floats
         xs = x.flatten(0, -2).split(routing.sizes)
@@ -65,7 +68,8 @@ class Stretched(torch.autograd.Function):
         dx_NI = family.backward(gs_NO) if ctx.needs_input_grad[0] else None
         gs = {name: g_NO.split(routing.sizes) for name, g_NO in gs_NO.items()}
         dxs = dx_NI.split(routing.sizes) if dx_NI is not None else None
-        for (i, joints), hs_SJ in zip(routing.met(family), ctx.inner, strict=True):
+        for i, joints in routing.met(family):
+            hs_SJ = [next(inner) for _ in joints]
             x_SI = floats("x", xs[i])
             dhs_SJ = [h_SJ.new_empty(h_SJ.shape) for h_SJ in hs_SJ]
             betas = [adapter.beta(family.key) for adapter, _ in joints]

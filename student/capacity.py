@@ -41,9 +41,10 @@ def slot_bytes(bank: Bank, settings: InnerLoopSettings, rows: Sequence[Row] = ()
     return adapter + tokens * bank.loaded.model.config.get_text_config().hidden_size * _element(bank)
 
 
-def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True) -> int:
+def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True, rank: int = 0) -> int:
     """Of the activations of one pass of so many tokens, and of its logits.
 
+    `rank` is that of all adapters which act on a token together: its slot's, and the frozen version's below it.
     Without `kept` each layer keeps its input only, and one layer at a time all of it.
     """
     # Where a model has more than text in it, its layers are described one level down.
@@ -54,6 +55,8 @@ def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True) -> int:
     if bank.device.type == "cpu":
         # The probabilities of short rows, in float32.
         a_layer += 4 * config.num_attention_heads * SHORT
+    # What comes out of their first products, in float32.
+    a_layer += 4 * rank * len(bank.projections) // layers
     # The gradients of one layer lie beside what all have kept.
     a_token = a_layer // 2 + (layers * a_layer if kept else a_layer + layers * config.hidden_size * _element(bank))
     vocabulary = bank.loaded.model.get_output_embeddings().weight.shape[0]
@@ -110,19 +113,20 @@ class Capacity:
         if settings.slots is not None:
             return settings.slots
         typical = InnerLoopSettings(rank=min(TYPICAL_RANK, settings.bounds.max_rank))
-        room = budget - _largest_pass(bank, limits, limits.tokens)
+        room = budget - _largest_pass(bank, limits, limits.tokens, typical.rank)
         return max(1, min(MOST, room // slot_bytes(bank, typical)))
 
     def needed(self, settings: InnerLoopSettings, rows: Sequence[Row], parent: BankAdapter | None = None) -> int:
         """Bytes that an evaluation takes, alone on the device."""
         lengths = sorted((len(row.ids) for row in rows), reverse=True)
         tokens = max(lengths[0], min(self.limits.tokens, sum(lengths[: settings.batch_size])))
-        frozen = parent.values_P.nbytes if parent is not None else 0
-        return slot_bytes(self.bank, settings, rows) + frozen + _largest_pass(self.bank, self.limits, tokens)
+        frozen, below = (parent.values_P.nbytes, parent.rank) if parent is not None else (0, 0)
+        largest = _largest_pass(self.bank, self.limits, tokens, settings.rank + below)
+        return slot_bytes(self.bank, settings, rows) + frozen + largest
 
     def fits(self, held: int, settings: InnerLoopSettings, rows: Sequence[Row] = ()) -> bool:
         """Whether another slot has room beside slots that hold so many bytes."""
-        taken = held + self.parents() + _largest_pass(self.bank, self.limits, self.limits.tokens)
+        taken = held + self.parents() + _largest_pass(self.bank, self.limits, self.limits.tokens, settings.rank)
         return taken + slot_bytes(self.bank, settings, rows) <= self.budget
 
 
@@ -132,7 +136,7 @@ def _tokens_within(bank: Bank, size: int, *, kept: bool) -> int:
     return max(1, (size - fixed) // (pass_bytes(bank, 1, kept=kept) - fixed))
 
 
-def _largest_pass(bank: Bank, limits: Limits, tokens: int) -> int:
-    """Bytes of the largest pass of at most so many tokens."""
-    kept = pass_bytes(bank, min(tokens, limits.kept_tokens))
-    return max(kept, pass_bytes(bank, tokens, kept=False)) if tokens > limits.kept_tokens else kept
+def _largest_pass(bank: Bank, limits: Limits, tokens: int, rank: int) -> int:
+    """Bytes of the largest pass of at most so many tokens, under adapters of such a rank."""
+    kept = pass_bytes(bank, min(tokens, limits.kept_tokens), rank=rank)
+    return max(kept, pass_bytes(bank, tokens, kept=False, rank=rank)) if tokens > limits.kept_tokens else kept

@@ -100,8 +100,10 @@ def bank_of(path, family: str, dtype: str = "float32", **changes) -> Bank:
     return Bank(loaded)
 
 
-def peak_of(bank: Bank, lengths: list[int], *, kept: bool) -> int:
-    slot = Slot(bank, [row(length) for length in lengths], dataclasses.replace(LOOP, batch_size=len(lengths)), 1)
+def peak_of(bank: Bank, lengths: list[int], *, kept: bool, rank: int = LOOP.rank, below: int = 0) -> int:
+    loop = dataclasses.replace(LOOP, batch_size=len(lengths), rank=rank)
+    parent = BankAdapter(bank.projections, below, 1.0, bank.device, trainable=False) if below else None
+    slot = Slot(bank, [row(length) for length in lengths], loop, 1, parent=parent)
     with Peak() as peak:
         backward(bank, [Part(slot, tuple(slot.batch), last=True)], Limits(4096, 4096 if kept else 0))
     return peak.bytes
@@ -114,6 +116,19 @@ def test_a_pass_takes_no_more_than_predicted(family, dtype, kept, tmp_path):
     bank = bank_of(tmp_path, family, dtype)
     lengths = [200, 250, 9, 300, 250]
     peak, predicted = peak_of(bank, lengths, kept=kept), pass_bytes(bank, sum(lengths), kept=kept)
+    assert peak < predicted
+    assert predicted - pass_bytes(bank, 0) < 3 * peak
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["stretched", "batched"])
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "anew"])
+@pytest.mark.parametrize(("rank", "below"), [(128, 0), (128, 256)])
+def test_a_pass_under_adapters_of_high_rank_takes_no_more_than_predicted(rank, below, kept, batched, tmp_path):
+    bank = bank_of(tmp_path, "llama", "bfloat16")
+    bank = Bank(bank.loaded, batched=batched)
+    lengths = [200, 250, 9, 300, 250]
+    peak = peak_of(bank, lengths, kept=kept, rank=rank, below=below)
+    predicted = pass_bytes(bank, sum(lengths), kept=kept, rank=rank + below)
     assert peak < predicted
     assert predicted - pass_bytes(bank, 0) < 3 * peak
 
@@ -136,7 +151,7 @@ def test_what_is_remembered_below_the_adapted_layers_takes_room(bank):
         Capacity.of(bank, settings_of(max_training_gib=0.08)),
         dataclasses.replace(LOOP, adapt_last_layers=1),
     )
-    room = capacity.budget - pass_bytes(bank, 2048) - slot_bytes(bank, last)
+    room = capacity.budget - pass_bytes(bank, 2048, rank=last.rank) - slot_bytes(bank, last)
     assert capacity.fits(room, last)
     assert not capacity.fits(room, last, [row(9)])
     assert capacity.fits(room - 9 * 32 * 4, last, [row(9), row(9)])
@@ -152,16 +167,19 @@ def test_a_pass_computed_again_is_bounded_as_well(bank):
     fixed = Capacity.of(bank, settings_of(max_training_gib=size, deterministic=True))
     assert fixed.limits == Limits(2048, limits.kept_tokens)
     needed = fixed.needed(dataclasses.replace(LOOP, batch_size=60), [row(60 + i) for i in range(60)])
-    assert needed == slot_bytes(bank, LOOP) + pass_bytes(bank, 2048, kept=False)
+    assert needed == slot_bytes(bank, LOOP) + pass_bytes(bank, 2048, kept=False, rank=LOOP.rank)
 
 
 def test_versions_that_are_trained_over_are_counted_once_while_they_are_in_memory(bank, student, make_key):
     capacity = Capacity.of(bank, settings_of(max_training_gib=0.08))
-    room = capacity.budget - pass_bytes(bank, 2048) - slot_bytes(bank, LOOP)
+    room = capacity.budget - pass_bytes(bank, 2048, rank=LOOP.rank) - slot_bytes(bank, LOOP)
     assert capacity.fits(room, LOOP)
     assert not dataclasses.replace(capacity, parents=lambda: 1).fits(room, LOOP)
     parent = BankAdapter(bank.projections, 4, 1.0, bank.device, trainable=False)
-    assert capacity.needed(LOOP, [row(9)], parent) - capacity.needed(LOOP, [row(9)]) == slot_bytes(bank, LOOP) / 4
+    inner = pass_bytes(bank, 9, rank=2 * LOOP.rank) - pass_bytes(bank, 9, rank=LOOP.rank)
+    assert (
+        capacity.needed(LOOP, [row(9)], parent) - capacity.needed(LOOP, [row(9)]) == slot_bytes(bank, LOOP) / 4 + inner
+    )
     engine = student(loaded_adapters=1)
     versions = []
     for seed in (1, 2):
