@@ -124,9 +124,13 @@ class Capacity:
         largest = _largest_pass(self.bank, self.limits, tokens, settings.rank + below)
         return slot_bytes(self.bank, settings, rows) + frozen + largest
 
-    def fits(self, held: int, settings: InnerLoopSettings, rows: Sequence[Row] = ()) -> bool:
-        """Whether another slot has room beside slots that hold so many bytes."""
-        taken = held + self.parents() + _largest_pass(self.bank, self.limits, self.limits.tokens, settings.rank)
+    def fits(self, held: int, settings: InnerLoopSettings, rows: Sequence[Row] = (), longest: int = 0) -> bool:
+        """Whether another slot has room beside slots that hold so many bytes, and whose longest row is `longest`."""
+        longest = max([longest, *(len(row.ids) for row in rows)])
+        # A row longer than a pass is one of its own, and of those that are kept each worker has one under way.
+        kept = longest * self.bank.workers
+        tokens = max(self.limits.tokens, kept if kept <= self.limits.kept_tokens else longest)
+        taken = held + self.parents() + _largest_pass(self.bank, self.limits, tokens, settings.rank)
         return taken + slot_bytes(self.bank, settings, rows) <= self.budget
 
 

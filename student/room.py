@@ -115,10 +115,13 @@ class Room:
         if not inside and not self._capacity.fits(0, *_load(self._arrived[0])):
             self._capacity.let_go()
         held = sum(slot_bytes(self._bank, *_load(guest)) for guest in inside)
+        longest = max((len(row.ids) for guest in inside for row in guest.evaluation.rows), default=0)
         entering: list[Guest] = []
-        while self._arrived and (held == 0 or self._capacity.fits(held, *_load(self._arrived[0]))):
-            held += slot_bytes(self._bank, *_load(self._arrived[0]))
-            entering.append(self._arrived.pop(0))
+        while self._arrived and (held == 0 or self._capacity.fits(held, *_load(self._arrived[0]), longest)):
+            guest = self._arrived.pop(0)
+            held += slot_bytes(self._bank, *_load(guest))
+            longest = max([longest, *(len(row.ids) for row in guest.evaluation.rows)])
+            entering.append(guest)
         return entering
 
     def _answer_baselines(self, guests: list[Guest]) -> list[Departure]:

@@ -157,6 +157,17 @@ def test_what_is_remembered_below_the_adapted_layers_takes_room(bank):
     assert capacity.fits(room - 9 * 32 * 4, last, [row(9), row(9)])
 
 
+def test_rows_longer_than_a_pass_take_the_room_that_they_need(bank):
+    settings = settings_of(max_training_gib=0.08, max_step_tokens=64)
+    capacity = Capacity.of(bank, settings)
+    room = capacity.budget - pass_bytes(bank, 64, rank=LOOP.rank) - slot_bytes(bank, LOOP)
+    assert capacity.fits(room, LOOP, [row(64)])
+    assert not capacity.fits(room, LOOP, [row(65)])
+    assert not capacity.fits(room, LOOP, [row(9)], longest=65)
+    more = pass_bytes(bank, 65, rank=LOOP.rank) - pass_bytes(bank, 64, rank=LOOP.rank)
+    assert capacity.fits(room - more, LOOP, [row(9)], longest=65)
+
+
 def test_a_pass_computed_again_is_bounded_as_well(bank):
     """But for a deterministic student, whose passes are the same whatever memory is free."""
     size = 0.004
