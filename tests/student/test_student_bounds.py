@@ -67,7 +67,7 @@ def test_sizes():
     assert steps_of(9, SETTINGS) == 24
     assert too_large([10] * 9, SETTINGS, Bounds(), 2048) is None
     for counts, bounds, context, field, value in (
-        ([10] * 65, Bounds(), 2048, "documents", "65"),
+        ([10] * 129, Bounds(), 2048, "documents", "129"),
         ([10, 1025], Bounds(), 2048, "documents[1].tokens", "1025"),
         ([10, 600], Bounds(), 512, "documents[1].tokens", "600"),
         ([10] * 9, Bounds(max_steps=23), 2048, "steps", "24"),

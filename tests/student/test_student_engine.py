@@ -180,7 +180,7 @@ def test_a_truncated_adapter_is_data_loss_and_the_student_goes_on(student, make_
     [
         ({"self_edit": SelfEdit(())}, RejectionReason.EMPTY, "documents"),
         ({"self_edit": SelfEdit((TextDocument("x " * 3000),))}, RejectionReason.TOO_LARGE, "documents[0].tokens"),
-        ({"self_edit": SelfEdit((TextDocument("x"),) * 65)}, RejectionReason.TOO_LARGE, "documents"),
+        ({"self_edit": SelfEdit((TextDocument("x"),) * 129)}, RejectionReason.TOO_LARGE, "documents"),
         (
             {"self_edit": SelfEdit((TextDocument("x"),), Directives(learning_rate=7.0))},
             RejectionReason.OUT_OF_BOUNDS,

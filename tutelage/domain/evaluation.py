@@ -128,7 +128,7 @@ class Bounds:
     min_rank: int = 1
     max_rank: int = 128
     max_document_tokens: int = 1024
-    max_documents: int = 64
+    max_documents: int = 128
     max_steps: int = 2000
     clamp: bool = False
     """Whether directives out of bounds are clamped (otherwise the edit is rejected)."""
