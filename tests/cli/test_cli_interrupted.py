@@ -39,6 +39,12 @@ except KeyboardInterrupt:
 """
 
 
+def heard() -> None:
+    """What ignores signals passes that on: a shell SIGINT to its background jobs, nohup SIGHUP."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def run(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
     (folder / "interrupted_program.py").write_text(program, encoding="utf-8")
     root = Path(__file__).resolve().parents[2]
@@ -49,8 +55,7 @@ def run(folder: Path, program: str) -> subprocess.CompletedProcess[str]:
         text=True,
         timeout=60,
         check=False,
-        # Of a shell's background jobs SIGINT is ignored, and so it would be here.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=heard,
     )
 
 
