@@ -1,12 +1,14 @@
 """The database: opened by URL, migrated at start, every writing transaction a writer from its start on SQLite.
 
 On PostgreSQL a silent peer is given up on either side: a transaction of an orchestrator that was stopped, or whose
-machine is gone, is ended by the server, so that its locks keep no other from taking over; and a server that does not
-answer any more is a lost connection within half a minute.
+machine is gone, is ended by the server between two statements, and by whoever it keeps waiting in the middle of one, so
+that its locks keep no other from taking over; and a server that does not answer any more is a lost connection within
+half a minute.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,6 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from orchestrator.config import OrchestratorSettings
 
+logger = logging.getLogger(__name__)
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 SILENT_S = 10.0
@@ -29,8 +33,9 @@ PATIENCE = {
     "keepalives_interval": 5,
     "keepalives_count": 3,
     "tcp_user_timeout": 25_000,
+    "application_name": "tutelage-orchestrator",
 }
-"""libpq's own names; seconds, and milliseconds for the last. What the URL says stands."""
+"""libpq's own names; seconds, and milliseconds for `tcp_user_timeout`. What the URL says stands."""
 UPGRADE_LOCK = int.from_bytes(b"tutelage")
 """PostgreSQL's advisory lock of whoever upgrades the schema."""
 
@@ -104,6 +109,27 @@ def _postgres(url: str, silent_s: float) -> AsyncEngine:
         connection.autocommit = False
 
     return engine
+
+
+_SILENT = text("""
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+    AND application_name = current_setting('application_name')
+    AND state = 'active' AND wait_event = 'ClientRead'
+    AND xact_start < clock_timestamp() - current_setting('idle_in_transaction_session_timeout')::interval
+""")
+
+
+async def end_silent(engine: AsyncEngine) -> None:
+    """Ends PostgreSQL's sessions of orchestrators that fell silent in the middle of what they sent.
+
+    A statement of which only a part has come, or a pipeline whose end has not, is "active" to the server, and its
+    timeout for idle transactions does not count (PostgreSQL 17's `transaction_timeout` would).
+    """
+    async with engine.begin() as connection:
+        ended = (await connection.execute(_SILENT)).all()
+    if ended:
+        logger.warning("sessions that fell silent in the middle of a statement: %d ended", len(ended))
 
 
 def reading(engine: AsyncEngine) -> AsyncEngine:

@@ -9,14 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sqlalchemy import BigInteger, ColumnElement, and_, cast, func, literal, or_, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator import schema as s
-from orchestrator.database import now_us
+from orchestrator.database import end_silent, now_us
 from orchestrator.leasing import Held, Lease
 from orchestrator.rows import Rows, uninterrupted
 from tutelage.domain.errors import NotFound
 from tutelage.domain.run import RunState
+
+_LOCK_NOT_AVAILABLE = "55P03"
+"""PostgreSQL's code for a lock that was not got within `lock_timeout`."""
 
 
 class LeaseRows(Rows):
@@ -34,7 +38,19 @@ class LeaseRows(Rows):
 
     @uninterrupted
     async def take(self, run_id: str, owner: str, seconds: float, *, dead: str = "") -> Lease | None:
-        """The run's lease; None when somebody holds it (other than the `dead` owner), or it is not running."""
+        """The run's lease; None when somebody holds it (other than the `dead` owner), or it is not running.
+
+        Who fell silent while it wrote to the run is cut off once a write waited for it, and the next try succeeds.
+        """
+        try:
+            epoch = await self._taken(run_id, owner, seconds, dead)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+                await end_silent(self.engine)
+            raise
+        return None if epoch is None else Lease(run_id, epoch)
+
+    async def _taken(self, run_id: str, owner: str, seconds: float, dead: str) -> int | None:
         c = s.runs.c
         async with self.engine.begin() as connection:
             now = _now(connection)
@@ -45,8 +61,8 @@ class LeaseRows(Rows):
                 .values(owner=owner, epoch=c.epoch + 1, leased_until=now + int(seconds * 1e6))
                 .returning(c.epoch)
             )
-            epoch = taken.scalar()
-        return None if epoch is None else Lease(run_id, int(epoch))
+            epoch: int | None = taken.scalar()
+        return epoch
 
     @uninterrupted
     async def renew(self, lease: Lease, seconds: float) -> Held:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from orchestrator.owner import is_dead, this_owner
 from orchestrator.run_events import Evaluate
 from orchestrator.schema import runs
 from orchestrator.store import Store
+from orchestrator.store_fault import StoreFault
 from tutelage.domain.run import RunState
 
 
@@ -169,6 +171,45 @@ def test_transactions_that_queued_behind_a_silent_one_do_not_fall_silent_in_turn
         return took_s
 
     assert asyncio.run(asyncio.wait_for(body(), 150)) < 0.5 * queued
+
+
+def test_a_pipeline_that_falls_silent_before_its_end_keeps_no_other_from_taking_over(world: Any, postgres: str) -> None:
+    """To the server it is at work, so that no timeout for idle transactions ends it."""
+
+    async def body() -> None:
+        await emptied(world, postgres)
+        await world.up()
+        async with world.engine() as engine:
+            await world.start(engine)
+        url = database_url(world.settings())
+        stopped, other = await Store.open(url, silent_s=1.0), await Store.open(url, silent_s=1.0)
+        assert await stopped.take("run", "stopped", 0.1) is not None
+        # As a process that is stopped while the driver sends many rows.
+        silent = await stopped.engine.connect()
+        driver = (await silent.get_raw_connection()).driver_connection
+        assert driver is not None
+        await driver.execute("SELECT 1")
+        driver.pgconn.enter_pipeline_mode()
+        driver.pgconn.send_query_params(b"UPDATE runs SET owner = owner WHERE run_id = 'run'", None)
+        driver.pgconn.send_flush_request()
+        assert not driver.pgconn.flush()
+        await asyncio.sleep(0.3)
+        async with asyncio.timeout(30):
+            lease = None
+            while lease is None:
+                # As who looks for runs does: a fault is no reason to stop looking.
+                with contextlib.suppress(StoreFault):
+                    lease = await other.take("run", "other", 30)
+        async with other.engine.connect() as connection:
+            left = text(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {driver.info.backend_pid}")
+            assert await connection.scalar(left) == 0
+        await silent.invalidate()
+        await silent.close()
+        await stopped.close()
+        await other.close()
+        await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 150))
 
 
 @pytest.mark.parametrize("slow", ["student", "database"])
