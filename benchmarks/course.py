@@ -31,8 +31,8 @@ PROFILED = "+student"
 format without it, this is the ablation of what such a profile is worth."""
 SETTINGS = {
     "rest_em": UpdateSettings(rank=32, alpha=64, learning_rate=1e-3, epochs=2, batch_size=8),
-    "grpo": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=2, batch_size=8, options={"beta": 0.05}),
-    "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=2, batch_size=8, options={"beta": 0.05}),
+    "grpo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.05}),
+    "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.05}),
     "dpo": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=2, batch_size=4),
 }
 """One round of ten to twenty steps has to move a policy, so that learning rates are above those that docs/algorithms.md

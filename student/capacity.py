@@ -73,6 +73,25 @@ def _element(bank: Bank) -> int:
 
 
 @dataclass(frozen=True)
+class Load:
+    """That by which an evaluation takes memory."""
+
+    settings: InnerLoopSettings
+    rows: Sequence[Row] = ()
+    parent: BankAdapter | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Of all adapters that act on its tokens."""
+        return self.settings.rank + (self.parent.rank if self.parent is not None else 0)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of its longest row."""
+        return max((len(row.ids) for row in self.rows), default=0)
+
+
+@dataclass(frozen=True)
 class Capacity:
     """What training on this bank may take."""
 
@@ -116,22 +135,23 @@ class Capacity:
         room = budget - _largest_pass(bank, limits, limits.tokens, typical.rank)
         return max(1, min(MOST, room // slot_bytes(bank, typical)))
 
-    def needed(self, settings: InnerLoopSettings, rows: Sequence[Row], parent: BankAdapter | None = None) -> int:
+    def needed(self, load: Load) -> int:
         """Bytes that an evaluation takes, alone on the device."""
-        lengths = sorted((len(row.ids) for row in rows), reverse=True)
-        tokens = max(lengths[0], min(self.limits.tokens, sum(lengths[: settings.batch_size])))
-        frozen, below = (parent.values_P.nbytes, parent.rank) if parent is not None else (0, 0)
-        largest = _largest_pass(self.bank, self.limits, tokens, settings.rank + below)
-        return slot_bytes(self.bank, settings, rows) + frozen + largest
+        lengths = sorted((len(row.ids) for row in load.rows), reverse=True)
+        tokens = max(lengths[0], min(self.limits.tokens, sum(lengths[: load.settings.batch_size])))
+        frozen = load.parent.values_P.nbytes if load.parent is not None else 0
+        largest = _largest_pass(self.bank, self.limits, tokens, load.ranks)
+        return slot_bytes(self.bank, load.settings, load.rows) + frozen + largest
 
-    def fits(self, held: int, settings: InnerLoopSettings, rows: Sequence[Row] = (), longest: int = 0) -> bool:
-        """Whether another slot has room beside slots that hold so many bytes, and whose longest row is `longest`."""
-        longest = max([longest, *(len(row.ids) for row in rows)])
+    def fits(self, load: Load, beside: Sequence[Load] = ()) -> bool:
+        """Whether another slot has room beside others."""
+        longest = max(each.longest for each in (load, *beside))
+        rank = max(each.ranks for each in (load, *beside))
         # A row longer than a pass is one of its own, and of those that are kept each worker has one under way.
         kept = longest * self.bank.workers
         tokens = max(self.limits.tokens, kept if kept <= self.limits.kept_tokens else longest)
-        taken = held + self.parents() + _largest_pass(self.bank, self.limits, tokens, settings.rank)
-        return taken + slot_bytes(self.bank, settings, rows) <= self.budget
+        taken = sum(slot_bytes(self.bank, each.settings, each.rows) for each in (load, *beside))
+        return taken + self.parents() + _largest_pass(self.bank, self.limits, tokens, rank) <= self.budget
 
 
 def _tokens_within(bank: Bank, size: int, *, kept: bool) -> int:

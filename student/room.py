@@ -19,17 +19,17 @@ import torch
 
 from student.bank import Bank
 from student.bank_step import StepFailed, step
-from student.capacity import Capacity, slot_bytes
+from student.capacity import Capacity, Load
 from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
-from student.inner_loop import Cancelled, Row
+from student.inner_loop import Cancelled
 from student.memory import is_out_of_memory, out_of_memory
 from student.quiz import GraderFailed, Sitting, asked, graded
 from student.quiz_room import answered
 from student.slot import Slot
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
 from tutelage.domain.errors import TutelageError
-from tutelage.domain.evaluation import Answer, Failure, InnerLoopSettings, QuizResult
+from tutelage.domain.evaluation import Answer, Failure, QuizResult
 
 log = logging.getLogger(__name__)
 QUIZ_PATIENCE_S = 20.0
@@ -112,15 +112,13 @@ class Room:
         inside = [*self._training, *self._trained]
         if not self._arrived or (self._crowded and inside):
             return []
-        if not inside and not self._capacity.fits(0, *_load(self._arrived[0])):
+        if not inside and not self._capacity.fits(_load(self._arrived[0])):
             self._capacity.let_go()
-        held = sum(slot_bytes(self._bank, *_load(guest)) for guest in inside)
-        longest = max((len(row.ids) for guest in inside for row in guest.evaluation.rows), default=0)
+        loads = [_load(guest) for guest in inside]
         entering: list[Guest] = []
-        while self._arrived and (held == 0 or self._capacity.fits(held, *_load(self._arrived[0]), longest)):
+        while self._arrived and (not loads or self._capacity.fits(_load(self._arrived[0]), loads)):
             guest = self._arrived.pop(0)
-            held += slot_bytes(self._bank, *_load(guest))
-            longest = max([longest, *(len(row.ids) for row in guest.evaluation.rows)])
+            loads.append(_load(guest))
             entering.append(guest)
         return entering
 
@@ -325,9 +323,9 @@ def _step_tokens(guest: Guest) -> int:
     return 0 if slot.finished else sum(len(row.ids) for row in slot.batch)
 
 
-def _load(guest: Guest) -> tuple[InnerLoopSettings, Sequence[Row]]:
-    """By which its slot takes memory."""
-    return guest.evaluation.effective.settings, guest.evaluation.rows
+def _load(guest: Guest) -> Load:
+    evaluation = guest.evaluation
+    return Load(evaluation.effective.settings, evaluation.rows, evaluation.parent)
 
 
 def _slot(guest: Guest) -> Slot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from student.bank_adapter import BankAdapter
-from student.capacity import Capacity
+from student.capacity import Capacity, Load
 from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.memory import give_back_memory, memory_faults
@@ -61,7 +61,7 @@ class RoomWork:
             )
         if evaluation.rejection is not None:
             return self._finish(job, Ended(evaluation.rejection))
-        needed = self._capacity.needed(evaluation.effective.settings, evaluation.rows, parent)
+        needed = self._capacity.needed(Load(evaluation.effective.settings, evaluation.rows, parent))
         if needed > self._capacity.budget:
             limit = f"training may take {mib(self._capacity.budget)} (max_training_gib)"
             return Exhausted(f"the evaluation needs {mib(needed)} alone, {limit}")

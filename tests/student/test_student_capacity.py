@@ -18,7 +18,7 @@ import tutelage.models.loading as loading
 from student.bank import Bank
 from student.bank_adapter import BankAdapter
 from student.bank_step import Limits, Part, backward
-from student.capacity import Capacity, pass_bytes, slot_bytes
+from student.capacity import Capacity, Load, pass_bytes, slot_bytes
 from student.config import BoundsSettings, StudentSettings
 from student.cross_entropy import CHUNK
 from student.heads import plain_head
@@ -147,25 +147,43 @@ def test_a_pass_of_a_head_that_caps_its_logits_takes_no_more_than_predicted(kept
 
 
 def test_what_is_remembered_below_the_adapted_layers_takes_room(bank):
-    capacity, last = (
-        Capacity.of(bank, settings_of(max_training_gib=0.08)),
-        dataclasses.replace(LOOP, adapt_last_layers=1),
-    )
-    room = capacity.budget - pass_bytes(bank, 2048, rank=last.rank) - slot_bytes(bank, last)
-    assert capacity.fits(room, last)
-    assert not capacity.fits(room, last, [row(9)])
-    assert capacity.fits(room - 9 * 32 * 4, last, [row(9), row(9)])
+    capacity = Capacity.of(bank, settings_of(max_training_gib=0.08))
+    last = dataclasses.replace(LOOP, adapt_last_layers=1)
+    budget = pass_bytes(bank, 2048, rank=last.rank) + slot_bytes(bank, last)
+    full = dataclasses.replace(capacity, budget=budget)
+    assert full.fits(Load(last))
+    assert not full.fits(Load(last, [row(9)]))
+    assert dataclasses.replace(full, budget=budget + 9 * 32 * 4).fits(Load(last, [row(9), row(9)]))
 
 
 def test_rows_longer_than_a_pass_take_the_room_that_they_need(bank):
     settings = settings_of(max_training_gib=0.08, max_step_tokens=64)
     capacity = Capacity.of(bank, settings)
-    room = capacity.budget - pass_bytes(bank, 64, rank=LOOP.rank) - slot_bytes(bank, LOOP)
-    assert capacity.fits(room, LOOP, [row(64)])
-    assert not capacity.fits(room, LOOP, [row(65)])
-    assert not capacity.fits(room, LOOP, [row(9)], longest=65)
+    short, long = Load(LOOP, [row(64)]), Load(LOOP, [row(65)])
+    budget = pass_bytes(bank, 64, rank=LOOP.rank) + 2 * slot_bytes(bank, LOOP)
+    full = dataclasses.replace(capacity, budget=budget)
+    assert full.fits(short, [short])
+    assert not full.fits(long, [short])
+    assert not full.fits(short, [long])
     more = pass_bytes(bank, 65, rank=LOOP.rank) - pass_bytes(bank, 64, rank=LOOP.rank)
-    assert capacity.fits(room - more, LOOP, [row(9)], longest=65)
+    assert dataclasses.replace(full, budget=budget + more).fits(short, [long])
+
+
+def test_a_pass_takes_what_the_ranks_of_all_its_adapters_take(bank):
+    """Of a frozen version below the fresh adapter as well, and of a neighbour's."""
+    parent = BankAdapter(bank.projections, 4, 1.0, bank.device, trainable=False)
+    alone, above = Load(LOOP), Load(LOOP, parent=parent)
+    wide = Load(dataclasses.replace(LOOP, rank=2 * LOOP.rank))
+    capacity = Capacity.of(bank, settings_of(max_training_gib=0.08))
+    for load, beside, rank in (
+        (above, [], LOOP.rank + 4),
+        (alone, [above], LOOP.rank + 4),
+        (alone, [wide], 2 * LOOP.rank),
+    ):
+        slots = sum(slot_bytes(bank, each.settings) for each in (load, *beside))
+        budget = slots + pass_bytes(bank, capacity.limits.tokens, rank=rank)
+        assert dataclasses.replace(capacity, budget=budget).fits(load, beside)
+        assert not dataclasses.replace(capacity, budget=budget - 1).fits(load, beside)
 
 
 def test_a_pass_computed_again_is_bounded_as_well(bank):
@@ -177,20 +195,20 @@ def test_a_pass_computed_again_is_bounded_as_well(bank):
     assert pass_bytes(bank, limits.tokens, kept=False) <= size * GIB / 2
     fixed = Capacity.of(bank, settings_of(max_training_gib=size, deterministic=True))
     assert fixed.limits == Limits(2048, limits.kept_tokens)
-    needed = fixed.needed(dataclasses.replace(LOOP, batch_size=60), [row(60 + i) for i in range(60)])
+    needed = fixed.needed(Load(dataclasses.replace(LOOP, batch_size=60), [row(60 + i) for i in range(60)]))
     assert needed == slot_bytes(bank, LOOP) + pass_bytes(bank, 2048, kept=False, rank=LOOP.rank)
 
 
 def test_versions_that_are_trained_over_are_counted_once_while_they_are_in_memory(bank, student, make_key):
     capacity = Capacity.of(bank, settings_of(max_training_gib=0.08))
-    room = capacity.budget - pass_bytes(bank, 2048, rank=LOOP.rank) - slot_bytes(bank, LOOP)
-    assert capacity.fits(room, LOOP)
-    assert not dataclasses.replace(capacity, parents=lambda: 1).fits(room, LOOP)
+    budget = pass_bytes(bank, 2048, rank=LOOP.rank) + slot_bytes(bank, LOOP)
+    full = dataclasses.replace(capacity, budget=budget)
+    assert full.fits(Load(LOOP))
+    assert not dataclasses.replace(full, parents=lambda: 1).fits(Load(LOOP))
     parent = BankAdapter(bank.projections, 4, 1.0, bank.device, trainable=False)
     inner = pass_bytes(bank, 9, rank=2 * LOOP.rank) - pass_bytes(bank, 9, rank=LOOP.rank)
-    assert (
-        capacity.needed(LOOP, [row(9)], parent) - capacity.needed(LOOP, [row(9)]) == slot_bytes(bank, LOOP) / 4 + inner
-    )
+    more = capacity.needed(Load(LOOP, [row(9)], parent)) - capacity.needed(Load(LOOP, [row(9)]))
+    assert more == slot_bytes(bank, LOOP) / 4 + inner
     engine = student(loaded_adapters=1)
     versions = []
     for seed in (1, 2):
