@@ -27,7 +27,7 @@ class InlineFormat(Settings):
     """How a completion becomes documents."""
     directives: bool = False
     """Whether the completion's first line is a JSON object of directives."""
-    max_documents: int = Field(default=0, ge=0)
+    max_documents: int = Field(default=0, ge=0, le=2**31 - 1)
     """Most notes of a candidate that are kept, beside what the task gives; 0 means no limit."""
 
 

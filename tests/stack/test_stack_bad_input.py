@@ -183,6 +183,22 @@ def test_unknown_parser_of_an_own_format_lists_the_parsers(orchestrator: SyncOrc
     assert all(item.field.startswith("config.format") for item in caught.value.violations)
 
 
+def test_a_number_of_an_own_format_that_no_message_holds_is_named(orchestrator: SyncOrchestratorClient) -> None:
+    own = {"name": "verse", "prompt": "{text}", "parser": "whole", "max_documents": 10**12}
+    with pytest.raises(InvalidInput) as caught:
+        start(orchestrator, format=own)
+    assert any(
+        item.field.endswith("max_documents") and "2147483647" in item.allowed for item in caught.value.violations
+    )
+    assert all(item.field.startswith("config.format") for item in caught.value.violations)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 10**400])
+def test_an_option_that_is_no_finite_number_is_named(orchestrator: SyncOrchestratorClient, value: float) -> None:
+    update = {"algorithm": "dpo", "options": {"beta": value}}
+    refused_input(lambda: start(orchestrator, update=update), config__update__options__beta="finite number")
+
+
 def test_format_without_prompt_is_refused_by_the_teacher(teacher: SyncTeacherClient) -> None:
     refused_input(lambda: write(teacher, format=replace(NOISE, prompt=" ")), format__prompt="not empty")
 

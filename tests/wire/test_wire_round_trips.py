@@ -71,6 +71,8 @@ from tutelage.wire.policy import (
     update_request_to_wire,
     update_result_from_wire,
     update_result_to_wire,
+    update_settings_from_wire,
+    update_settings_to_wire,
 )
 from tutelage.wire.run import run_event_from_wire, run_event_to_wire, run_summary_from_wire, run_summary_to_wire
 from tutelage.wire.self_edit import directives_to_wire, self_edit_from_wire, self_edit_to_wire
@@ -337,6 +339,31 @@ def test_a_learning_rate_must_be_above_zero(value: float) -> None:
 def test_a_number_too_large_for_the_wire_is_bad_input() -> None:
     with pytest.raises(InvalidInput, match=r"directives\.epochs"):
         directives_to_wire(Directives(epochs=10**12))
+    with pytest.raises(InvalidInput, match=r"format\.max_documents"):
+        format_to_wire(Format("own", "Write.", Parser.LINES, max_documents=10**12))
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"beta": math.nan}, "settings.options.beta"),
+        ({"beta": -math.inf}, "settings.options.beta"),
+        ({"beta": 10**400}, "settings.options.beta"),
+        ({"deep": {"list": [1, 10**5000]}}, "settings.options.deep.list[1]"),
+    ],
+)
+def test_an_option_that_is_no_number_of_json_is_named(options: dict[str, object], field: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        update_settings_to_wire(UpdateSettings(options=options))
+    assert [item.field for item in caught.value.violations] == [field]
+
+
+def test_options_that_a_foreign_client_sends_are_refused_as_well() -> None:
+    message = update_settings_to_wire(UpdateSettings(options={"beta": 0.5}))
+    assert update_settings_from_wire(message).options == {"beta": 0.5}
+    message.options.fields["beta"].number_value = math.nan
+    with pytest.raises(InvalidInput, match=r"settings\.options"):
+        update_settings_from_wire(message)
 
 
 def test_an_update_starts_with_its_header_and_has_one() -> None:

@@ -172,7 +172,8 @@ class TeacherClient(AsyncConnection):
         timeout_s: float = WORK_S,
     ) -> None:
         """InvalidInput names every field that writing for these tasks would be refused for; nothing is sampled."""
-        messages = _check_writing(tasks, format, candidates, sampling)
+        # Before the call: what cannot be sent would end it without a word.
+        messages = list(_check_writing(tasks, format, candidates, sampling))
         await self._call(self._stub.CheckWriting, messages, _nothing, timeout_s)
 
     async def check_update(
@@ -265,7 +266,7 @@ class SyncTeacherClient(SyncConnection):
         timeout_s: float = WORK_S,
     ) -> None:
         """InvalidInput names every field that writing for these tasks would be refused for; nothing is sampled."""
-        messages = _check_writing(tasks, format, candidates, sampling)
+        messages = iter(list(_check_writing(tasks, format, candidates, sampling)))
         self._call(self._stub.CheckWriting, messages, _nothing, timeout_s)
 
     def check_update(

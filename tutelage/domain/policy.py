@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -188,4 +189,6 @@ def _one_kind_of_number(value: Any) -> Any:
         return {str(key): _one_kind_of_number(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_one_kind_of_number(item) for item in value]
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    # One that no double holds stays what it is, to be refused where it is sent.
+    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return float(value) if whole else value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 
 from google.protobuf import json_format
 
 from tutelage.domain.description import UpdateProgress
-from tutelage.domain.errors import InvalidInput
+from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.policy import (
     Candidate,
     CandidateGroup,
@@ -47,7 +48,10 @@ _STALE_VALUES = reverse(_STALE)
 def format_to_wire(item: Format) -> pb.Format:
     """The format as a message."""
     message = pb.Format(
-        name=item.name, prompt=item.prompt, directives=item.directives, max_documents=item.max_documents
+        name=item.name,
+        prompt=item.prompt,
+        directives=item.directives,
+        max_documents=fitting("format.max_documents", item.max_documents),
     )
     message.parser = _PARSER_VALUES[item.parser]  # type: ignore[assignment]
     return message
@@ -191,7 +195,10 @@ def policy_from_wire(message: pb.Policy, field: str = "policy") -> Policy:
 
 
 def update_settings_to_wire(settings: UpdateSettings) -> teacher_pb.UpdateSettings:
-    """The settings as a message; InvalidInput for an option that is no JSON value."""
+    """The settings as a message; InvalidInput for an option that is no JSON value or no finite number."""
+    wrong = list(_not_finite(settings.options, "settings.options"))
+    if wrong:
+        raise InvalidInput(wrong)
     message = teacher_pb.UpdateSettings(
         rank=fitting("settings.rank", settings.rank),
         alpha=settings.alpha,
@@ -209,9 +216,27 @@ def update_settings_to_wire(settings: UpdateSettings) -> teacher_pb.UpdateSettin
     return message
 
 
+def _not_finite(value: object, field: str) -> Iterator[FieldViolation]:
+    """The numbers in a JSON value that are none in JSON, or that its doubles cannot hold."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _not_finite(each, f"{field}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, each in enumerate(value):
+            yield from _not_finite(each, f"{field}[{index}]")
+    elif isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        # Python refuses to spell integers of many thousand digits.
+        told = str(value) if isinstance(value, float) else f"an integer of {value.bit_length()} bits"
+        yield FieldViolation(field, told, "a finite number")
+
+
 def update_settings_from_wire(message: teacher_pb.UpdateSettings, field: str = "settings") -> UpdateSettings:
     """Settings with every number that must be above 0 above 0."""
     checks = Checks(field)
+    try:
+        options = json_format.MessageToDict(message.options)
+    except (json_format.Error, ValueError) as error:
+        raise InvalidInput.of(f"{field}.options", str(message.options).strip(), f"finite numbers ({error})") from error
     return checks.passed(
         UpdateSettings(
             rank=checks.count("rank", message.rank, least=1),
@@ -224,7 +249,7 @@ def update_settings_from_wire(message: teacher_pb.UpdateSettings, field: str = "
             if message.HasField("max_staleness")
             else UpdateSettings.max_staleness,
             stale=checks.enum("stale", message.stale, _STALE),
-            options=json_format.MessageToDict(message.options),
+            options=options,
         )
     )
 
