@@ -14,6 +14,9 @@ from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.evaluation import Bounds, InnerLoopSettings
 from tutelage.domain.self_edit import Directives, Rejection, RejectionReason
 
+MOST_ALPHA = 1e6
+"""Far above what any loop learns with; a scale that float32 cannot hold would fail all whose pass it is in."""
+
 
 @dataclass(frozen=True)
 class Effective:
@@ -46,8 +49,8 @@ def check_settings(settings: InnerLoopSettings, bounds: Bounds) -> None:
         value = getattr(settings, name)
         if not (math.isfinite(value) and value >= 0):
             violations.append(FieldViolation(f"settings.{name}", str(value), "a finite number from 0"))
-    if not (math.isfinite(settings.alpha) and settings.alpha > 0):
-        violations.append(FieldViolation("settings.alpha", str(settings.alpha), "a finite number above 0"))
+    if not 0 < settings.alpha <= MOST_ALPHA:
+        violations.append(FieldViolation("settings.alpha", str(settings.alpha), f"above 0, at most {MOST_ALPHA:,.0f}"))
     if violations:
         raise InvalidInput(violations)
 

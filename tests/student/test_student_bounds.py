@@ -7,7 +7,7 @@ import math
 import pytest
 
 from student.bounds import Effective, check_settings, effective_settings, steps_of, too_large
-from tutelage.domain.errors import InvalidInput
+from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.evaluation import Bounds, InnerLoopSettings
 from tutelage.domain.self_edit import Directives, LossMask, Rejection, RejectionReason
 
@@ -61,6 +61,15 @@ def test_all_wrong_settings_of_a_run_are_named():
         "settings.batch_size",
         "settings.alpha",
     }
+
+
+def test_an_alpha_that_would_fail_its_whole_pass_is_refused_with_the_range():
+    check_settings(InnerLoopSettings(alpha=1e6), Bounds())
+    for alpha in (1e300, 1.1e6, math.inf, math.nan, 0.0, -1.0):
+        with pytest.raises(InvalidInput) as caught:
+            check_settings(InnerLoopSettings(alpha=alpha), Bounds())
+        (violation,) = caught.value.violations
+        assert violation == FieldViolation("settings.alpha", str(alpha), "above 0, at most 1,000,000")
 
 
 def test_sizes():
