@@ -32,7 +32,8 @@ class GRPOOptions(Settings):
     epsilon: float = Field(default=0.2, gt=0, lt=1)
     """Clip of the ratio below 1."""
     epsilon_high: float | None = Field(default=None, gt=0)
-    """Clip of the ratio above 1; nothing means as `epsilon`. DAPO: 0.28."""
+    """Clip of the ratio above 1; nothing means as `epsilon`. DAPO: 0.28. With `loss_type: cispo` the bound of the
+    ratio itself: 1 or more, nothing means 5."""
     delta: float | None = Field(default=None, gt=1)
     """Upper bound of the ratio where the advantage is negative (two-sided clipping); nothing means none."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
@@ -54,10 +55,18 @@ class GRPOOptions(Settings):
     log_probs: Literal["recorded", "recomputed"] = "recorded"
     """What ratios are against: log-probabilities recorded when sampling, or the parent's own."""
 
+    @property
+    def ratio_above(self) -> float | None:
+        """TRL's `epsilon_high`; for CISPO what ScaleRL (arXiv 2510.13786) found best."""
+        return 5.0 if self.loss_type == "cispo" and self.epsilon_high is None else self.epsilon_high
+
     @model_validator(mode="after")
     def _consistent(self) -> GRPOOptions:
         if self.loss_type == "luspo" and self.importance_sampling_level != "sequence":
             raise ValueError("importance_sampling_level: sequence, as loss_type luspo needs it")
+        if self.loss_type == "cispo" and self.epsilon_high is not None and self.epsilon_high < 1:
+            # Every ratio would be cut to the same number: nothing would be weighed by what was recorded.
+            raise ValueError("epsilon_high: 1 or more, as loss_type cispo bounds the ratio itself by it")
         return self
 
 
@@ -107,7 +116,7 @@ class GRPO(Algorithm):
             beta=0.0,
             loss_type=options.loss_type,
             epsilon=options.epsilon,
-            epsilon_high=options.epsilon_high,
+            epsilon_high=options.ratio_above,
             delta=options.delta,
             importance_sampling_level=options.importance_sampling_level,
             max_completion_length=options.length_constant,

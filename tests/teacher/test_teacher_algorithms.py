@@ -45,6 +45,10 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"loss_type": "dr_grpo", "scale_rewards": "none", "length_constant": 6, "beta": 0},
         {"loss_type": "dapo", "epsilon_high": 0.28, "skip_truncated": True, "log_probs": "recomputed"},
         {"importance_sampling_level": "sequence", "loss_type": "luspo", "scale_rewards": "batch"},
+        {"loss_type": "bnpo"},
+        {"loss_type": "cispo"},
+        {"loss_type": "sapo"},
+        {"loss_type": "vespo"},
     ],
     "rloo": [{}, {"normalise_advantages": True, "max_reward": 0.5, "log_probs": "recomputed", "beta": 0}],
     "dpo": [{}, {"reference": "initial", "loss_type": "ipo", "beta": 0.05}],
@@ -232,31 +236,49 @@ def test_stale_candidates_are_dropped_and_counted_or_weighted(loaded: LoadedMode
     assert lessons_of(foreign, HASH, ages).stale == 8
 
 
-def test_the_loss_weighs_by_recorded_log_probs(settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path) -> None:
-    """A candidate that is far more probable now than when it was sampled is beyond the clip: it teaches nothing."""
-    asked = request(loaded.model, "p", "grpo", {"beta": 0, "loss_type": "dr_grpo"})
-    lessons = lessons_of(asked, HASH, {"p": 0})
+def learnt_from_shifted(
+    settings: TeacherSettings, base: Any, options: dict[str, Any], folder: Path, *, good: float, bad: float
+) -> Any:
+    """The model after one pass over candidates whose recorded log-probabilities were other than they are now."""
+    asked = request(base, "p", "grpo", {"beta": 0, **options})
     old = tuple(
         dataclasses.replace(
             group,
             samples=tuple(
-                # Good ones were rarer then, bad ones more frequent: both have moved enough.
-                dataclasses.replace(s, log_probs=tuple(v + (-3 if s.reward > 0.5 else 3) for v in s.log_probs))
+                dataclasses.replace(s, log_probs=tuple(v + (good if s.reward > 0.5 else bad) for v in s.log_probs))
                 for s in group.samples
             ),
         )
-        for group in lessons.groups
+        for group in lessons_of(asked, HASH, {"p": 0}).groups
     )
-    model = learn(
+    return learn(
         load_model(settings.model, quantisation="none", threads=1),
         "grpo",
         dataclasses.replace(asked.settings, epochs=1),
         old,
         1,
-        tmp_path,
+        folder,
         lambda done, total, loss: None,
     ).eval()
+
+
+def test_the_loss_weighs_by_recorded_log_probs(settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path) -> None:
+    """A candidate that is far more probable now than when it was sampled is beyond the clip: it teaches nothing."""
+    # Good ones were rarer then, bad ones more frequent: both have moved enough.
+    options = {"loss_type": "dr_grpo"}
+    model = learnt_from_shifted(settings, loaded.model, options, tmp_path, good=-3, bad=3)
     assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-4)
+
+
+def test_cispo_weighs_by_recorded_log_probs_as_well(
+    settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    """It bounds the ratio itself: one below its bound counts as it is."""
+    even, rarer = (
+        learnt_from_shifted(settings, loaded.model, {"loss_type": "cispo"}, tmp_path / f"{good}", good=good, bad=0)
+        for good in (0.0, -1.0)
+    )
+    assert abs(relative_log_prob(rarer) - relative_log_prob(even)) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["grpo", "rloo"])
@@ -358,6 +380,7 @@ def test_refusals(settings: TeacherSettings, store: PolicyStore, loaded: LoadedM
     assert "'dr_grpo'" in refused("grpo", {"loss_type": "ppo"})
     assert "one of the keys beta, delta" in refused("grpo", {"bta": 1})
     assert "importance_sampling_level: sequence" in refused("grpo", {"loss_type": "luspo"})
+    assert "epsilon_high: 1 or more" in refused("grpo", {"loss_type": "cispo", "epsilon_high": 0.28})
     assert "settings.options.label_smoothing" in refused("dpo", {"label_smoothing": 0.9})
     assert "settings.stale" in refused("rest_em", {}, stale=StaleCandidates.WEIGHT)
     assert "one of rest_em, grpo, rloo, dpo" in refused("ppo", {})
