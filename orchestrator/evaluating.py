@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -240,6 +241,8 @@ class Evaluator:
             raise TutelageError("it ended the stream without an outcome")
         if isinstance(ended, EvaluationReport) and ended.evaluation_id != evaluation_id:
             return Failure(f"{client.address} reported evaluation {ended.evaluation_id!r}", retryable=False)
+        if isinstance(ended, EvaluationReport) and (wrong := _other_answers(ended, key)):
+            return Failure(f"{client.address} reported {wrong}", retryable=False)
         return ended
 
     def _retry_detail(self, evaluation_id: str, work: Evaluate, failed: Again) -> dict[str, object]:
@@ -253,6 +256,21 @@ class Evaluator:
             "wait_s": failed.wait_s,
             "reason": failed.reason,
         }
+
+
+def _other_answers(report: EvaluationReport, key: EvaluationKey) -> str:
+    """What answers there are that were not asked for, or none to what was; empty where all is well."""
+    for name, result, quiz in (
+        ("before", report.before, key.quiz),
+        ("after", report.after, key.quiz),
+        ("before, of the retention quiz,", report.retention_before, key.retention_quiz),
+        ("after, of the retention quiz,", report.retention_after, key.retention_quiz),
+    ):
+        given, asked = Counter(answer.question_id for answer in result.answers), Counter(q.id for q in quiz.questions)
+        if given != asked:
+            other, missing = sorted((given - asked).elements()), sorted((asked - given).elements())
+            return f"answers {name} to {other[:3]}, which were not asked, and none to {missing[:3]}"
+    return ""
 
 
 def _stored(ended: Ended) -> StoredEvaluation:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -242,6 +243,38 @@ def test_a_run_is_rewarded_by_its_judge_and_unscored_where_it_fails(world: Any, 
             async with world.engine() as engine:
                 with pytest.raises(InvalidInput, match=r"config\.judges\[0\].*it has none"):
                     await world.start(engine, "other", config)
+        finally:
+            await world.down()
+
+    asyncio.run(asyncio.wait_for(body(), 120))
+
+
+@pytest.mark.parametrize("ids", [("other",), ()], ids=["other", "none"])
+def test_a_report_on_other_questions_than_were_asked_scores_nothing(
+    world: Any, endpoint: Endpoint, ids: tuple[str, ...]
+) -> None:
+    """Also with a judge, who would look for the question: the run goes on without it."""
+    config = world.config.replace("rounds: 2", "rounds: 1").replace("{contains: 1.0}", "{gpt: 1.0}")
+    config += "judges: [gpt]\nupdate: {when: never}\ncommit: {when: never}\n"
+
+    def foreign(key: Any) -> EvaluationReport:
+        scores = {"contains": 1.0, "loglik": 0.0}
+        return replace(world.a.report(key), after=QuizResult.of(tuple(Answer(each, "x", scores) for each in ids)))
+
+    async def body() -> None:
+        await world.up()
+        try:
+            world.a.outcome = foreign
+            async with world.engine(judges={"gpt": settings(endpoint).model_dump()}) as engine:
+                await world.start(engine, "foreign", config)
+                summary = await world.done(engine, "foreign")
+                assert summary.state is RunState.DONE, summary.message
+                rows = await engine.store.evaluations("foreign")
+                of_a = [row for row in rows if row.student == "a"]
+                assert of_a
+                assert {row.state for row in of_a} == {"failed"}
+                assert all("which were not asked" in f"{row.reason} {row.outcome}" for row in of_a)
+                assert "report" in {row.state for row in rows if row.student == "b"}
         finally:
             await world.down()
 
