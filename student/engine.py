@@ -1,6 +1,7 @@
 """The student in plain Python: checks what is asked, schedules evaluations, commits, answers.
 
-All methods block and are safe for several threads; the model is only touched by the scheduler's worker.
+All methods are safe for several threads, and block; `begin_...` do so only while they check what is asked. The model is
+only touched by the scheduler's worker.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -221,17 +223,27 @@ class StudentEngine:
 
         Raises NotFound, or PreconditionFailed when there is no report or its weights are no longer held.
         """
-        return self._scheduler.call(lambda: self._commit(evaluation_id)).result()
+        return self.begin_commit(evaluation_id).result()
+
+    def begin_commit(self, evaluation_id: str) -> Future[tuple[Adapter, QuizResult, QuizResult]]:
+        """`commit` for who has no thread to wait in. Raises Exhausted when too many calls wait."""
+        return self._scheduler.call(lambda: self._commit(evaluation_id))
 
     def answer(
+        self, questions: Sequence[Question], *, adapter_version: str = "", max_new_tokens: int = 0
+    ) -> tuple[Answer, ...]:
+        """Greedy answers in the order of the questions, scored by all graders where a question has a gold answer."""
+        return self.begin_answer(questions, adapter_version=adapter_version, max_new_tokens=max_new_tokens).result()
+
+    def begin_answer(
         self,
         questions: Sequence[Question],
         *,
         adapter_version: str = "",
         max_new_tokens: int = 0,
         stop: threading.Event | None = None,
-    ) -> tuple[Answer, ...]:
-        """Greedy answers in the order of the questions, scored by all graders where a question has a gold answer."""
+    ) -> Future[tuple[Answer, ...]]:
+        """`answer` for who has no thread to wait in. Raises Exhausted when too many calls wait."""
         if max_new_tokens < 0:
             raise InvalidInput.of("max_new_tokens", max_new_tokens, "0 or more")
         length = max_new_tokens or self.settings.max_new_tokens
@@ -242,7 +254,7 @@ class StudentEngine:
         parent = self._parent(adapter_version)
         stopped = stop.is_set if stop is not None else lambda: False
         sitting = Sitting(tuple(questions), GRADERS, (parent,) if parent is not None else ())
-        return self._scheduler.call(lambda: self._sit(sitting, length, stopped)).result()
+        return self._scheduler.call(lambda: self._sit(sitting, length, stopped))
 
     def _sit(self, sitting: Sitting, max_new_tokens: int, stopped: Callable[[], bool]) -> tuple[Answer, ...]:
         with memory_faults():

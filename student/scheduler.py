@@ -178,6 +178,8 @@ class Scheduler:
         with self._changed:
             if self._closed:
                 raise Unavailable("the student is shutting down")
+            # Who left and cancelled no longer waits.
+            self._calls = deque(each for each in self._calls if not each[1].cancelled())
             if len(self._calls) >= max(8, self._max_queue):
                 raise Exhausted(f"{len(self._calls)} calls wait already", retry_after_s=round(self._mean_seconds, 1))
             self._calls.append((function, future))
@@ -198,7 +200,8 @@ class Scheduler:
 
     def _refuse_calls(self, why: Failure) -> None:
         for _, future in self._calls:
-            future.set_exception(Unavailable(why.message))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Unavailable(why.message))
         self._calls.clear()
 
     def _run(self) -> None:

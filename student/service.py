@@ -1,4 +1,7 @@
-"""`StudentService` on the wire: message to domain, one call of the engine on a thread, domain to message."""
+"""`StudentService` on the wire: message to domain, one call of the engine on a thread, domain to message.
+
+Threads are few: what waits for the worker (`Answer`, `Commit`) holds none, so that all else is answered meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -122,7 +125,9 @@ class StudentServicer(pb_grpc.StudentServiceServicer):
         return pb.CancelEvaluationResponse(cancelled=cancelled)
 
     async def Commit(self, request: pb.CommitRequest, context: Context) -> Any:
-        adapter, quiz, retention = await asyncio.to_thread(self._engine.commit, request.evaluation_id)
+        waiting = await asyncio.to_thread(self._engine.begin_commit, request.evaluation_id)
+        # A caller that left has asked for it all the same: what is kept is there when it comes back.
+        adapter, quiz, retention = await asyncio.shield(asyncio.wrap_future(waiting))
         return pb.CommitResponse(
             adapter=adapter_to_wire(adapter), quiz=quiz_result_to_wire(quiz), retention=quiz_result_to_wire(retention)
         )
@@ -131,13 +136,14 @@ class StudentServicer(pb_grpc.StudentServiceServicer):
         questions = [question_from_wire(item, f"questions[{i}]") for i, item in enumerate(request.questions)]
         stop = threading.Event()
         try:
-            answers = await asyncio.to_thread(
-                self._engine.answer,
+            waiting = await asyncio.to_thread(
+                self._engine.begin_answer,
                 questions,
                 adapter_version=request.adapter_version,
                 max_new_tokens=request.max_new_tokens,
                 stop=stop,
             )
+            answers = await asyncio.wrap_future(waiting)
         finally:
             # A caller that left no longer needs the rest of its answers.
             stop.set()

@@ -6,78 +6,17 @@ That they are trained together is counted, not timed: a step of the room takes a
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
-from student.config import StudentSettings
-from student.engine import StudentEngine
-from student.metrics import StudentMetrics
-from student.service import Student
-from tutelage.client import StudentClient
+from tests.student.served_student import PATIENCE_S, Served, held, served
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, InnerLoopSettings
 from tutelage.domain.self_edit import Directives, SelfEdit, question_answer
 from tutelage.domain.task import Question, Quiz
-from tutelage.rpc.config import ChannelSettings, ServerSettings
-from tutelage.rpc.server import serve
 
 CLIENTS = 16
-PATIENCE_S = 300
-"""Seconds anything may take on a machine that is busy with other work."""
-
-
-@dataclass(frozen=True)
-class Served:
-    """A student that listens on loopback in this process."""
-
-    address: str
-    engine: StudentEngine
-    registry: CollectorRegistry
-
-    def client(self) -> StudentClient:
-        return StudentClient(ChannelSettings(address=self.address))
-
-    @property
-    def room_steps(self) -> int:
-        return int(self.registry.get_sample_value("tutelage_student_step_seconds_count") or 0)
-
-
-@asynccontextmanager
-async def served(tiny_path: Path, folder: Path, **settings: object) -> AsyncIterator[Served]:
-    """A bfloat16 NF4 student."""
-    registry, ready, stop = CollectorRegistry(), folder / "ready.json", asyncio.Event()
-    given = StudentSettings.model_validate(
-        {
-            "model": str(tiny_path),
-            "device": "cpu",
-            "compute_dtype": "bfloat16",
-            "threads": 1,
-            "data_dir": folder / "data",
-            "max_new_tokens": 6,
-            "server": ServerSettings(ready_file=ready, grace_s=5),
-            **settings,
-        }
-    )
-    service = Student(given, StudentMetrics(registry))
-    serving = asyncio.create_task(serve(service, given.server, stop=stop))
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not ready.exists() and not serving.done():  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
-        if serving.done():
-            serving.result()
-        engine = service._servicer.engine_or_none
-        assert engine is not None
-        yield Served(json.loads(ready.read_text())["address"], engine, registry)
-    finally:
-        stop.set()
-        await serving
 
 
 def keys_of(own: StudentDescription) -> list[EvaluationKey]:
@@ -119,16 +58,11 @@ async def report_of(student: Served, key: EvaluationKey) -> EvaluationReport:
 
 async def asked_at_once(student: Served, keys: Sequence[EvaluationKey]) -> list[EvaluationReport]:
     """Each by a client of its own; the first is begun when all wait, so that what is shared can be counted."""
-    gate, entered = threading.Event(), threading.Event()
-    student.engine._scheduler.call(lambda: (entered.set(), gate.wait(PATIENCE_S)))
-    assert await asyncio.to_thread(entered.wait, PATIENCE_S)
-    asking = [asyncio.create_task(report_of(student, key)) for key in keys]
-    try:
+    async with held(student.engine):
+        asking = [asyncio.create_task(report_of(student, key)) for key in keys]
         async with asyncio.timeout(PATIENCE_S), student.client() as client:
             while (await client.describe()).queued < len(keys):  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
-    finally:
-        gate.set()
     return list(await asyncio.gather(*asking))
 
 

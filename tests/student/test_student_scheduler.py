@@ -141,3 +141,16 @@ def test_when_the_worker_dies_nobody_waits_for_it(work, scheduler, monkeypatch):
         submit(scheduler, "d")
     with pytest.raises(Unavailable):
         scheduler.call(lambda: None)
+
+
+def test_a_call_whose_caller_left_is_not_done_and_keeps_nobody_from_closing(scheduler):
+    begun, go_on, done = threading.Event(), threading.Event(), []
+    scheduler.call(lambda: (begun.set(), go_on.wait(10)))
+    assert begun.wait(10)
+    left, stayed = (scheduler.call(lambda name=name: done.append(name)) for name in "ab")
+    assert left.cancel()
+    threading.Timer(0.2, go_on.set).start()
+    scheduler.close()
+    with pytest.raises(Unavailable):
+        stayed.result(10)
+    assert not done
