@@ -128,7 +128,8 @@ class Replay(Baseline):
             raise NotFound("task", task.id, f"{self._path.name} has self-edits of {len(self._texts)} other tasks")
         for index in range(candidates):
             text = texts[index % len(texts)]
-            yield self._candidate(index, derived_seed(seed, index), format, text, parse_completion(text, format, task))
+            parsed = await asyncio.to_thread(parse_completion, text, format, task)
+            yield self._candidate(index, derived_seed(seed, index), format, text, parsed)
 
 
 class EndpointTeacher(Baseline):
@@ -160,7 +161,7 @@ class EndpointTeacher(Baseline):
             own = derived_seed(seed, index)
             reply = await self._reply(prompt, sampling, own)
             # The beginning of a reply that small writers are given is left out: a chat model begins its own.
-            parsed = parse_completion(reply.text, format, task, ended=reply.ended)
+            parsed = await asyncio.to_thread(parse_completion, reply.text, format, task, ended=reply.ended)
             return self._candidate(index, own, format, reply.text, parsed, reply.completion_tokens)
 
         async for candidate in _as_they_end([one(index) for index in range(candidates)]):

@@ -100,9 +100,12 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
         missing = rejected("text", body, f"text that the parser {parser.value} finds documents in")
         return Parsed(missing, chosen_format=chosen)
     given = given_documents(task, parser)
-    instruction = _key(format.prompt.replace("{title}", _title(task)).replace("{text}", "\n"))
-    foreign = _example_names(format.prompt) - set(re.findall(r"\w+", f"{_title(task)} {_text(task)}"))
-    own = [document for document in written if not _echoes(document, instruction, foreign, task)]
+    title = _title(task)
+    instruction = _key(format.prompt.replace("{title}", title).replace("{text}", "\n"))
+    foreign = _example_names(format.prompt) - set(re.findall(r"\w+", f"{title} {_text(task)}"))
+    # Once for all notes: a passage may be long.
+    passage = _key(readable(task.content.text)[0]) if isinstance(task.content, DocumentTask) else None
+    own = [document for document in written if not _echoes(document, instruction, foreign, title, passage)]
     repairs["echo"] = len(written) - len(own)
     documents, duplicates = _without_repetitions(given, own)
     first_note = len(_without_repetitions(given, [])[0])
@@ -203,9 +206,8 @@ def _without_repetitions(
     return kept, len(given) + len(written) - len(kept)
 
 
-def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], task: Task) -> bool:
+def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], title: str, passage: str | None) -> bool:
     """Whether a note is nothing but the title, the passage or a piece of the instruction, or is about its example."""
-    title = _title(task)
     texts = [document.text] if isinstance(document, TextDocument) else [item.content for item in document.messages]
     if foreign and any(foreign & set(re.findall(r"\w+", text)) for text in texts):
         return True
@@ -216,7 +218,7 @@ def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], tas
     else:
         note = _key(document.messages[0].content)
         answer = document.messages[1].content
-        if isinstance(task.content, DocumentTask) and _key(answer) == _key(readable(task.content.text)[0]):
+        if passage is not None and _key(answer) == passage:
             return True
     return note.count(" ") + 1 >= ECHO_WORDS and f" {note} " in f" {instruction} "
 

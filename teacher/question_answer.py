@@ -158,7 +158,9 @@ def _cards(text: str) -> list[_Card]:
             card.options.setdefault(letter, _clean(rest))
             card.answering = False
         elif not card.asks and not card.answer and not card.answering:
-            card.read(rest)
+            # One that is too long already is left out in the end; each further line would be read with all before it.
+            if len(card.question) <= MAX_PAIR_CHARACTERS:
+                card.read(rest)
         elif _asks(rest):
             cards.append(_Card(_clean(rest), answering=True))
         elif card.answering:

@@ -79,6 +79,7 @@ def test_an_obeyed_injection_is_only_text_to_study() -> None:
         "<|" * 50_000,
         "_*" * 50_000,
         "the " * 25_000,
+        "Question: foo\n" + "a\n" * 50_000,
     ],
     ids=lambda text: text[:12],
 )
