@@ -61,6 +61,8 @@ class Room:
         self._bank, self._store, self._quiz, self._capacity = bank, store, quiz, capacity
         self.slots = capacity.slots
         self._arrived: list[Guest] = []
+        self._entering: list[Guest] = []
+        """Within `advance`: those whose baselines are answered."""
         self._training: list[Guest] = []
         self._trained: list[Guest] = []
         self._crowded = False
@@ -69,7 +71,8 @@ class Room:
 
     @property
     def guests(self) -> list[Guest]:
-        return [*self._arrived, *self._training, *self._trained]
+        # Asked by other threads too, and who goes on to the next place is in both for a moment.
+        return list(dict.fromkeys([*self._arrived, *self._entering, *self._training, *self._trained]))
 
     @property
     def free(self) -> int:
@@ -81,16 +84,19 @@ class Room:
 
     def abandon(self) -> None:
         """Lets go of everybody, once an error came out of `advance`."""
-        for place in (self._arrived, self._training, self._trained):
+        for place in (self._arrived, self._entering, self._training, self._trained):
             place.clear()
 
     def advance(self) -> list[Departure]:
         """One piece of work: baselines, else a step of all slots, else the quiz of those that are trained."""
         self.last_step_seconds = None
         gone = self._leave_if_stopped()
-        entering = self._entering()
-        if entering:
-            return gone + self._answer_baselines(entering)
+        self._let_in()
+        if self._entering:
+            try:
+                return gone + self._answer_baselines(list(self._entering))
+            finally:
+                self._entering.clear()
         if self._training:
             gone += self._step()
         if self._quiz_is_due():
@@ -107,20 +113,18 @@ class Room:
                 gone.append((guest, Cancelled()))
         return gone
 
-    def _entering(self) -> list[Guest]:
+    def _let_in(self) -> None:
         """Those of the arrived that the memory has room for now; with nobody inside there is room for the first."""
         inside = [*self._training, *self._trained]
         if not self._arrived or (self._crowded and inside):
-            return []
+            return
         if not inside and not self._capacity.fits(_load(self._arrived[0])):
             self._capacity.let_go()
         loads = [_load(guest) for guest in inside]
-        entering: list[Guest] = []
         while self._arrived and (not loads or self._capacity.fits(_load(self._arrived[0]), loads)):
-            guest = self._arrived.pop(0)
-            loads.append(_load(guest))
-            entering.append(guest)
-        return entering
+            loads.append(_load(self._arrived[0]))
+            self._entering.append(self._arrived[0])
+            self._arrived.pop(0)
 
     def _answer_baselines(self, guests: list[Guest]) -> list[Departure]:
         """What is missing is answered for all in one quiz; then each gets its slot."""

@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import student.bank_step as bank_step
+import student.room as room_module
 from student.engine import StudentEngine
+from tutelage.domain.errors import Exhausted
 from tutelage.domain.evaluation import EvaluationReport, Failure
 from tutelage.domain.self_edit import Directives, Rejection, SelfEdit, question_answer
 from tutelage.models.loading import load_model
@@ -125,3 +127,26 @@ def test_out_of_memory_ends_one_evaluation_and_lowers_the_slots(student, make_ke
     assert "out of memory" in failed[0].message
     assert sum(isinstance(job.outcome, EvaluationReport) for job in jobs) == 2
     assert engine.describe().slots == 2
+
+
+def test_who_waits_for_the_answers_of_the_untouched_student_takes_a_slot(student, make_key, model, monkeypatch):
+    engine = student(model(), slots=1, max_queue=0)
+    asked, go_on, real = threading.Event(), threading.Event(), room_module.answered
+
+    def slow(bank, sittings, **named):
+        asked.set()
+        assert go_on.wait(60)
+        return real(bank, sittings, **named)
+
+    monkeypatch.setattr(room_module, "answered", slow)
+    job = engine.evaluate(make_key(engine), lease_s=120)
+    assert asked.wait(60)
+    try:
+        assert engine.describe().free_slots == 0
+        with pytest.raises(Exhausted):
+            engine.evaluate(make_key(engine, seed=8), lease_s=120)
+    finally:
+        go_on.set()
+    assert job.done.wait(60)
+    assert isinstance(job.outcome, EvaluationReport)
+    assert engine.describe().free_slots == 1

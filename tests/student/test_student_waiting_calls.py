@@ -21,7 +21,7 @@ QUESTIONS = [Question("q", "Who?", "")]
 
 
 async def until_waiting(student: Served, count: int) -> None:
-    """Returns when so many calls of callers that are still there wait for the worker; or too late, where they do not."""
+    """Returns when so many calls whose callers are still there wait for the worker; or too late, where they do not."""
     begun = time.monotonic()
     while time.monotonic() < begun + 2 * QUICK_S:
         waiting = [future for _, future in list(student.engine._scheduler._calls) if not future.cancelled()]
