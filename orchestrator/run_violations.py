@@ -40,8 +40,9 @@ def task_violations(tasks: Sequence[TaskWithQuiz], retention: Quiz) -> list[Fiel
                 )
             )
         seen.setdefault(item.task.id, index)
-        if isinstance(item.task.content, DocumentTask) and not item.task.content.text.strip():
-            found.append(FieldViolation(f"{where}.task.document.text", "", f"a text (task {item.task.id!r})"))
+        if isinstance(item.task.content, DocumentTask) and not any(map(str.isalnum, item.task.content.text)):
+            shown, allowed = item.task.content.text.strip()[:40], "a text with a letter or a digit"
+            found.append(FieldViolation(f"{where}.task.document.text", shown, f"{allowed} (task {item.task.id!r})"))
         if not item.quiz.questions:
             found.append(FieldViolation(f"{where}.quiz", "0 questions", f"at least one (task {item.task.id!r})"))
         found += _quiz_violations(f"{where}.quiz", item.quiz)

@@ -16,6 +16,7 @@ from teacher import metrics
 from teacher.algorithms import algorithm_names, settings_violations
 from teacher.baselines import Baseline, EndpointTeacher, PassageOnly, Replay
 from teacher.config import TeacherSettings
+from teacher.formats import unreadable_in
 from teacher.own_formats import all_formats
 from teacher.update_request import check_request, update_id
 from teacher.writing_check import check_writing
@@ -119,6 +120,7 @@ class BaselineService(pb_grpc.TeacherServiceServicer):
         task, format = task_from_wire(request.task), format_from_wire(request.format)
         sampling = sampling_from_wire(request.sampling)
         started = time.monotonic()
+        metrics.TASK_REPAIRS.inc(unreadable_in(task))
         with bind(run_id=request.run_id):
             async for candidate in self._baseline.write(task, format, request.candidates, sampling, request.seed):
                 yield pb.WriteSelfEditsResponse(candidate=candidate_to_wire(candidate))

@@ -21,7 +21,7 @@ from teacher.answering import greedy_answers
 from teacher.config import TeacherSettings
 from teacher.constrained import Constraint, first_line_grammar
 from teacher.decoding import enable_grouped_decoding
-from teacher.formats import check_format, render_prompt, reply_start
+from teacher.formats import check_format, render_prompt, reply_start, unreadable_in
 from teacher.parsing import chosen_names, parse_completion
 from teacher.policies import PolicyStore
 from teacher.readable import readable
@@ -74,6 +74,7 @@ class Writer:
         seeds = [derived_seed(seed, index) for index in range(candidates)]
         started = time.monotonic()
         metrics.TOKENS.labels("prompt").inc(len(prompt))
+        metrics.TASK_REPAIRS.inc(unreadable_in(task))
         with self._lock, self._serving(policy_version, adapter) as model:
             form = self._form(format, candidates)
             for sampled in sample_completions(

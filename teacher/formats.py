@@ -101,13 +101,26 @@ def reply_start(format: Format) -> str:
     return "" if format.directives else REPLY_STARTS[format.parser]
 
 
+def unreadable_in(task: Task) -> int:
+    """Characters of a task that nobody can read, and turn markers that it spells: what is mended before a model reads.
+
+    A task without any, which is nearly all, counts 0.
+    """
+    return sum(readable(part)[1] for part in _raw_title_and_text(task))
+
+
 def _title_and_text(task: Task) -> tuple[str, str]:
+    title, text = (readable(part)[0] for part in _raw_title_and_text(task))
+    return title.strip(), text.strip() if isinstance(task.content, DocumentTask) else text
+
+
+def _raw_title_and_text(task: Task) -> tuple[str, str]:
     content = task.content
     if isinstance(content, DocumentTask):
-        return readable(content.title)[0].strip(), readable(content.text)[0].strip()
+        return content.title, content.text
     assert isinstance(content, FewShotTask)
     shown = "\n\n".join(f"Input: {item.input}\nOutput: {item.output}" for item in content.demonstrations)
-    return readable(content.instruction)[0].strip(), readable(shown)[0]
+    return content.instruction, shown
 
 
 def _parsers() -> str:

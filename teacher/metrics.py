@@ -16,6 +16,10 @@ REPAIRS = Counter(
     "loop, split, echo, over_limit.",
     ["kind"],
 )
+TASK_REPAIRS = Counter(
+    "tutelage_teacher_task_repairs",
+    "Characters that nobody can read, and spellings of a chat template's turn markers, mended in tasks to write about.",
+)
 CHOSEN_FORMATS = Counter("tutelage_teacher_chosen_formats", "Formats that the policy chose for itself.", ["format"])
 WRITE_SECONDS = Histogram(
     "tutelage_teacher_write_seconds",

@@ -206,8 +206,10 @@ def test_format_without_prompt_is_refused_by_the_teacher(teacher: SyncTeacherCli
 # Empty document
 
 
-def test_empty_document_is_refused_by_the_orchestrator(orchestrator: SyncOrchestratorClient) -> None:
-    empty = replace(TASK, task=with_text("  "))
+@pytest.mark.parametrize("text", ["  ", "\x00\u202e \x1b", "... -- !"])
+def test_empty_document_is_refused_by_the_orchestrator(orchestrator: SyncOrchestratorClient, text: str) -> None:
+    """One of signs alone holds nothing to write about either."""
+    empty = replace(TASK, task=with_text(text))
     error = refused(lambda: start(orchestrator, (TASK, empty)), grpc.StatusCode.INVALID_ARGUMENT)
     assert isinstance(error, InvalidInput)
     fields = [item.field for item in error.violations]

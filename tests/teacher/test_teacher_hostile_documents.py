@@ -46,6 +46,10 @@ def counted() -> float:
     )
 
 
+def mended() -> float:
+    return REGISTRY.get_sample_value("tutelage_teacher_task_repairs_total") or 0
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_each_candidate_ends_and_is_counted(writer: Writer, name: str) -> None:
     text = HOSTILE[name]
@@ -61,6 +65,13 @@ def test_each_candidate_ends_and_is_counted(writer: Writer, name: str) -> None:
             else:
                 # No document can set how it is trained on: only a completion's own first line, where it is asked for.
                 assert item.result.directives.epochs is None
+
+
+@pytest.mark.parametrize(("name", "repairs"), [("injected", 3), ("control characters", 6), ("places", 0)])
+def test_what_is_mended_in_a_document_is_counted(writer: Writer, name: str, repairs: int) -> None:
+    before, task = mended(), Task("t", DocumentTask("Velm", HOSTILE[name]))
+    list(writer.write(task, builtin_formats()[0], 1, SAMPLING, writer._policies.initial.version, 1))
+    assert mended() == before + repairs
 
 
 def test_a_document_of_100_kb_is_refused_by_its_field_before_anything_is_written(writer: Writer) -> None:
