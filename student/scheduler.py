@@ -102,7 +102,8 @@ class Scheduler:
     @property
     def free_slots(self) -> int:
         """What is free now; what waits in the queue will take some of it."""
-        return max(0, self._work.free)
+        # Who is taken from the queue takes a slot before the work knows of it: calls are done first.
+        return max(0, min(self._work.free, self._work.slots - len(self._inside)))
 
     @property
     def idle(self) -> bool:

@@ -154,3 +154,18 @@ def test_a_call_whose_caller_left_is_not_done_and_keeps_nobody_from_closing(sche
     with pytest.raises(Unavailable):
         stayed.result(10)
     assert not done
+
+
+def test_who_was_taken_from_the_queue_takes_a_slot_while_calls_are_done_first(work, scheduler):
+    gates = [(threading.Event(), threading.Event()) for _ in range(2)]
+    calls = [lambda entered=entered, left=left: (entered.set(), left.wait(10)) for entered, left in gates]
+    (first, go_on), (second, end) = gates
+    scheduler.call(calls[0])
+    assert first.wait(10)
+    submit(scheduler, "a")
+    scheduler.call(calls[1])
+    go_on.set()
+    assert second.wait(10)
+    # Of what is inside the work knows nothing yet.
+    assert (scheduler.queued, work.free, scheduler.free_slots) == (0, 2, 1)
+    end.set()
