@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tutelage.cli.policies import document_task
+from tutelage.cli.policies import chosen_format, document_task
+from tutelage.domain.description import TeacherDescription
 from tutelage.domain.errors import InvalidInput
+from tutelage.domain.policy import Format, Parser
 
 
 def test_a_document_needs_no_questions_to_be_written_about(tmp_path: Path) -> None:
@@ -19,3 +21,25 @@ def test_a_document_needs_no_questions_to_be_written_about(tmp_path: Path) -> No
     assert document_task(path, "velm").id == "velm"
     with pytest.raises(InvalidInput, match="orrin, velm"):
         document_task(path, "other")
+
+
+def test_the_format_of_a_run_is_written_in_as_it_stands_there(tmp_path: Path) -> None:
+    """One that lies in the run itself, directives and all, is the one that its policies have learned."""
+    known = (Format("plain", "Write.", Parser.LINES), Format("other", "Write more.", Parser.WHOLE))
+    teacher = TeacherDescription("tiny", "r", "none", "cpu", "p", "p", "t", 512, known, (), "1")
+    own = {"name": "own", "prompt": "Write about {text}", "parser": "question_answer", "directives": True}
+    run = tmp_path / "run.yaml"
+
+    def of(format: object) -> Format:
+        run.write_text(json.dumps({"students": ["a"], "format": format}), encoding="utf-8")
+        return chosen_format("", run, teacher)
+
+    assert of(own) == Format("own", "Write about {text}", Parser.QUESTION_ANSWER, directives=True)
+    assert of("other") == known[1]
+    assert chosen_format("", None, teacher) == known[0]
+    assert chosen_format("other", None, teacher) == known[1]
+    for name, path, message in (("sonnet", None, "plain, other"), ("plain", run, "whose format is taken")):
+        with pytest.raises(InvalidInput, match=message):
+            chosen_format(name, path, teacher)
+    with pytest.raises(InvalidInput, match="plain, other"):
+        of("sonnet")

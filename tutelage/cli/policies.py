@@ -15,7 +15,8 @@ from tutelage.domain.policy import PolicyForm
 
 if TYPE_CHECKING:
     from tutelage.client import TeacherClient
-    from tutelage.domain.policy import Candidate, Policy, Promotion
+    from tutelage.domain.description import TeacherDescription
+    from tutelage.domain.policy import Candidate, Format, Policy, Promotion
     from tutelage.domain.task import Task
 
 app = typer.Typer(help="Versions of the teacher's policy.", no_args_is_help=True)
@@ -111,13 +112,33 @@ def show(version: Version, teacher: Teacher = DEFAULT_TEACHER, as_json: AsJson =
     print_table(("", ""), [row for row in rows if row[1]], "")
 
 
+def chosen_format(name: str, run: Path | None, teacher: TeacherDescription) -> Format:
+    """The format of that name, or that of a run's file, or the teacher's first."""
+    if run is not None:
+        from orchestrator.run_config import RunConfig
+        from orchestrator.run_violations import resolve_format
+        from tutelage.settings import load_settings
+
+        if name:
+            raise InvalidInput.of("format", name, "nothing beside a run, whose format is taken")
+        return resolve_format(load_settings(run, RunConfig), teacher)
+    formats = {known.name: known for known in teacher.formats}
+    wanted = name or next(iter(formats))
+    if wanted not in formats:
+        raise InvalidInput.of("format", wanted, "one of " + ", ".join(formats))
+    return formats[wanted]
+
+
 @app.command()
 def diff(
     first: Version,
     second: Version,
     document: Annotated[Path, typer.Option(help="A text file, or a file with tasks (.jsonl, .json, .yaml).")],
     task: Annotated[str | None, typer.Option(help="Id of the task in a file with tasks; else the first.")] = None,
-    format_name: Annotated[str, typer.Option("--format", help="Name of one of the teacher's formats.")] = "",
+    format_name: Annotated[
+        str, typer.Option("--format", help="Name of one of the teacher's formats; else its first, or the run's.")
+    ] = "",
+    run: Annotated[Path | None, typer.Option(help="A run's YAML, whose format is taken, its own or by name.")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Self-edits of each version.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 writes what is most probable.")] = 0.0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest self-edit, in tokens.")] = 256,
@@ -132,15 +153,12 @@ def diff(
 
     async def call() -> dict[str, list[Candidate]]:
         async with _client(teacher) as client:
-            formats = {item.name: item for item in (await client.describe()).formats}
-            chosen = format_name or next(iter(formats))
-            if chosen not in formats:
-                raise InvalidInput.of("format", chosen, "one of " + ", ".join(formats))
+            chosen = chosen_format(format_name, run, await client.describe())
             written = {}
             for version in [await full_policy_version(client, wanted) for wanted in (first, second)]:
                 stream = client.write_self_edits(
                     given,
-                    format=formats[chosen],
+                    format=chosen,
                     candidates=candidates,
                     sampling=Sampling(temperature, 1.0, max_new_tokens),
                     policy_version=version,
