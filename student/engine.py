@@ -1,7 +1,6 @@
 """The student in plain Python: checks what is asked, schedules evaluations, commits, answers.
 
-All methods are safe for several threads, and block; `begin_...` do so only while they check what is asked. The model is
-only touched by the scheduler's worker.
+All methods are safe for several threads. They block, `begin_...` only to check; the scheduler's worker has the model.
 """
 
 from __future__ import annotations
@@ -219,7 +218,7 @@ class StudentEngine:
         return False
 
     def commit(self, evaluation_id: str) -> tuple[Adapter, QuizResult, QuizResult]:
-        """Keeps the weights that earned the report, joined with their parent; what is stored takes both quizzes again.
+        """Keeps the weights that earned the report, joined with their parent, once those took both quizzes again.
 
         Raises NotFound, or PreconditionFailed when there is no report or its weights are no longer held.
         """
@@ -326,6 +325,9 @@ class StudentEngine:
         with memory_faults():
             whole = concatenate(parent.weights(), fresh) if parent is not None else fresh
             whole = recompress(whole, self.settings.max_adapter_rank)
+            taught = BankAdapter.frozen(whole, self._bank.device)
+        # First, so that a version that cannot be quizzed is none.
+        quiz, retention = (self._result(each, key, taught) for each in (key.quiz, key.retention_quiz))
         adapter = self._adapters.save(
             whole,
             parent=key.adapter_version,
@@ -333,15 +335,12 @@ class StudentEngine:
             base_model=self._loaded.name,
             base_revision=self._loaded.revision,
         )
-        stored = self._parent(adapter.version)
-        assert stored is not None
-        quiz, retention = (self._result(each, key, stored) for each in (key.quiz, key.retention_quiz))
         self._store.keep_commit(evaluation_id, adapter.version, quiz, retention)
         self._measure_adapters()
         return adapter, quiz, retention
 
     def _result(self, quiz: Quiz, key: EvaluationKey, adapter: BankAdapter) -> QuizResult:
-        """What a stored version answers to a quiz of an evaluation."""
+        """What a version answers to a quiz of an evaluation."""
         if not quiz.questions:
             return QuizResult()
         sitting = Sitting(quiz.questions, key.graders, (adapter,))
