@@ -93,21 +93,29 @@ def steps_of(documents: int, settings: InnerLoopSettings) -> int:
     return math.ceil(documents / settings.batch_size) * settings.epochs
 
 
+def too_many(documents: int, bounds: Bounds) -> Rejection | None:
+    """The rejection of an edit with too many documents, known before any of them is tokenised; None if it fits."""
+    return _above("documents", documents, bounds.max_documents) if documents > bounds.max_documents else None
+
+
 def too_large(
     token_counts: list[int], settings: InnerLoopSettings, bounds: Bounds, context_length: int
 ) -> Rejection | None:
     """The rejection of an edit with too many documents, too long a document or too many steps; None if it fits."""
     longest_allowed = min(bounds.max_document_tokens, context_length)
     steps = steps_of(len(token_counts), settings)
-    if len(token_counts) > bounds.max_documents:
-        field, value, allowed = "documents", len(token_counts), bounds.max_documents
-    elif max(token_counts, default=0) > longest_allowed:
+    crowded = too_many(len(token_counts), bounds)
+    if crowded is not None:
+        return crowded
+    if max(token_counts, default=0) > longest_allowed:
         longest = max(range(len(token_counts)), key=token_counts.__getitem__)
-        field, value, allowed = f"documents[{longest}].tokens", token_counts[longest], longest_allowed
-    elif steps > bounds.max_steps:
-        field, value, allowed = "steps", steps, bounds.max_steps
-    else:
-        return None
+        return _above(f"documents[{longest}].tokens", token_counts[longest], longest_allowed)
+    if steps > bounds.max_steps:
+        return _above("steps", steps, bounds.max_steps)
+    return None
+
+
+def _above(field: str, value: int, allowed: int) -> Rejection:
     return Rejection(
         RejectionReason.TOO_LARGE,
         field=field,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from student.bank_adapter import BankAdapter
-from student.bounds import Effective, effective_settings, too_large
+from student.bounds import Effective, effective_settings, too_large, too_many
 from student.evaluations import EvaluationStore
 from student.inner_loop import Row, Trained
 from student.lora import LoraWeights
@@ -86,6 +86,9 @@ class Evaluation:
             self.rejection = effective
             return
         self.effective = effective
+        self.rejection = too_many(len(self.key.self_edit.documents), bounds)
+        if self.rejection is not None:
+            return
         rows = rows_of(self._loaded, self.key.self_edit, effective.settings.loss_mask)
         if isinstance(rows, Rejection):
             self.rejection = rows
