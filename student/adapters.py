@@ -3,7 +3,8 @@
     <root>/<version>/adapter_config.json, adapter_model.safetensors, manifest.json
 
 A version is written into a temporary folder, synced, the manifest last, and renamed into place; one without a manifest
-does not exist. Every file is checked against the manifest's SHA-256 when it is loaded.
+does not exist. One that is deleted is renamed out of its place first. Every file is checked against the manifest's
+SHA-256 when it is loaded.
 """
 
 from __future__ import annotations
@@ -84,9 +85,10 @@ class AdapterStore:
     def __init__(self, root: Path) -> None:
         self.root = root
         root.mkdir(parents=True, exist_ok=True)
-        # Left by a process that died while writing.
-        for leftover in root.glob(".writing-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        # Left by a process that died while writing or deleting.
+        for pattern in (".writing-*", ".deleting-*"):
+            for leftover in root.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def save(
         self, weights: LoraWeights, *, parent: str, evaluation_id: str, base_model: str, base_revision: str
@@ -182,10 +184,12 @@ class AdapterStore:
                     continue
 
     def delete(self, version: str) -> None:
-        """Removes a version, manifest first. Raises NotFound."""
+        """Removes a version. Raises NotFound."""
         self._manifest_exists(version)
-        (self.root / version / MANIFEST).unlink()
-        shutil.rmtree(self.root / version)
+        # Out of its place at once: what cannot be removed now is removed at the next start.
+        folder = Path(tempfile.mkdtemp(prefix=".deleting-", dir=self.root))
+        (self.root / version).rename(folder / version)
+        shutil.rmtree(folder, ignore_errors=True)
 
     def _manifest_exists(self, version: str) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 
 import pytest
 import torch
@@ -102,6 +103,26 @@ def test_versions_are_named_by_content(tiny, tmp_path):
     store.delete(adapter.version)
     with pytest.raises(NotFound):
         store.delete(adapter.version)
+
+
+def test_what_dies_while_it_deletes_a_version_leaves_nothing_after_the_next_start(tiny, tmp_path, monkeypatch):
+    store = AdapterStore(tmp_path)
+    kept, deleted = (store.save(trained(tiny, seed)[0], base_revision="r", **LINEAGE) for seed in (1, 2))
+
+    def killed(*args, **named):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            store.delete(deleted.version)
+    assert store.list() == (kept,)
+    again = AdapterStore(tmp_path)
+    assert again.list() == (kept,)
+    assert [folder.name for folder in tmp_path.iterdir()] == [kept.version]
+    with pytest.raises(NotFound):
+        again.delete(deleted.version)
+    assert again.save(trained(tiny, 2)[0], base_revision="r", **LINEAGE).version == deleted.version
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4"])
