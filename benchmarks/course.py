@@ -10,7 +10,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.classroom import Classroom, documents, passage_only
+from benchmarks.classroom import DIRECTED, Classroom, documents, passage_only
 from orchestrator.report.bootstrap import Interval, paired_interval
 from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, Mistake, not_asked_by, wrong_before
 from orchestrator.teaching import addressed, informed
@@ -30,13 +30,24 @@ PROFILED = "+student"
 """Behind it all: the prompt tells of the student, and of what it got wrong about other documents. Beside the same
 format without it, this is the ablation of what such a profile is worth."""
 SETTINGS = {
-    "rest_em": UpdateSettings(rank=32, alpha=64, learning_rate=1e-3, epochs=2, batch_size=8),
-    "grpo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.05}),
-    "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.05}),
+    "rest_em": UpdateSettings(rank=32, alpha=64, learning_rate=1e-3, epochs=4, batch_size=8),
+    "grpo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.01}),
+    "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.005}),
     "dpo": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=2, batch_size=4),
 }
 """One round of ten to twenty steps has to move a policy, so that learning rates are above those that docs/algorithms.md
 begins with."""
+OF_THE_LINE = ("rest_em", "grpo", "rloo")
+"""Algorithms that learn only the line of directives where candidates begin with one. Most of a reward here is by how an
+edit is trained on, and notes of a small model that learns from its own lose their language."""
+
+
+def settings_of(recipe: Recipe) -> UpdateSettings:
+    """Of an update by this recipe."""
+    settings = SETTINGS[recipe.algorithm]
+    if DIRECTED not in recipe.format or recipe.algorithm not in OF_THE_LINE:
+        return settings
+    return replace(settings, options={**settings.options, "part": "first_line"})
 
 
 @dataclass(frozen=True)
@@ -207,7 +218,7 @@ class Course:
         return self.collect([teacher], items, len(learned.rounds) + 1)[teacher]
 
     def _round(self, recipe: Recipe, parent: str, groups: list[CandidateGroup], kilotokens: float) -> Round:
-        result = self.room.update(groups, SETTINGS[recipe.algorithm], parent, recipe.algorithm)
+        result = self.room.update(groups, settings_of(recipe), parent, recipe.algorithm)
         rewards = [candidate.reward or 0.0 for group in groups for candidate in group.candidates]
         return Round(mean(rewards), len(rewards), kilotokens, result)
 

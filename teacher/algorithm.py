@@ -134,6 +134,11 @@ def by_candidate(groups: Sequence[SampleGroup], values: Sequence[Sequence[float]
     }
 
 
+def free_flags(sample: Sample) -> list[int]:
+    """One a completion token: 1 where the policy chose it, 0 where a form left no choice."""
+    return [0 if flag else 1 for flag in sample.forced] or [1] * len(sample.completion_ids)
+
+
 def rewards_of(groups: Sequence[SampleGroup]) -> list[list[float]]:
     """Of each group's samples."""
     return [[sample.reward for sample in group.samples] for group in groups]

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 
 from teacher.advantages import Scale, group_relative
 from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, rewards_of, why_no_spread, with_spread
+from teacher.candidate_part import WHY_NONE, Part, lacks_part, learning_part, with_part
 from tutelage.domain.policy import UpdateSettings
 from tutelage.settings import Settings
 
@@ -48,6 +49,8 @@ class GRPOOptions(Settings):
     """Bad candidates whose mean log-probability fell by more than this carry no loss; nothing means all do."""
     use_bias_correction_kl: bool = True
     """Whether the KL term is importance-weighted too."""
+    part: Part = "all"
+    """What of a candidate is learnt: `all`, its `first_line` (directives, or the format it chose), or its `notes`."""
     min_spread: float = Field(default=0.0, ge=0)
     """Groups whose best and worst reward differ by no more than this are left out."""
     skip_truncated: bool = False
@@ -89,8 +92,10 @@ class GRPO(Algorithm):
 
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: GRPOOptions) -> str:
         """The widest spread of what is not left out for its length."""
-        looked_at = _looked_at(groups, options)
-        cut = sum(len(group.samples) for group in groups) - sum(len(group.samples) for group in looked_at)
+        if lacks_part(groups, options.part):
+            return WHY_NONE
+        own, looked_at = with_part(groups, options.part), _looked_at(groups, options)
+        cut = sum(len(group.samples) for group in own) - sum(len(group.samples) for group in looked_at)
         left_out = f"; {cut} candidates that were cut off are left out (skip_truncated)" if cut else ""
         return why_no_spread(looked_at, options.min_spread) + left_out
 
@@ -109,6 +114,7 @@ class GRPO(Algorithm):
         from teacher.trl_training import common_arguments, train_in_float32
 
         options: Any = training.options
+        training = learning_part(training, options.part)
         arguments = GRPOConfig(
             **common_arguments(training, len(training.samples)),
             **shape_arguments(training),
@@ -139,6 +145,7 @@ class GRPO(Algorithm):
 
 
 def _looked_at(groups: Sequence[SampleGroup], options: GRPOOptions) -> Sequence[SampleGroup]:
+    groups = with_part(groups, options.part)
     if not options.skip_truncated:
         return groups
     return [SampleGroup(group.group_id, tuple(sample for sample in group.samples if sample.ended)) for group in groups]

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
-from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, in_order
+from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, free_flags, in_order
+from teacher.candidate_part import WHY_NONE, Part, lacks_part, learning_part, with_part
 from teacher.selection import RULES, SelectionSettings, kept_by, why_none_kept, why_nothing_kept
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
 from tutelage.extensions import why_unusable
@@ -27,6 +28,8 @@ class RestEMOptions(Settings):
     over their group's mean (docs/rewards.md); or a rule of an installed package."""
     fraction: float = Field(default=0.2, gt=0, le=1)
     """Of `top`: the share of all scored candidates that is kept at most."""
+    part: Part = "all"
+    """What of a candidate is imitated: `all`, its `first_line` (directives, or the format it chose), or its `notes`."""
 
     @field_validator("rule")
     @classmethod
@@ -46,6 +49,7 @@ class RestEM(Algorithm):
 
     def select(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> tuple[SampleGroup, ...]:
         """What the rule keeps of the candidates above `min_reward`, with its weights."""
+        groups = with_part(groups, _part(options))
         lengths = {sample.candidate_id: len(sample.completion_ids) for group in groups for sample in group.samples}
         kept = kept_by(_scored(groups), lengths, _selection(settings, options))
         weights = {item.candidate.candidate_id: item.weight for item in kept}
@@ -68,6 +72,8 @@ class RestEM(Algorithm):
 
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: Any) -> str:
         """The best reward beside the threshold."""
+        if lacks_part(groups, _part(options)):
+            return WHY_NONE
         if not isinstance(options, RestEMOptions):
             # An algorithm derived from this one chooses by itself.
             return why_nothing_kept(_scored(groups), settings.min_reward)
@@ -81,15 +87,18 @@ class RestEM(Algorithm):
         from teacher.trl_training import Progress, common_arguments, train_in_float32
         from teacher.weighted_sft import WEIGHT, WeightedSFTTrainer
 
-        samples = training.samples
+        # What a form forced is no choice of the policy's to imitate.
+        samples = [each for each in learning_part(training, _part(training.options)).samples if any(free_flags(each))]
         rows = [
             {
                 "input_ids": [*sample.prompt_ids, *sample.completion_ids],
-                "completion_mask": [0] * len(sample.prompt_ids) + [1] * len(sample.completion_ids),
+                "completion_mask": [0] * len(sample.prompt_ids) + free_flags(sample),
                 WEIGHT: sample.weight,
             }
             for sample in samples
         ]
+        if not rows:
+            return
         weighted = any(sample.weight != 1 for sample in samples)
         at_once = replace(training, rows_a_pass=1) if weighted else training
         arguments = SFTConfig(
@@ -112,6 +121,11 @@ def _scored(groups: Sequence[SampleGroup]) -> tuple[CandidateGroup, ...]:
         )
         for group in groups
     )
+
+
+def _part(options: Any) -> Part:
+    # An algorithm derived from this one may have options of its own.
+    return options.part if isinstance(options, RestEMOptions) else "all"
 
 
 def _selection(settings: UpdateSettings, options: RestEMOptions) -> SelectionSettings:

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from teacher.advantages import leave_one_out
 from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, rewards_of, why_no_spread, with_spread
+from teacher.candidate_part import WHY_NONE, Part, lacks_part, learning_part, with_part
 from tutelage.domain.policy import UpdateSettings
 from tutelage.settings import Settings
 
@@ -30,6 +31,8 @@ class RLOOOptions(Settings):
     """Whether advantages are brought to mean 0 and deviation 1 over the batch."""
     max_reward: float | None = Field(default=None, gt=0)
     """Rewards are clipped to plus and minus this before advantages; nothing means no clip."""
+    part: Part = "all"
+    """What of a candidate is learnt: `all`, its `first_line` (directives, or the format it chose), or its `notes`."""
     min_spread: float = Field(default=0.0, ge=0)
     """Groups whose best and worst reward differ by no more than this are left out."""
     log_probs: Literal["recorded", "recomputed"] = "recorded"
@@ -47,7 +50,7 @@ class RLOO(Algorithm):
         self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: RLOOOptions
     ) -> tuple[SampleGroup, ...]:
         """Groups whose rewards differ."""
-        return with_spread(groups, options.min_spread)
+        return with_spread(with_part(groups, options.part), options.min_spread)
 
     def weights(self, groups: Sequence[SampleGroup], options: RLOOOptions) -> dict[str, float]:
         """Advantages, without the KL that is a part of the reward."""
@@ -56,7 +59,9 @@ class RLOO(Algorithm):
 
     def why_nothing(self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: RLOOOptions) -> str:
         """The widest spread."""
-        return why_no_spread(groups, options.min_spread)
+        if lacks_part(groups, options.part):
+            return WHY_NONE
+        return why_no_spread(with_part(groups, options.part), options.min_spread)
 
     def train(self, training: Training) -> None:
         """Policy gradient by TRL's RLOOTrainer."""
@@ -74,6 +79,7 @@ class RLOO(Algorithm):
         from teacher.trl_training import common_arguments, train_in_float32
 
         options: Any = training.options
+        training = learning_part(training, options.part)
         arguments = RLOOConfig(
             **common_arguments(training, len(training.samples)),
             **shape_arguments(training),

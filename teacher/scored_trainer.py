@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Trainer
 from trl import GRPOTrainer, RLOOTrainer
 
-from teacher.algorithm import Sample, Training
+from teacher.algorithm import Sample, Training, free_flags
 from teacher.trl_training import Progress
 
 
@@ -96,8 +96,7 @@ class ScoredRLOOTrainer(_Scored, RLOOTrainer):
 
 def free_tokens(sample: Sample) -> torch.Tensor:
     """(T,) 1 where the policy chose the completion's token, 0 where a form left no choice."""
-    free = [0 if flag else 1 for flag in sample.forced] or [1] * len(sample.completion_ids)
-    return torch.tensor(free)
+    return torch.tensor(free_flags(sample))
 
 
 def build_trainer(kind: type[Any], arguments: Any, training: Training) -> Any:

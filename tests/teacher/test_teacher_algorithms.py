@@ -281,11 +281,11 @@ def test_cispo_weighs_by_recorded_log_probs_as_well(
     assert abs(relative_log_prob(rarer) - relative_log_prob(even)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["grpo", "rloo"])
+@pytest.mark.parametrize(("name", "options"), [("grpo", {"beta": 0}), ("rloo", {"beta": 0}), ("rest_em", {})])
 def test_what_a_form_forced_teaches_nothing(
-    name: str, settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
+    name: str, options: dict[str, Any], settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
 ) -> None:
-    asked = request(loaded.model, "p", name, {"beta": 0})
+    asked = request(loaded.model, "p", name, options)
     groups = tuple(
         dataclasses.replace(
             group, samples=tuple(dataclasses.replace(s, forced=(True,) * len(s.completion_ids)) for s in group.samples)

@@ -1,0 +1,55 @@
+"""Which part of a candidate is learnt: all of it, its first line, or what follows.
+
+Where a form begins a candidate, its first line chooses how the student is trained (directives), or which format the
+notes are in. That is a handful of tokens before a hundred or more of notes: learnt together, the notes' noise drowns
+what the reward says of the line. Tokens of the other part carry no loss, as those that a form forced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from teacher.algorithm import Sample, SampleGroup, Training
+
+Part = Literal["all", "first_line", "notes"]
+
+WHY_NONE = "no candidate begins with directives or with the format that it chose (part: first_line)"
+
+
+def with_part(groups: Sequence[SampleGroup], part: Part) -> tuple[SampleGroup, ...]:
+    """Groups whose candidates have the part; only those that a form begins have a first line of their own."""
+    if part != "first_line":
+        return tuple(groups)
+    return tuple(
+        SampleGroup(group.group_id, tuple(sample for sample in group.samples if any(sample.forced))) for group in groups
+    )
+
+
+def lacks_part(groups: Sequence[SampleGroup], part: Part) -> bool:
+    """Whether no candidate has the part, so that `WHY_NONE` is why nothing was learnt."""
+    return part == "first_line" and not any(group.samples for group in with_part(groups, part))
+
+
+def learning_part(training: Training, part: Part) -> Training:
+    """The same training, where only the part carries loss."""
+    if part == "all":
+        return training
+    groups = tuple(
+        SampleGroup(group.group_id, tuple(_of_part(sample, part, training.tokenizer) for sample in group.samples))
+        for group in training.groups
+    )
+    return replace(training, groups=groups)
+
+
+def _of_part(sample: Sample, part: Part, tokenizer: Any) -> Sample:
+    ids = sample.completion_ids
+    if not any(sample.forced):
+        # Without a form all of it is notes.
+        return sample
+    end = next((place + 1 for place, token in enumerate(ids) if "\n" in tokenizer.decode([token])), len(ids))
+    if part == "notes":
+        return replace(sample, forced=tuple(flag or place < end for place, flag in enumerate(sample.forced)))
+    # What follows the line changes nothing of it, and would only take time.
+    return replace(sample, completion_ids=ids[:end], log_probs=sample.log_probs[:end], forced=sample.forced[:end])
