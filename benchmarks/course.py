@@ -106,6 +106,17 @@ class Learned:
 
 
 @dataclass(frozen=True)
+class Worth:
+    """What a profile of the student in the prompt is worth to a teacher."""
+
+    format: str
+    teacher: str
+    without: float
+    told: float
+    difference: Interval
+
+
+@dataclass(frozen=True)
 class Scores:
     """Of one teacher on some documents."""
 
@@ -236,6 +247,28 @@ class Course:
             each.difference = paired_interval(before, after, seed=self.args.seed)
             each.untrained, each.trained = mean(before), mean(after)
         return sorted(learned, key=lambda each: -(each.difference.mean if each.difference else 0.0))
+
+    def profile_worth(self, learned: Sequence[Learned]) -> list[Worth]:
+        """On the choosing documents, what telling the teacher of the student changes: untrained, and after a round."""
+        pairs = [
+            (each, other)
+            for each in learned
+            for other in learned
+            if each.recipe.format + PROFILED == other.recipe.format and each.recipe.algorithm == other.recipe.algorithm
+        ]
+        scores = self.scores([one for pair in pairs for one in pair], self.choosing, "choose")
+        found = []
+        for plain, told in pairs:
+            for name, before, after in (
+                ("untrained", self.untrained, self.untrained),
+                (plain.recipe.algorithm, plain.policy, told.policy),
+            ):
+                without = scores[plain.recipe.format, before].gains["reward"]
+                with_ = scores[told.recipe.format, after].gains["reward"]
+                gap = paired_interval(without, with_, seed=self.args.seed)
+                assert gap is not None
+                found.append(Worth(plain.recipe.format, name, mean(without), mean(with_), gap))
+        return found
 
     def policies(self, each: Learned) -> tuple[str, str]:
         """Untrained and trained."""

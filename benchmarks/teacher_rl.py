@@ -35,7 +35,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from benchmarks.classroom import Classroom, Setup
-from benchmarks.course import METRICS, SETTINGS, Course, Learned, mean
+from benchmarks.course import METRICS, SETTINGS, Course, Learned, Worth, mean
 from orchestrator.report.bootstrap import paired_interval
 from tutelage.domain.policy import Sampling
 
@@ -66,6 +66,30 @@ def show_rounds(each: Learned) -> None:
         cost = f"{one.update.train_seconds:.0f} s, {one.update.peak_memory_bytes / 2**30:.1f} GiB"
         kept = f"{one.update.kept_candidates} of {one.scored}"
         print(f"| {number} | {one.reward:+.4f} | {kept} | {one.kilotokens:.0f} k | {cost} |")
+
+
+def show_worth(worths: Sequence[Worth]) -> list[dict[str, object]]:
+    """The table of what the student's profile is worth; its rows for the last line."""
+    if not worths:
+        return []
+    print("\nThe student's profile in the prompt, on the choosing documents:\n")
+    print("| format | teacher | without | told | difference [95 %] |\n|---|---|---|---|---|")
+    for each in worths:
+        gap = each.difference
+        print(
+            f"| {each.format} | {each.teacher} | {each.without:+.3f} | {each.told:+.3f} "
+            f"| {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}] |"
+        )
+    return [
+        {
+            "format": each.format,
+            "teacher": each.teacher,
+            "difference": round(each.difference.mean, 5),
+            "low": round(each.difference.low, 5),
+            "high": round(each.difference.high, 5),
+        }
+        for each in worths
+    ]
 
 
 def row(each: Learned) -> dict[str, object]:
@@ -126,8 +150,9 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
     if stage in ("advance", "judge"):
         show_rounds(course.advanced(learned[0], args.rounds))
     recipes = [row(each) for each in learned]
+    profile = show_worth(course.profile_worth(learned) if stage != "learn" and len(learned) > 1 else [])
     if stage != "judge":
-        return {"stage": stage, "recipes": recipes}
+        return {"stage": stage, "recipes": recipes, "profile": profile}
     scores = course.scores(learned[:1], course.held_out, stage)
     before, after = (scores[learned[0].recipe.format, policy] for policy in course.policies(learned[0]))
     found = {}
@@ -150,6 +175,7 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
         "rejected": {"untrained": before.rejected, "trained": after.rejected},
         "student_kilotokens": {"untrained": round(before.kilotokens, 1), "trained": round(after.kilotokens, 1)},
         "recipes": recipes,
+        "profile": profile,
     }
 
 
@@ -201,7 +227,7 @@ def main() -> None:
     if args.quick:
         args.model, args.documents, args.seeds, args.processes = "tiny", 2, 2, 1
         args.learn_documents, args.choose_documents, args.candidates = 2, 2, 3
-        args.algorithms, args.formats = ["rest_em", "grpo"], ["none", "rewrite+student"]
+        args.algorithms, args.formats = ["rest_em", "grpo"], ["rewrite", "rewrite+student"]
         args.rounds, args.evaluation_seeds = 2, 2
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as temporary:
