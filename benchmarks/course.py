@@ -35,8 +35,8 @@ SETTINGS = {
     "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.005}),
     "dpo": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=2, batch_size=4),
 }
-"""One round of ten to twenty steps has to move a policy, so that learning rates are above those that docs/algorithms.md
-begins with."""
+"""One round of some ten to thirty steps has to move a policy, so that learning rates are above those that
+docs/algorithms.md begins with."""
 OF_THE_LINE = ("rest_em", "grpo", "rloo")
 """Algorithms that learn only the line of directives where candidates begin with one. Most of a reward here is by how an
 edit is trained on, and notes of a small model that learns from its own lose their language."""

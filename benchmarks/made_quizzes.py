@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--check", default=DEFAULT_CHECK, choices=list(QuizCheck), help="what made questions must pass")
     parser.add_argument("--format", default="self-qa+directives")
     parser.add_argument("--temperature", type=float, default=0.7, help="that self-edits are written at; top_p is 1")
-    parser.add_argument("--new-tokens", type=int, default=208, help="longest self-edit")
+    parser.add_argument("--new-tokens", type=int, default=160, help="longest self-edit")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side")
     parser.add_argument("--seed", type=int, default=1)

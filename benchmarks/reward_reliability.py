@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="seeds of each candidate")
     parser.add_argument("--format", default="self-qa+directives")
     parser.add_argument("--temperature", type=float, default=0.7, help="that the teacher writes at; top_p is 1")
-    parser.add_argument("--new-tokens", type=int, default=208, help="longest self-edit")
+    parser.add_argument("--new-tokens", type=int, default=160, help="longest self-edit")
     parser.add_argument("--threads", type=int, default=1, help="of each evaluation")
     parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side")
     parser.add_argument("--seed", type=int, default=1)

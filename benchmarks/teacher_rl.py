@@ -147,10 +147,10 @@ def do_all(course: Course, stage: str) -> dict[str, object]:
         return {"stage": stage, "mean_reward": means}
     learned = course.learn() if stage == "learn" else course.choose()
     show(learned)
+    profile = show_worth(course.profile_worth(learned) if stage != "learn" and len(learned) > 1 else [])
     if stage in ("advance", "judge"):
         show_rounds(course.advanced(learned[0], args.rounds))
     recipes = [row(each) for each in learned]
-    profile = show_worth(course.profile_worth(learned) if stage != "learn" and len(learned) > 1 else [])
     if stage != "judge":
         return {"stage": stage, "recipes": recipes, "profile": profile}
     scores = course.scores(learned[:1], course.held_out, stage)
@@ -204,19 +204,19 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--documents", type=int, default=56, help="held-out documents")
     parser.add_argument("--seeds", type=int, default=3, help="self-edits of each teacher a held-out document")
-    parser.add_argument("--learn-documents", type=int, default=20)
-    parser.add_argument("--choose-documents", type=int, default=12)
-    parser.add_argument("--choose-seeds", type=int, default=1)
+    parser.add_argument("--learn-documents", type=int, default=32)
+    parser.add_argument("--choose-documents", type=int, default=8)
+    parser.add_argument("--choose-seeds", type=int, default=2, help="as --seeds, of each recipe on those")
     parser.add_argument("--candidates", type=int, default=4, help="a learning document")
     parser.add_argument("--evaluation-seeds", type=int, default=1, help="evaluations of each, whose mean is its reward")
-    parser.add_argument("--rounds", type=int, default=3, help="of writing and learning, for the chosen recipe")
+    parser.add_argument("--rounds", type=int, default=1, help="of writing and learning, for the chosen recipe")
     parser.add_argument("--train-file", type=Path, help="documents in place of the examples: JSONL or SQuAD JSON")
     parser.add_argument("--judge-file", type=Path, help="held-out documents in place of the examples")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
-    formats = ["implications+directives", "self-qa+directives", "self-qa"]
+    formats = ["self-qa+directives", "implications+directives", "self-qa"]
     parser.add_argument("--formats", nargs="+", default=formats, help="the first with each algorithm, all with rest_em")
     parser.add_argument("--temperature", type=float, default=0.7, help="that both teachers write at; top_p is 1")
-    parser.add_argument("--new-tokens", type=int, default=208, help="longest self-edit")
+    parser.add_argument("--new-tokens", type=int, default=160, help="longest self-edit")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--slots", type=int, default=12, help="evaluations trained side by side in a process")

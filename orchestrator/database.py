@@ -1,9 +1,9 @@
 """The database: opened by URL, migrated at start, every writing transaction a writer from its start on SQLite.
 
 On PostgreSQL a silent peer is given up on either side: a transaction of an orchestrator that was stopped, or whose
-machine is gone, is ended by the server between two statements, and by whoever it keeps waiting in the middle of one, so
-that its locks keep no other from taking over; and a server that does not answer any more is a lost connection within
-half a minute.
+machine is gone, is ended by the server between two statements, and in the middle of one by whoever wants to take over
+its run, so that its locks keep no other from doing so; and a server that does not answer any more is a lost connection
+within half a minute.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ _SILENT = text("""
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')
     AND state = 'active' AND wait_event = 'ClientRead'
-    AND xact_start < clock_timestamp() - current_setting('idle_in_transaction_session_timeout')::interval
+    AND state_change < clock_timestamp() - current_setting('idle_in_transaction_session_timeout')::interval
 """)
 
 
@@ -124,7 +124,8 @@ async def end_silent(engine: AsyncEngine) -> None:
     """Ends PostgreSQL's sessions of orchestrators that fell silent in the middle of what they sent.
 
     A statement of which only a part has come, or a pipeline whose end has not, is "active" to the server, and its
-    timeout for idle transactions does not count (PostgreSQL 17's `transaction_timeout` would).
+    timeout for idle transactions does not count (PostgreSQL 17's `transaction_timeout` would). Theirs are those of this
+    session's user and `application_name`.
     """
     async with engine.begin() as connection:
         ended = (await connection.execute(_SILENT)).all()

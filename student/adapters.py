@@ -188,8 +188,13 @@ class AdapterStore:
         self._manifest_exists(version)
         # Out of its place at once: what cannot be removed now is removed at the next start.
         folder = Path(tempfile.mkdtemp(prefix=".deleting-", dir=self.root))
-        (self.root / version).rename(folder / version)
-        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            (self.root / version).rename(folder / version)
+        except FileNotFoundError:
+            # Another call was faster.
+            raise NotFound("adapter", version) from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _manifest_exists(self, version: str) -> None:
         try:

@@ -1,8 +1,9 @@
 """Which part of a candidate is learnt: all of it, its first line, or what follows.
 
 Where a form begins a candidate, its first line chooses how the student is trained (directives), or which format the
-notes are in. That is a handful of tokens before a hundred or more of notes: learnt together, the notes' noise drowns
-what the reward says of the line. Tokens of the other part carry no loss, as those that a form forced.
+notes are in; where it chooses both, the two lines count as one. That is a handful of tokens before a hundred or more of
+notes: learnt together, the notes' noise drowns what the reward says of the line. Tokens of the other part carry no
+loss, as those that a form forced.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from teacher.algorithm import Sample, SampleGroup, Training
+from teacher.formats import REPLY_STARTS
+from tutelage.domain.policy import Parser
 
 Part = Literal["all", "first_line", "notes"]
 
@@ -48,8 +51,17 @@ def _of_part(sample: Sample, part: Part, tokenizer: Any) -> Sample:
     if not any(sample.forced):
         # Without a form all of it is notes.
         return sample
-    end = next((place + 1 for place, token in enumerate(ids) if "\n" in tokenizer.decode([token])), len(ids))
+    end = _end_of_line(ids, 0, tokenizer)
+    if tokenizer.decode(list(ids[end : _end_of_line(ids, end, tokenizer)])).startswith(REPLY_STARTS[Parser.MIXED]):
+        # Behind directives, the format that was chosen.
+        end = _end_of_line(ids, end, tokenizer)
     if part == "notes":
         return replace(sample, forced=tuple(flag or place < end for place, flag in enumerate(sample.forced)))
     # What follows the line changes nothing of it, and would only take time.
     return replace(sample, completion_ids=ids[:end], log_probs=sample.log_probs[:end], forced=sample.forced[:end])
+
+
+def _end_of_line(ids: Sequence[int], start: int, tokenizer: Any) -> int:
+    """Behind the first token from `start` on that ends a line."""
+    ends = (place + 1 for place in range(start, len(ids)) if "\n" in tokenizer.decode([ids[place]]))
+    return next(ends, len(ids))

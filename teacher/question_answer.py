@@ -157,10 +157,9 @@ def _cards(text: str) -> list[_Card]:
         elif kind is _Line.OPTION:
             card.options.setdefault(letter, _clean(rest))
             card.answering = False
-        elif not card.asks and not card.answer and not card.answering:
-            # One that is too long already is left out in the end; each further line would be read with all before it.
-            if len(card.question) <= MAX_PAIR_CHARACTERS:
-                card.read(rest)
+        elif not (card.asks or card.answer or card.answering or len(card.question) > MAX_PAIR_CHARACTERS):
+            # A longer one is left out in the end; each further line would be read with all before it.
+            card.read(rest)
         elif _asks(rest):
             cards.append(_Card(_clean(rest), answering=True))
         elif card.answering:

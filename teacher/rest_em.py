@@ -74,6 +74,7 @@ class RestEM(Algorithm):
         """The best reward beside the threshold."""
         if lacks_part(groups, _part(options)):
             return WHY_NONE
+        groups = with_part(groups, _part(options))
         if not isinstance(options, RestEMOptions):
             # An algorithm derived from this one chooses by itself.
             return why_nothing_kept(_scored(groups), settings.min_reward)

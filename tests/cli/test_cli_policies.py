@@ -43,3 +43,5 @@ def test_the_format_of_a_run_is_written_in_as_it_stands_there(tmp_path: Path) ->
             chosen_format(name, path, teacher)
     with pytest.raises(InvalidInput, match="plain, other"):
         of("sonnet")
+    with pytest.raises(InvalidInput, match="which a run fills in"):
+        of({**own, "prompt": "Write about {text} for {student}"})

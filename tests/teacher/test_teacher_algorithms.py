@@ -281,7 +281,30 @@ def test_cispo_weighs_by_recorded_log_probs_as_well(
     assert abs(relative_log_prob(rarer) - relative_log_prob(even)) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "options"), [("grpo", {"beta": 0}), ("rloo", {"beta": 0}), ("rest_em", {})])
+LEARNERS: list[tuple[str, dict[str, Any]]] = [("grpo", {"beta": 0}), ("rloo", {"beta": 0}), ("rest_em", {})]
+
+
+@pytest.mark.parametrize(("name", "options"), LEARNERS)
+def test_what_is_not_of_the_part_teaches_nothing(
+    name: str, options: dict[str, Any], settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    """These candidates have one line alone, and no notes."""
+    asked = request(loaded.model, "p", name, {**options, "part": "notes"})
+    groups = tuple(
+        dataclasses.replace(
+            group,
+            samples=tuple(
+                dataclasses.replace(s, forced=(True,) + (False,) * (len(s.completion_ids) - 1)) for s in group.samples
+            ),
+        )
+        for group in lessons_of(asked, HASH, {"p": 0}).groups
+    )
+    fresh = load_model(settings.model, quantisation="none", threads=1)
+    model = learn(fresh, name, asked.settings, groups, 1, tmp_path, lambda done, total, loss: None).eval()
+    assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-5)
+
+
+@pytest.mark.parametrize(("name", "options"), LEARNERS)
 def test_what_a_form_forced_teaches_nothing(
     name: str, options: dict[str, Any], settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
 ) -> None:

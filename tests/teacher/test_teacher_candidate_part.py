@@ -52,6 +52,16 @@ def test_of_all_only_what_was_forced_carries_none() -> None:
     assert free_flags(learnt("all")) == [0, 1, 0, 1, 1, 1]
 
 
+def test_directives_and_a_chosen_format_count_as_one_line() -> None:
+    chosen = SimpleNamespace(decode=lambda ids: "".join("Format: rewrite" if i == 4 else TEXT[i] for i in ids))
+    group = SampleGroup("g", (sample("s", 1.0),))
+    training = Training(
+        None, chosen, "cpu", (group,), UpdateSettings(), RestEMOptions(), 1, Path(), lambda done, total, loss: None
+    )
+    assert learning_part(training, "first_line").samples[0].completion_ids == (1, 2, 3, 4, 5)
+    assert free_flags(learning_part(training, "notes").samples[0]) == [0, 0, 0, 0, 0, 1]
+
+
 def test_without_a_form_all_is_notes() -> None:
     assert free_flags(learnt("notes", ())) == [1] * len(LINE_AND_NOTES)
 
@@ -67,4 +77,6 @@ def test_candidates_without_a_form_have_no_first_line_to_learn(name: str) -> Non
     plain = [SampleGroup("g", (sample("a", 1.0, ()), sample("b", 0.0, ())))]
     assert not [each for group in algorithm.select(plain, settings, options) for each in group.samples]
     assert algorithm.why_nothing(plain, settings, options) == WHY_NONE
+    best_has_none = [SampleGroup("g", (sample("a", -0.5), sample("b", -0.5), sample("c", 0.9, ())))]
+    assert "0.9" not in algorithm.why_nothing(best_has_none, settings, options)
     assert algorithm.why_nothing(plain, settings, OPTIONS[name]()) != WHY_NONE

@@ -113,3 +113,9 @@ def test_pairs_are_never_empty(text: str) -> None:
     for question, answer in question_answer_pairs(text) + question_answer_pairs(text, ended=False):
         assert any(character.isalnum() for character in question)
         assert any(character.isalnum() for character in answer)
+
+
+def test_a_runaway_question_takes_no_later_pair_with_it() -> None:
+    runaway = "Question: It goes on\n" + "and on and on without an end\n" * 200
+    found = question_answer_pairs(runaway + "Who ruled?\nAda\n\nWhen?\n1402")
+    assert found[-2:] == [("Who ruled?", "Ada"), ("When?", "1402")]

@@ -362,7 +362,7 @@ def test_options_that_a_foreign_client_sends_are_refused_as_well() -> None:
     message = update_settings_to_wire(UpdateSettings(options={"beta": 0.5}))
     assert update_settings_from_wire(message).options == {"beta": 0.5}
     message.options.fields["beta"].number_value = math.nan
-    with pytest.raises(InvalidInput, match=r"settings\.options"):
+    with pytest.raises(InvalidInput, match=r"settings\.options\.beta"):
         update_settings_from_wire(message)
 
 

@@ -121,7 +121,11 @@ def chosen_format(name: str, run: Path | None, teacher: TeacherDescription) -> F
 
         if name:
             raise InvalidInput.of("format", name, "nothing beside a run, whose format is taken")
-        return resolve_format(load_settings(run, RunConfig), teacher)
+        found = resolve_format(load_settings(run, RunConfig), teacher)
+        told = [place for place in ("{student}", "{mistakes}") if place in found.prompt]
+        if told:
+            raise InvalidInput.of("config.format", found.name, f"a format without {told[0]}, which a run fills in")
+        return found
     formats = {known.name: known for known in teacher.formats}
     wanted = name or next(iter(formats))
     if wanted not in formats:

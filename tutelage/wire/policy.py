@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 
 from tutelage.domain.description import UpdateProgress
 from tutelage.domain.errors import FieldViolation, InvalidInput
@@ -230,13 +230,26 @@ def _not_finite(value: object, field: str) -> Iterator[FieldViolation]:
         yield FieldViolation(field, told, "a finite number")
 
 
+def _plain(value: struct_pb2.Struct | struct_pb2.Value) -> object:
+    """What a message of JSON holds, also numbers that are none in JSON."""
+    if isinstance(value, struct_pb2.Struct):
+        return {key: _plain(each) for key, each in value.fields.items()}
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return _plain(value.struct_value)
+    if kind == "list_value":
+        return [_plain(each) for each in value.list_value.values]
+    return getattr(value, kind) if kind else None
+
+
 def update_settings_from_wire(message: teacher_pb.UpdateSettings, field: str = "settings") -> UpdateSettings:
     """Settings with every number that must be above 0 above 0."""
     checks = Checks(field)
     try:
         options = json_format.MessageToDict(message.options)
     except (json_format.Error, ValueError) as error:
-        raise InvalidInput.of(f"{field}.options", str(message.options).strip(), f"finite numbers ({error})") from error
+        wrong = list(_not_finite(_plain(message.options), f"{field}.options"))
+        raise InvalidInput(wrong or [FieldViolation(f"{field}.options", str(error), "JSON values")]) from error
     return checks.passed(
         UpdateSettings(
             rank=checks.count("rank", message.rank, least=1),
