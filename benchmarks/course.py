@@ -30,7 +30,7 @@ PROFILED = "+student"
 """Behind it all: the prompt tells of the student, and of what it got wrong about other documents. Beside the same
 format without it, this is the ablation of what such a profile is worth."""
 SETTINGS = {
-    "rest_em": UpdateSettings(rank=32, alpha=64, learning_rate=1e-3, epochs=4, batch_size=8),
+    "rest_em": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=3, batch_size=8),
     "grpo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.01}),
     "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=5e-4, epochs=1, batch_size=8, options={"beta": 0.005}),
     "dpo": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=2, batch_size=4),
