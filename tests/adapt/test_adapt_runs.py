@@ -19,11 +19,14 @@ from tutelage.cli.main import app
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.evaluation import Answer, QuizResult
 from tutelage.domain.run import RunState
-from tutelage.domain.task import Quiz
+from tutelage.domain.task import Question, Quiz
 from tutelage.settings import load_settings, parse_settings
 from tutelage.wire.evaluation import quiz_result_to_wire
 
 EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "adapt.yaml"
+
+
+RETENTION = Quiz((Question("r", "Which city is France's capital?", "Paris"),))
 
 
 def _recipe(**changes: Any) -> Recipe:
@@ -94,7 +97,7 @@ def test_a_student_that_forgets_too_much_is_left_alone_and_the_other_learns(worl
     async def body() -> None:
         await world.up()
         async with world.engine() as engine:
-            await _adapt(world, engine, gate={"max_retention_loss": 0.5})
+            await _adapt(world, engine, quiz=RETENTION, gate={"max_retention_loss": 0.5})
             commits = await engine.store.commits("run")
             assert {row["student"] for row in commits if row["committed"]} == {"b"}
             reasons = [row["reason"] for row in commits if row["student"] == "a"]
@@ -123,7 +126,7 @@ def test_what_the_stored_version_forgot_counts_and_not_what_was_evaluated(world:
     async def body() -> None:
         await world.up()
         async with world.engine() as engine:
-            await _adapt(world, engine, gate={"max_retention_loss": 0.5})
+            await _adapt(world, engine, quiz=RETENTION, gate={"max_retention_loss": 0.5})
             commits = await engine.store.commits("run")
             assert {row["student"] for row in commits if row["committed"]} == {"b"}
             reasons = [row["reason"] for row in commits if row["student"] == "a"]

@@ -128,16 +128,16 @@ class FakeStudent(student_grpc.StudentServiceServicer):
         yield student_pb.EvaluateResponse(evaluation_id=key.id, outcome=outcome)
 
     def report(self, key: Any) -> EvaluationReport:
-        def answers(value: float) -> QuizResult:
+        def answers(value: float, quiz: Any = key.quiz) -> QuizResult:
             scores = {"contains": value, "loglik": -1.0}
-            return QuizResult.of(tuple(Answer(q.id, self.said, scores) for q in key.quiz.questions))
+            return QuizResult.of(tuple(Answer(q.id, self.said, scores) for q in quiz.questions))
 
         return EvaluationReport(
             evaluation_id=key.id,
             before=answers(0.1),
             after=answers(0.1 + 0.8 * fraction(key.self_edit, key.seed, *[self.luck][: self.luck])),
-            retention_before=QuizResult(),
-            retention_after=QuizResult(),
+            retention_before=answers(1.0, key.retention_quiz),
+            retention_after=answers(1.0, key.retention_quiz),
             effective_settings=key.settings,
             cost=TrainingCost(steps=1, tokens=1, supervised_tokens=1),
             answer_overlap=0.0,
