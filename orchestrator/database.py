@@ -116,7 +116,7 @@ _SILENT = text("""
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')
     AND state = 'active' AND wait_event = 'ClientRead'
-    AND state_change < clock_timestamp() - current_setting('idle_in_transaction_session_timeout')::interval
+    AND state_change < clock_timestamp() - NULLIF(current_setting('idle_in_transaction_session_timeout'), '0')::interval
 """)
 
 
@@ -125,7 +125,7 @@ async def end_silent(engine: AsyncEngine) -> None:
 
     A statement of which only a part has come, or a pipeline whose end has not, is "active" to the server, and its
     timeout for idle transactions does not count (PostgreSQL 17's `transaction_timeout` would). Theirs are those of this
-    session's user and `application_name`.
+    session's user and `application_name`. Where a pooler has lost this session's own timeout, none is ended.
     """
     async with engine.begin() as connection:
         ended = (await connection.execute(_SILENT)).all()
