@@ -7,15 +7,16 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from sqlalchemy import text, update
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from orchestrator.database import database_url
+from orchestrator.database import SILENT_S, database_url
 from orchestrator.evaluation_entries import Begun
-from orchestrator.leasing import LeaseLost
+from orchestrator.leasing import Lease, LeaseLost
 from orchestrator.owner import is_dead, this_owner
 from orchestrator.run_events import Evaluate
 from orchestrator.schema import runs
@@ -113,28 +114,37 @@ def test_two_engines_share_the_runs_and_neither_is_driven_twice(world: Any, url:
     asyncio.run(asyncio.wait_for(body(), 200))
 
 
+@contextlib.asynccontextmanager
+async def beside_a_stopped_one(
+    world: Any, postgres: str, silent_s: float = SILENT_S
+) -> AsyncIterator[tuple[Store, Store, Lease]]:
+    """The store of an orchestrator that is stopped, another's, and the lease of a run that the first one had."""
+    await emptied(world, postgres)
+    await world.up()
+    async with world.engine() as engine:
+        await world.start(engine)
+    url = database_url(world.settings())
+    stopped, other = await Store.open(url, silent_s=1.0), await Store.open(url, silent_s)
+    lease = await stopped.take("run", "stopped", 0.1)
+    assert lease is not None
+    yield stopped, other, lease
+    await stopped.close()
+    await other.close()
+    await world.down()
+
+
 def test_a_transaction_that_falls_silent_keeps_no_other_from_taking_over(world: Any, postgres: str) -> None:
     async def body() -> None:
-        await emptied(world, postgres)
-        await world.up()
-        async with world.engine() as engine:
-            await world.start(engine)
-        url = database_url(world.settings())
-        stopped, other = await Store.open(url, silent_s=1.0), await Store.open(url)
-        old = await stopped.take("run", "stopped", 0.1)
-        assert old is not None
-        # As a process that is stopped in the middle of a write, or whose machine is gone.
-        silent = await stopped.engine.connect()
-        await stopped.fenced("run", old.epoch)._locked(silent, "run")
-        await asyncio.sleep(0.2)
-        assert await asyncio.wait_for(other.take("run", "other", 30), 30) is not None
-        with pytest.raises(DBAPIError):
-            await silent.execute(text("SELECT 1"))
-        await silent.invalidate()
-        await silent.close()
-        await stopped.close()
-        await other.close()
-        await world.down()
+        async with beside_a_stopped_one(world, postgres) as (stopped, other, old):
+            # As a process that is stopped in the middle of a write, or whose machine is gone.
+            silent = await stopped.engine.connect()
+            await stopped.fenced("run", old.epoch)._locked(silent, "run")
+            await asyncio.sleep(0.2)
+            assert await asyncio.wait_for(other.take("run", "other", 30), 30) is not None
+            with pytest.raises(DBAPIError):
+                await silent.execute(text("SELECT 1"))
+            await silent.invalidate()
+            await silent.close()
 
     asyncio.run(asyncio.wait_for(body(), 150))
 
@@ -144,70 +154,53 @@ def test_transactions_that_queued_behind_a_silent_one_do_not_fall_silent_in_turn
     queued = 8
 
     async def body() -> float:
-        await emptied(world, postgres)
-        await world.up()
-        async with world.engine() as engine:
-            await world.start(engine)
-        url = database_url(world.settings())
-        stopped, other = await Store.open(url, silent_s=1.0), await Store.open(url)
-        old = await stopped.take("run", "stopped", 0.1)
-        assert old is not None
-        mine = stopped.fenced("run", old.epoch)
-        silent = [await stopped.engine.connect() for _ in range(1 + queued)]
-        await mine._locked(silent[0], "run")
-        waiting = [asyncio.ensure_future(mine._locked(each, "run")) for each in silent[1:]]
-        await asyncio.sleep(0.2)
-        since = asyncio.get_running_loop().time()
-        assert await asyncio.wait_for(other.take("run", "other", 30), 30) is not None
-        took_s = asyncio.get_running_loop().time() - since
-        ended = await asyncio.gather(*waiting, return_exceptions=True)
-        assert {type(each) for each in ended} == {OperationalError}
-        for each in silent:
-            await each.invalidate()
-            await each.close()
-        await stopped.close()
-        await other.close()
-        await world.down()
+        async with beside_a_stopped_one(world, postgres) as (stopped, other, old):
+            mine = stopped.fenced("run", old.epoch)
+            silent = [await stopped.engine.connect() for _ in range(1 + queued)]
+            await mine._locked(silent[0], "run")
+            waiting = [asyncio.ensure_future(mine._locked(each, "run")) for each in silent[1:]]
+            await asyncio.sleep(0.2)
+            since = asyncio.get_running_loop().time()
+            assert await asyncio.wait_for(other.take("run", "other", 30), 30) is not None
+            took_s = asyncio.get_running_loop().time() - since
+            ended = await asyncio.gather(*waiting, return_exceptions=True)
+            assert {type(each) for each in ended} == {OperationalError}
+            for each in silent:
+                await each.invalidate()
+                await each.close()
         return took_s
 
     assert asyncio.run(asyncio.wait_for(body(), 150)) < 0.5 * queued
+
+
+async def patiently_taken(store: Store) -> Lease | None:
+    """As who looks for runs does it: that a lock is not to be had now is no reason to stop looking."""
+    while True:
+        with contextlib.suppress(StoreFault):
+            return await store.take("run", "other", 30)
 
 
 def test_a_pipeline_that_falls_silent_before_its_end_keeps_no_other_from_taking_over(world: Any, postgres: str) -> None:
     """To the server it is at work, so that no timeout for idle transactions ends it."""
 
     async def body() -> None:
-        await emptied(world, postgres)
-        await world.up()
-        async with world.engine() as engine:
-            await world.start(engine)
-        url = database_url(world.settings())
-        stopped, other = await Store.open(url, silent_s=1.0), await Store.open(url, silent_s=1.0)
-        assert await stopped.take("run", "stopped", 0.1) is not None
-        # As a process that is stopped while the driver sends many rows.
-        silent = await stopped.engine.connect()
-        driver = (await silent.get_raw_connection()).driver_connection
-        assert driver is not None
-        await driver.execute("SELECT 1")
-        driver.pgconn.enter_pipeline_mode()
-        driver.pgconn.send_query_params(b"UPDATE runs SET owner = owner WHERE run_id = 'run'", None)
-        driver.pgconn.send_flush_request()
-        assert not driver.pgconn.flush()
-        await asyncio.sleep(0.3)
-        async with asyncio.timeout(30):
-            lease = None
-            while lease is None:
-                # As who looks for runs does: a fault is no reason to stop looking.
-                with contextlib.suppress(StoreFault):
-                    lease = await other.take("run", "other", 30)
-        async with other.engine.connect() as connection:
-            left = text(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {driver.info.backend_pid}")
-            assert await connection.scalar(left) == 0
-        await silent.invalidate()
-        await silent.close()
-        await stopped.close()
-        await other.close()
-        await world.down()
+        async with beside_a_stopped_one(world, postgres, silent_s=1.0) as (stopped, other, _):
+            # As a process that is stopped while the driver sends many rows.
+            silent = await stopped.engine.connect()
+            driver = (await silent.get_raw_connection()).driver_connection
+            assert driver is not None
+            await driver.execute("SELECT 1")
+            driver.pgconn.enter_pipeline_mode()
+            driver.pgconn.send_query_params(b"UPDATE runs SET owner = owner WHERE run_id = 'run'", None)
+            driver.pgconn.send_flush_request()
+            assert not driver.pgconn.flush()
+            await asyncio.sleep(0.3)
+            assert await asyncio.wait_for(patiently_taken(other), 30) is not None
+            async with other.engine.connect() as connection:
+                left = text(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {driver.info.backend_pid}")
+                assert await connection.scalar(left) == 0
+            await silent.invalidate()
+            await silent.close()
 
     asyncio.run(asyncio.wait_for(body(), 150))
 
