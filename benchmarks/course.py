@@ -47,7 +47,11 @@ def settings_of(recipe: Recipe) -> UpdateSettings:
     settings = SETTINGS[recipe.algorithm]
     if DIRECTED not in recipe.format or recipe.algorithm not in OF_THE_LINE:
         return settings
-    return replace(settings, options={**settings.options, "part": "first_line"})
+    learnt: dict[str, object] = {"part": "first_line"}
+    if recipe.algorithm == "rest_em":
+        # Or some steps on a line of ten tokens change the notes too.
+        learnt["anchor"] = 1.0
+    return replace(settings, options={**settings.options, **learnt})
 
 
 @dataclass(frozen=True)

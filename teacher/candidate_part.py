@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from teacher.algorithm import Sample, SampleGroup, Training
+from teacher.algorithm import Sample, SampleGroup, Training, free_flags
 from teacher.formats import REPLY_STARTS
 from tutelage.domain.policy import Parser
 
@@ -44,6 +44,13 @@ def learning_part(training: Training, part: Part) -> Training:
         for group in training.groups
     )
     return replace(training, groups=groups)
+
+
+def rest_of(sample: Sample, part: Part, tokenizer: Any) -> tuple[int, ...]:
+    """Places in the completion that the policy chose freely, and that are not of the part."""
+    learnt = free_flags(_of_part(sample, part, tokenizer)) if part != "all" else free_flags(sample)
+    free = free_flags(sample)
+    return tuple(place for place, flag in enumerate(free) if flag and not (place < len(learnt) and learnt[place]))
 
 
 def _of_part(sample: Sample, part: Part, tokenizer: Any) -> Sample:
