@@ -12,11 +12,31 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from teacher.algorithm import Sample, SampleGroup, Training, free_flags
+from pydantic import Field, model_validator
+
+from teacher.algorithm import Sample, SampleGroup, Training
 from teacher.formats import REPLY_STARTS
 from tutelage.domain.policy import Parser
+from tutelage.settings import Settings
 
 Part = Literal["all", "first_line", "notes"]
+
+
+class PartOptions(Settings):
+    """Options of an algorithm that can learn a part."""
+
+    part: Part = "all"
+    """What of a candidate is learnt: `all`, its `first_line` (directives, or the format it chose), or its `notes`."""
+    anchor: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the parent on the tokens that `part` leaves out, so that they stay as they were; 0 turns it
+    off."""
+
+    @model_validator(mode="after")
+    def _holds_something(self) -> PartOptions:
+        if self.anchor and self.part == "all":
+            raise ValueError("anchor: 0 where part is all, since nothing is left out to be held")
+        return self
+
 
 WHY_NONE = "no candidate begins with directives or with the format that it chose (part: first_line)"
 
@@ -35,25 +55,20 @@ def lacks_part(groups: Sequence[SampleGroup], part: Part) -> bool:
     return part == "first_line" and not any(group.samples for group in with_part(groups, part))
 
 
-def learning_part(training: Training, part: Part) -> Training:
-    """The same training, where only the part carries loss."""
+def learning_part(training: Training, part: Part, *, whole: bool = False) -> Training:
+    """The same training, where only the part carries loss; `whole`: with what follows it, for an anchor to hold."""
     if part == "all":
         return training
     groups = tuple(
-        SampleGroup(group.group_id, tuple(_of_part(sample, part, training.tokenizer) for sample in group.samples))
+        SampleGroup(
+            group.group_id, tuple(_of_part(sample, part, training.tokenizer, whole) for sample in group.samples)
+        )
         for group in training.groups
     )
     return replace(training, groups=groups)
 
 
-def rest_of(sample: Sample, part: Part, tokenizer: Any) -> tuple[int, ...]:
-    """Places in the completion that the policy chose freely, and that are not of the part."""
-    learnt = free_flags(_of_part(sample, part, tokenizer)) if part != "all" else free_flags(sample)
-    free = free_flags(sample)
-    return tuple(place for place, flag in enumerate(free) if flag and not (place < len(learnt) and learnt[place]))
-
-
-def _of_part(sample: Sample, part: Part, tokenizer: Any) -> Sample:
+def _of_part(sample: Sample, part: Part, tokenizer: Any, whole: bool) -> Sample:
     ids = sample.completion_ids
     if not any(sample.forced):
         # Without a form all of it is notes.
@@ -64,6 +79,8 @@ def _of_part(sample: Sample, part: Part, tokenizer: Any) -> Sample:
         end = _end_of_line(ids, end, tokenizer)
     if part == "notes":
         return replace(sample, forced=tuple(flag or place < end for place, flag in enumerate(sample.forced)))
+    if whole:
+        return replace(sample, forced=tuple(flag or place >= end for place, flag in enumerate(sample.forced)))
     # What follows the line changes nothing of it, and would only take time.
     return replace(sample, completion_ids=ids[:end], log_probs=sample.log_probs[:end], forced=sample.forced[:end])
 

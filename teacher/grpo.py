@@ -15,12 +15,11 @@ from pydantic import Field, model_validator
 
 from teacher.advantages import Scale, group_relative
 from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, rewards_of, why_no_spread, with_spread
-from teacher.candidate_part import WHY_NONE, Part, lacks_part, learning_part, with_part
+from teacher.candidate_part import WHY_NONE, PartOptions, lacks_part, learning_part, with_part
 from tutelage.domain.policy import UpdateSettings
-from tutelage.settings import Settings
 
 
-class GRPOOptions(Settings):
+class GRPOOptions(PartOptions):
     """Settings of GRPO; `epochs` are its iterations over the batch."""
 
     loss_type: Literal["grpo", "dr_grpo", "dapo", "bnpo", "cispo", "sapo", "luspo", "vespo"] = "dapo"
@@ -49,8 +48,6 @@ class GRPOOptions(Settings):
     """Bad candidates whose mean log-probability fell by more than this carry no loss; nothing means all do."""
     use_bias_correction_kl: bool = True
     """Whether the KL term is importance-weighted too."""
-    part: Part = "all"
-    """What of a candidate is learnt: `all`, its `first_line` (directives, or the format it chose), or its `notes`."""
     min_spread: float = Field(default=0.0, ge=0)
     """Groups whose best and worst reward differ by no more than this are left out."""
     skip_truncated: bool = False
@@ -107,6 +104,7 @@ class GRPO(Algorithm):
             ScoredGRPOTrainer,
             ScoredRow,
             build_trainer,
+            hold,
             log_probs_of,
             old_log_probs,
             shape_arguments,
@@ -114,7 +112,7 @@ class GRPO(Algorithm):
         from teacher.trl_training import common_arguments, train_in_float32
 
         options: Any = training.options
-        training = learning_part(training, options.part)
+        whole, training = training, learning_part(training, options.part, whole=options.anchor > 0)
         arguments = GRPOConfig(
             **common_arguments(training, len(training.samples)),
             **shape_arguments(training),
@@ -132,6 +130,7 @@ class GRPO(Algorithm):
             use_bias_correction_kl=options.use_bias_correction_kl,
         )
         trainer = build_trainer(ScoredGRPOTrainer, arguments, training)
+        hold(trainer, whole, training, options.anchor)
         samples = training.samples
         references: list[Any] = [None] * len(samples)
         if options.beta > 0:

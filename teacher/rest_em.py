@@ -13,14 +13,13 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, free_flags, in_order
-from teacher.candidate_part import WHY_NONE, Part, lacks_part, learning_part, rest_of, with_part
+from teacher.candidate_part import WHY_NONE, Part, PartOptions, lacks_part, learning_part, with_part
 from teacher.selection import RULES, SelectionSettings, kept_by, why_none_kept, why_nothing_kept
 from tutelage.domain.policy import CandidateGroup, ScoredCandidate, UpdateSettings
 from tutelage.extensions import why_unusable
-from tutelage.settings import Settings
 
 
-class RestEMOptions(Settings):
+class RestEMOptions(PartOptions):
     """What is kept of each round."""
 
     rule: str = "lead"
@@ -28,11 +27,6 @@ class RestEMOptions(Settings):
     over their group's mean (docs/rewards.md); or a rule of an installed package."""
     fraction: float = Field(default=0.2, gt=0, le=1)
     """Of `top`: the share of all scored candidates that is kept at most."""
-    part: Part = "all"
-    """What of a candidate is imitated: `all`, its `first_line` (directives, or the format it chose), or its `notes`."""
-    anchor: float = Field(default=0.0, ge=0)
-    """Weight of the KL from the parent on the tokens that `part` leaves out, so that they stay as they were; 0 turns it
-    off."""
 
     @field_validator("rule")
     @classmethod
@@ -88,44 +82,41 @@ class RestEM(Algorithm):
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
-        from teacher.anchor import Anchor, Anchored
+        from teacher.anchor import PLACES, STARTS, Anchor, anchored
         from teacher.trl_training import Progress, common_arguments, train_in_float32
-        from teacher.weighted_sft import PLACE, WEIGHT, WeightedSFTTrainer
+        from teacher.weighted_sft import WEIGHT, AnchoredSFTTrainer
 
-        options, tokenizer = training.options, training.tokenizer
-        part, anchor = _part(options), _anchor(options)
+        options, anchor = training.options, _anchor(training.options)
+        learning = learning_part(training, _part(options), whole=anchor > 0)
         # What a form forced is no choice of the policy's to imitate.
-        samples = [
-            (whole, sample)
-            for whole, sample in zip(training.samples, learning_part(training, part).samples, strict=True)
-            if any(free_flags(sample))
-        ]
-        rows, anchored = [], []
-        for place, (whole, sample) in enumerate(samples):
-            # Of an anchored one all is read, so that what follows the learnt part is there to be kept.
-            ids = [*sample.prompt_ids, *(whole if anchor else sample).completion_ids]
-            learnt = [0] * len(sample.prompt_ids) + free_flags(sample)
-            learnt += [0] * (len(ids) - len(learnt))
-            rows.append({"input_ids": ids, "completion_mask": learnt, WEIGHT: sample.weight, PLACE: place})
-            rest = (len(sample.prompt_ids) + place for place in rest_of(whole, part, tokenizer))
-            anchored.append(Anchored(tuple(ids), tuple(rest)))
-        if not rows:
+        pairs = [pair for pair in zip(training.samples, learning.samples, strict=True) if any(free_flags(pair[1]))]
+        if not pairs:
             return
-        weighted = anchor > 0 or any(sample.weight != 1 for _, sample in samples)
+        samples = [learnt for _, learnt in pairs]
+        rows = [
+            {
+                "input_ids": [*sample.prompt_ids, *sample.completion_ids],
+                "completion_mask": [0] * len(sample.prompt_ids) + free_flags(sample),
+                WEIGHT: sample.weight,
+                PLACES: place,
+                STARTS: len(sample.prompt_ids),
+            }
+            for place, sample in enumerate(samples)
+        ]
+        weighted = anchor > 0 or any(sample.weight != 1 for sample in samples)
         at_once = replace(training, rows_a_pass=1) if weighted else training
         arguments = SFTConfig(
             **common_arguments(at_once, len(rows)), completion_only_loss=True, packing=False, max_length=None
         )
-        trainer = (WeightedSFTTrainer if weighted else SFTTrainer)(
+        trainer = (AnchoredSFTTrainer if weighted else SFTTrainer)(
             model=training.model,
             args=arguments,
             train_dataset=Dataset.from_list(rows),
-            processing_class=tokenizer,
+            processing_class=training.tokenizer,
             callbacks=[Progress(training.report)],
         )
         if anchor > 0:
-            parent = Anchor(trainer.model, anchored)
-            trainer.anchor = lambda place: anchor * parent.loss(place)
+            trainer.anchor = Anchor(trainer.model, anchored([whole for whole, _ in pairs], samples), anchor)
         train_in_float32(trainer)
 
 

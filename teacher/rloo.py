@@ -13,12 +13,11 @@ from pydantic import Field
 
 from teacher.advantages import leave_one_out
 from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, rewards_of, why_no_spread, with_spread
-from teacher.candidate_part import WHY_NONE, Part, lacks_part, learning_part, with_part
+from teacher.candidate_part import WHY_NONE, PartOptions, lacks_part, learning_part, with_part
 from tutelage.domain.policy import UpdateSettings
-from tutelage.settings import Settings
 
 
-class RLOOOptions(Settings):
+class RLOOOptions(PartOptions):
     """Settings of RLOO; `epochs` are its iterations over the batch."""
 
     beta: float = Field(default=0.01, ge=0)
@@ -31,8 +30,6 @@ class RLOOOptions(Settings):
     """Whether advantages are brought to mean 0 and deviation 1 over the batch."""
     max_reward: float | None = Field(default=None, gt=0)
     """Rewards are clipped to plus and minus this before advantages; nothing means no clip."""
-    part: Part = "all"
-    """What of a candidate is learnt: `all`, its `first_line` (directives, or the format it chose), or its `notes`."""
     min_spread: float = Field(default=0.0, ge=0)
     """Groups whose best and worst reward differ by no more than this are left out."""
     log_probs: Literal["recorded", "recomputed"] = "recorded"
@@ -72,6 +69,7 @@ class RLOO(Algorithm):
             ScoredRow,
             build_trainer,
             free_tokens,
+            hold,
             log_probs_of,
             old_log_probs,
             shape_arguments,
@@ -79,7 +77,7 @@ class RLOO(Algorithm):
         from teacher.trl_training import common_arguments, train_in_float32
 
         options: Any = training.options
-        training = learning_part(training, options.part)
+        whole, training = training, learning_part(training, options.part, whole=options.anchor > 0)
         arguments = RLOOConfig(
             **common_arguments(training, len(training.samples)),
             **shape_arguments(training),
@@ -89,6 +87,7 @@ class RLOO(Algorithm):
             epsilon_high=options.epsilon_high,
         )
         trainer = build_trainer(ScoredRLOOTrainer, arguments, training)
+        hold(trainer, whole, training, options.anchor)
         samples = training.samples
         olds = old_log_probs(trainer, samples, options.log_probs)
         rewards = [_clipped(sample.reward, options) for sample in samples]
