@@ -25,7 +25,15 @@ from teacher.updates import Updates
 from tutelage.documents import read_tasks
 from tutelage.domain.canonical import content_hash, derived_seed
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure, InnerLoopSettings
-from tutelage.domain.policy import Candidate, CandidateGroup, Sampling, UpdateRequest, UpdateResult, UpdateSettings
+from tutelage.domain.policy import (
+    WITH_DIRECTIVES,
+    Candidate,
+    CandidateGroup,
+    Sampling,
+    UpdateRequest,
+    UpdateResult,
+    UpdateSettings,
+)
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import Rejection, SelfEdit, question_answer
 from tutelage.domain.task import DocumentTask, Quiz
@@ -40,8 +48,6 @@ Result = TypeVar("Result")
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "documents"
 GRADERS = ("contains", "f1", "loglik")
 SAMPLING = Sampling(max_new_tokens=160)
-DIRECTED = "+directives"
-"""Behind a format's name: its notes begin with directives."""
 INNER_LOOP = InnerLoopSettings(rank=16, alpha=32, learning_rate=1e-3, epochs=4, batch_size=1)
 
 
@@ -115,7 +121,9 @@ class Classroom:
         self.writer = Writer(writing, self.policies, teacher)
         self.updates = Updates(teacher, self.policies, self.writer.tokenizer_hash)
         self.formats = {known.name: known for known in builtin_formats()}
-        directed = [replace(known, name=known.name + DIRECTED, directives=True) for known in self.formats.values()]
+        directed = [
+            replace(known, name=known.name + WITH_DIRECTIVES, directives=True) for known in self.formats.values()
+        ]
         self.formats |= {known.name: known for known in directed}
         self.described = self.student.describe()
 

@@ -10,12 +10,19 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks.classroom import DIRECTED, Classroom, documents, passage_only
+from benchmarks.classroom import Classroom, documents, passage_only
 from orchestrator.report.bootstrap import Interval, paired_interval
 from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, Mistake, not_asked_by, wrong_before
 from orchestrator.teaching import addressed, informed
 from tutelage.domain.evaluation import EvaluationReport
-from tutelage.domain.policy import Candidate, CandidateGroup, ScoredCandidate, UpdateResult, UpdateSettings
+from tutelage.domain.policy import (
+    WITH_DIRECTIVES,
+    Candidate,
+    CandidateGroup,
+    ScoredCandidate,
+    UpdateResult,
+    UpdateSettings,
+)
 from tutelage.domain.reward import RewardSettings, reward_of
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit
@@ -45,7 +52,7 @@ edit is trained on, and notes of a small model that learns from its own lose the
 def settings_of(recipe: Recipe) -> UpdateSettings:
     """Of an update by this recipe."""
     settings = SETTINGS[recipe.algorithm]
-    if DIRECTED not in recipe.format or recipe.algorithm not in OF_THE_LINE:
+    if WITH_DIRECTIVES not in recipe.format or recipe.algorithm not in OF_THE_LINE:
         return settings
     learnt: dict[str, object] = {"part": "first_line"}
     if recipe.algorithm == "rest_em":

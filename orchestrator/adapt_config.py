@@ -39,7 +39,7 @@ class Recipe(Settings):
     policy: str = Field(default="latest", min_length=1)
     """Who writes: `latest` (the teacher's newest policy), `promoted`, `initial` (the untouched model), or a version."""
     format: str | InlineFormat = "implications"
-    """Name of one of the teacher's formats, or a format written here."""
+    """Name of one of the teacher's formats (`+directives` behind it: with directives), or a format written here."""
     candidates: int = Field(default=4, ge=1, le=1024)
     """Self-edits a document, of which the best is offered to the gates."""
     evaluation_seeds: int = Field(default=1, ge=1, le=64)

@@ -176,7 +176,7 @@ class RunConfig(Settings):
     students: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)
     """Logical students that learn from each candidate."""
     format: str | InlineFormat = "implications"
-    """Name of one of the teacher's formats, or a format written here."""
+    """Name of one of the teacher's formats (`+directives` behind it: with directives), or a format written here."""
     policy: str = Field(default="initial", min_length=1)
     """Who writes in round 1: `initial` (the untouched teacher), `latest` (the newest), `promoted`, or a version."""
     candidates: int = Field(default=4, ge=1, le=1024)

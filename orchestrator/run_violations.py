@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from orchestrator.run_config import InlineFormat, InnerLoopConfig, RunConfig
 from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.errors import FieldViolation, InvalidInput
-from tutelage.domain.policy import Format
+from tutelage.domain.policy import WITH_DIRECTIVES, Format, format_by_name
 from tutelage.domain.reward import FORMULAS
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.task import DocumentTask, Quiz
@@ -18,11 +18,11 @@ def resolve_format(config: RunConfig, teacher: TeacherDescription) -> Format:
     """The run's own format, or the teacher's by that name; InvalidInput lists what the teacher has."""
     if isinstance(config.format, InlineFormat):
         return Format(**dict(config.format))
-    for known in teacher.formats:
-        if known.name == config.format:
-            return known
+    if found := format_by_name(config.format, teacher.formats):
+        return found
     names = ", ".join(known.name for known in teacher.formats) or "none"
-    raise InvalidInput.of("config.format", config.format, f"one of the teacher's formats ({names}) or a mapping")
+    allowed = f"one of the teacher's formats ({names}), with {WITH_DIRECTIVES} behind it or without, or a mapping"
+    raise InvalidInput.of("config.format", config.format, allowed)
 
 
 def task_violations(tasks: Sequence[TaskWithQuiz], retention: Quiz) -> list[FieldViolation]:

@@ -38,10 +38,16 @@ def test_the_format_of_a_run_is_written_in_as_it_stands_there(tmp_path: Path) ->
     assert of("other") == known[1]
     assert chosen_format("", None, teacher) == known[0]
     assert chosen_format("other", None, teacher) == known[1]
-    for name, path, message in (("sonnet", None, "plain, other"), ("plain", run, "whose format is taken")):
+    directed = Format("other+directives", "Write more.", Parser.WHOLE, directives=True)
+    assert chosen_format("other+directives", None, teacher) == of("other+directives") == directed
+    for name, path, message in (
+        ("sonnet", None, r"plain, other, with \+directives"),
+        ("sonnet+directives", None, "plain, other"),
+        ("plain", run, "whose format is taken"),
+    ):
         with pytest.raises(InvalidInput, match=message):
             chosen_format(name, path, teacher)
-    with pytest.raises(InvalidInput, match="plain, other"):
+    with pytest.raises(InvalidInput, match=r"plain, other\), with \+directives"):
         of("sonnet")
     with pytest.raises(InvalidInput, match="which a run fills in"):
         of({**own, "prompt": "Write about {text} for {student}"})

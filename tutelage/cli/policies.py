@@ -11,7 +11,7 @@ import typer
 from tutelage.cli.connection import AsJson, channel_settings
 from tutelage.cli.listing import print_json, print_table
 from tutelage.domain.errors import InvalidInput, PreconditionFailed
-from tutelage.domain.policy import PolicyForm
+from tutelage.domain.policy import WITH_DIRECTIVES, PolicyForm, format_by_name
 
 if TYPE_CHECKING:
     from tutelage.client import TeacherClient
@@ -126,11 +126,11 @@ def chosen_format(name: str, run: Path | None, teacher: TeacherDescription) -> F
         if told:
             raise InvalidInput.of("config.format", found.name, f"a format without {told[0]}, which a run fills in")
         return found
-    formats = {known.name: known for known in teacher.formats}
-    wanted = name or next(iter(formats))
-    if wanted not in formats:
-        raise InvalidInput.of("format", wanted, "one of " + ", ".join(formats))
-    return formats[wanted]
+    names = [known.name for known in teacher.formats]
+    known = format_by_name(name or names[0], teacher.formats)
+    if known is None:
+        raise InvalidInput.of("format", name, f"one of {', '.join(names)}, with {WITH_DIRECTIVES} behind it or without")
+    return known
 
 
 @app.command()

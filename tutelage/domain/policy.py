@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
@@ -32,6 +33,19 @@ class Format:
     parser: Parser
     directives: bool = False
     max_documents: int = 0
+
+
+WITH_DIRECTIVES = "+directives"
+"""Behind a format's name: the same format, whose candidates begin with directives."""
+
+
+def format_by_name(name: str, formats: Iterable[Format]) -> Format | None:
+    """One of the formats, or one of them with directives (`self-qa+directives`); None where there is none."""
+    known = {each.name: each for each in formats}
+    if name in known:
+        return known[name]
+    plain = known.get(name.removesuffix(WITH_DIRECTIVES))
+    return replace(plain, name=name, directives=True) if plain else None
 
 
 @dataclass(frozen=True)
