@@ -1,4 +1,4 @@
-"""Real processes on a tiny random model: one service, or a whole stack on loopback ports that survive a restart."""
+"""Real processes on a tiny random model: single services, or a whole stack on loopback ports that survive a restart."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,7 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tutelage.client import SyncOrchestratorClient
+from tests.stack.spoilt_requests import study, write
+from tutelage.client import SyncOrchestratorClient, SyncStudentClient, SyncTeacherClient
+from tutelage.domain.evaluation import EvaluationReport
 from tutelage.models.tiny import write_tiny_model
 from tutelage.rpc.config import ChannelSettings
 
@@ -221,3 +224,75 @@ def make_stack(tmp_path: Path, tiny_model: Path) -> Iterator[Callable[[str], Sta
     yield make
     for stack in stacks:
         stack.stop()
+
+
+@pytest.fixture(scope="module")
+def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The data of the student that bad input is sent to."""
+    return tmp_path_factory.mktemp("ada")
+
+
+@pytest.fixture(scope="module")
+def student_service(start_service: Callable[..., Service], student_folder: Path) -> Service:
+    return start_service(
+        "student",
+        data_dir=str(student_folder),
+        max_new_tokens=8,
+        loaded_adapters=1,
+        bounds={"max_learning_rate": 0.01, "max_epochs": 4},
+        server={"max_message_mib": 1},
+    )
+
+
+@pytest.fixture(scope="module")
+def teacher_service(start_service: Callable[..., Service]) -> Service:
+    return start_service("teacher")
+
+
+@pytest.fixture(scope="module")
+def orchestrator_service(
+    start_service: Callable[..., Service], student_service: Service, teacher_service: Service
+) -> Service:
+    """Knows that student, and one that is absent."""
+    return start_service(
+        "orchestrator",
+        teacher={"address": teacher_service.wait_ready()},
+        students={
+            "ada": {"address": student_service.wait_ready()},
+            "absent": {"address": f"127.0.0.1:{nobodys_port()}"},
+        },
+        retry={"initial_s": 0.1, "maximum_s": 0.2},
+    )
+
+
+def nobodys_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        return int(listening.getsockname()[1])
+
+
+@pytest.fixture
+def student(student_service: Service) -> Iterator[SyncStudentClient]:
+    """Goes on to evaluate after each test."""
+    with SyncStudentClient(ChannelSettings(address=student_service.wait_ready())) as client:
+        yield client
+        assert isinstance(study(client), EvaluationReport)
+
+
+@pytest.fixture
+def teacher(teacher_service: Service) -> Iterator[SyncTeacherClient]:
+    """Goes on to write after each test."""
+    with SyncTeacherClient(ChannelSettings(address=teacher_service.wait_ready())) as client:
+        yield client
+        assert len(write(client)) == 1
+
+
+@pytest.fixture
+def orchestrator(orchestrator_service: Service) -> Iterator[SyncOrchestratorClient]:
+    """Took in nothing of what a test asked, and goes on to answer."""
+    with SyncOrchestratorClient(ChannelSettings(address=orchestrator_service.wait_ready())) as client:
+        before = [run.run_id for run in client.list_runs()]
+        yield client
+        assert [run.run_id for run in client.list_runs()] == before
+        assert [item.name for item in client.list_students()] == ["ada", "absent"]
