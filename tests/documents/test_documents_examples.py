@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from orchestrator.run_config import RunConfig
+from teacher.algorithms import find_algorithm
 from tutelage.documents import read_quiz, read_tasks
 from tutelage.domain.task import DocumentTask
 
@@ -46,13 +47,13 @@ def test_the_retention_quiz_asks_about_other_things() -> None:
     assert not any(title in question.text.lower() for question in quiz.questions for title in titles)
 
 
-@pytest.mark.parametrize("name", ["quickstart", "full"])
-def test_example_runs_are_valid_and_name_files_that_exist(name: str) -> None:
-    path = EXAMPLES / "runs" / f"{name}.yaml"
+@pytest.mark.parametrize("path", sorted((EXAMPLES / "runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_example_runs_are_valid_and_name_files_that_exist(path: Path) -> None:
     config = RunConfig(**yaml.safe_load(path.read_text()))
+    assert config.documents is not None
     for file in (config.documents, config.retention_quiz):
-        assert file is not None
-        assert (path.parent / file).is_file()
+        assert file is None or (path.parent / file).is_file()
+    assert find_algorithm(config.update.algorithm).options.model_validate(config.update.options)
 
 
 def test_the_quickstart_stays_small() -> None:
