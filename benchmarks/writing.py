@@ -26,7 +26,7 @@ from teacher.config import TeacherSettings
 from teacher.engine import Writer
 from teacher.formats import builtin_formats
 from teacher.policies import PolicyStore
-from tutelage.domain.policy import Sampling
+from tutelage.domain.policy import Sampling, format_by_name
 from tutelage.models.loading import Dequantise, load_model
 from tutelage.models.tiny import write_tiny_model
 
@@ -47,7 +47,9 @@ def main() -> None:
     if args.quick:
         args.model, args.documents, args.new_tokens, args.threads, args.format = "tiny", 2, 16, 1, "implications"
     items = documents("train", args.documents, args.model)
-    format = next(known for known in builtin_formats() if known.name == args.format)
+    format = format_by_name(args.format, builtin_formats())
+    if format is None:
+        parser.error(f"--format {args.format}: one of {', '.join(known.name for known in builtin_formats())}")
     sampling = Sampling(0.7, 1.0, args.new_tokens)
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as folder:

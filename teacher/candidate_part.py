@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from teacher.algorithm import Sample, SampleGroup, Training
 from teacher.formats import REPLY_STARTS
@@ -31,11 +31,12 @@ class PartOptions(Settings):
     """Weight of the KL to the parent on the tokens that `part` leaves out, so that they stay as they were; 0 turns it
     off."""
 
-    @model_validator(mode="after")
-    def _holds_something(self) -> PartOptions:
-        if self.anchor and self.part == "all":
-            raise ValueError("anchor: 0 where part is all, since nothing is left out to be held")
-        return self
+    @field_validator("anchor")
+    @classmethod
+    def _holds_something(cls, anchor: float, info: ValidationInfo) -> float:
+        if anchor and info.data.get("part") == "all":
+            raise ValueError("0 where part is all, which leaves nothing out to be held")
+        return anchor
 
 
 WHY_NONE = "no candidate begins with directives or with the format that it chose (part: first_line)"

@@ -100,11 +100,11 @@ class GRPO(Algorithm):
         """Clipped policy gradient by TRL's GRPOTrainer."""
         from trl import GRPOConfig
 
+        from teacher.anchor import held
         from teacher.scored_trainer import (
             ScoredGRPOTrainer,
             ScoredRow,
             build_trainer,
-            hold,
             log_probs_of,
             old_log_probs,
             shape_arguments,
@@ -130,7 +130,6 @@ class GRPO(Algorithm):
             use_bias_correction_kl=options.use_bias_correction_kl,
         )
         trainer = build_trainer(ScoredGRPOTrainer, arguments, training)
-        hold(trainer, whole, training, options.anchor)
         samples = training.samples
         references: list[Any] = [None] * len(samples)
         if options.beta > 0:
@@ -140,7 +139,8 @@ class GRPO(Algorithm):
         advantages = [value for group in group_relative(rewards, options.scale_rewards) for value in group]
         olds = old_log_probs(trainer, samples, options.log_probs)
         trainer.rows = [ScoredRow(*row) for row in zip(samples, advantages, olds, references, strict=True)]
-        train_in_float32(trainer)
+        with held(trainer, whole.samples, samples, options.anchor):
+            train_in_float32(trainer)
 
 
 def _looked_at(groups: Sequence[SampleGroup], options: GRPOOptions) -> Sequence[SampleGroup]:

@@ -82,7 +82,7 @@ class RestEM(Algorithm):
         from datasets import Dataset
         from trl import SFTConfig, SFTTrainer
 
-        from teacher.anchor import PLACES, STARTS, Anchor, anchored
+        from teacher.anchor import ROWS, STARTS, held
         from teacher.trl_training import Progress, common_arguments, train_in_float32
         from teacher.weighted_sft import WEIGHT, AnchoredSFTTrainer
 
@@ -98,7 +98,7 @@ class RestEM(Algorithm):
                 "input_ids": [*sample.prompt_ids, *sample.completion_ids],
                 "completion_mask": [0] * len(sample.prompt_ids) + free_flags(sample),
                 WEIGHT: sample.weight,
-                PLACES: place,
+                ROWS: place,
                 STARTS: len(sample.prompt_ids),
             }
             for place, sample in enumerate(samples)
@@ -115,9 +115,8 @@ class RestEM(Algorithm):
             processing_class=training.tokenizer,
             callbacks=[Progress(training.report)],
         )
-        if anchor > 0:
-            trainer.anchor = Anchor(trainer.model, anchored([whole for whole, _ in pairs], samples), anchor)
-        train_in_float32(trainer)
+        with held(trainer, [whole for whole, _ in pairs], samples, anchor):
+            train_in_float32(trainer)
 
 
 def _scored(groups: Sequence[SampleGroup]) -> tuple[CandidateGroup, ...]:
@@ -131,11 +130,11 @@ def _scored(groups: Sequence[SampleGroup]) -> tuple[CandidateGroup, ...]:
 
 def _part(options: Any) -> Part:
     # An algorithm derived from this one may have options of its own.
-    return options.part if isinstance(options, RestEMOptions) else "all"
+    return options.part if isinstance(options, PartOptions) else "all"
 
 
 def _anchor(options: Any) -> float:
-    return options.anchor if isinstance(options, RestEMOptions) else 0.0
+    return options.anchor if isinstance(options, PartOptions) else 0.0
 
 
 def _selection(settings: UpdateSettings, options: RestEMOptions) -> SelectionSettings:

@@ -64,12 +64,12 @@ class RLOO(Algorithm):
         """Policy gradient by TRL's RLOOTrainer."""
         from trl import RLOOConfig
 
+        from teacher.anchor import held
         from teacher.scored_trainer import (
             ScoredRLOOTrainer,
             ScoredRow,
             build_trainer,
             free_tokens,
-            hold,
             log_probs_of,
             old_log_probs,
             shape_arguments,
@@ -87,7 +87,6 @@ class RLOO(Algorithm):
             epsilon_high=options.epsilon_high,
         )
         trainer = build_trainer(ScoredRLOOTrainer, arguments, training)
-        hold(trainer, whole, training, options.anchor)
         samples = training.samples
         olds = old_log_probs(trainer, samples, options.log_probs)
         rewards = [_clipped(sample.reward, options) for sample in samples]
@@ -101,7 +100,8 @@ class RLOO(Algorithm):
         grouped = [[next(left) for _ in group.samples] for group in training.groups]
         advantages = [value for group in leave_one_out(grouped, options.normalise_advantages) for value in group]
         trainer.rows = [ScoredRow(*row) for row in zip(samples, advantages, olds, strict=True)]
-        train_in_float32(trainer)
+        with held(trainer, whole.samples, samples, options.anchor):
+            train_in_float32(trainer)
 
 
 def _clipped(reward: float, options: RLOOOptions) -> float:

@@ -18,7 +18,7 @@ from transformers import Trainer
 from trl import GRPOTrainer, RLOOTrainer
 
 from teacher.algorithm import Sample, Training, free_flags
-from teacher.anchor import PLACES, STARTS, Anchor, AnchoredLoss, anchored
+from teacher.anchor import ROWS, STARTS, AnchoredLoss
 from teacher.trl_training import Progress
 
 
@@ -74,7 +74,7 @@ class _Scored(AnchoredLoss):
         }
         if self.anchor is not None:
             inputs |= {
-                PLACES: torch.tensor([item["row"] for item in batch]),
+                ROWS: torch.tensor([item["row"] for item in batch]),
                 STARTS: torch.full((len(rows),), inputs["prompt_ids"].shape[1]),
             }
         references = [row.reference_log_probs_T for row in rows if row.reference_log_probs_T is not None]
@@ -98,13 +98,6 @@ class ScoredRLOOTrainer(_Scored, RLOOTrainer):
         logps_BT, *rest = super()._get_per_token_logps_and_entropies(*arguments, **named)
         free_BT = getattr(self, "_free_BT", None)
         return (logps_BT if free_BT is None else logps_BT * free_BT, *rest)
-
-
-def hold(trainer: Any, training: Training, learning: Training, weight: float) -> None:
-    """Anchor the trainer to the parent, as it stands now, by a KL of this weight, where that is not 0."""
-    if weight > 0:
-        rows = anchored(training.samples, learning.samples)
-        trainer.anchor = Anchor(trainer.accelerator.unwrap_model(trainer.model), rows, weight)
 
 
 def free_tokens(sample: Sample) -> torch.Tensor:

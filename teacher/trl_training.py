@@ -65,12 +65,14 @@ def common_arguments(training: Training, rows: int) -> dict[str, Any]:
     }
 
 
-def train_in_float32(trainer: Any) -> None:
-    """Run a trainer with the LoRA in float32.
-
-    On a quantised base trainers cast it to bfloat16, and steps of 1e-4 need more than eight bits.
-    """
-    for parameter in trainer.model.parameters():
+def lora_in_float32(model: Any) -> None:
+    """On a quantised base trainers cast it to bfloat16, and steps of 1e-4 need more than eight bits."""
+    for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def train_in_float32(trainer: Any) -> None:
+    """Run a trainer with the LoRA in float32."""
+    lora_in_float32(trainer.model)
     trainer.train()

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from trl import SFTTrainer
 
-from teacher.anchor import PLACES, STARTS, AnchoredLoss
+from teacher.anchor import ROWS, STARTS, AnchoredLoss
 
 WEIGHT = "weight"
 """The column of a data set that holds the weights."""
-_NOT_TOKENS = (WEIGHT, PLACES, STARTS)
+_NOT_TOKENS = (WEIGHT, ROWS, STARTS)
 
 
 class WeightedSFTTrainer(SFTTrainer):

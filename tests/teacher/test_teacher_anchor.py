@@ -11,11 +11,12 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, CohereConfig, Gemma2Config, GraniteConfig, OPTConfig
 from trl import GRPOConfig, RLOOConfig, SFTConfig
 
 from teacher.algorithm import Sample, SampleGroup, Training
 from teacher.algorithms import find_algorithm
-from teacher.anchor import PLACES, STARTS, Anchor, Anchored, anchored
+from teacher.anchor import ROWS, STARTS, Anchor, Anchored, anchored
 from teacher.candidate_part import learning_part
 from teacher.rest_em import RestEMOptions
 from teacher.scored_trainer import ScoredGRPOTrainer, ScoredRLOOTrainer, ScoredRow, build_trainer, shape_arguments
@@ -110,6 +111,37 @@ def test_a_row_without_anything_to_hold_adds_nothing(folder: str) -> None:
     assert float(anchor.loss([0], [3])) == 0
 
 
+def test_what_a_model_multiplies_its_logits_by_counts() -> None:
+    """Granite divides them, Cohere multiplies, Gemma bends them; OPT calls what is below its decoder."""
+    small: dict[str, Any] = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    wide: dict[str, Any] = {**small, "intermediate_size": 16, "num_key_value_heads": 2, "pad_token_id": 0}
+    configs: list[Any] = [
+        GraniteConfig(**wide, logits_scaling=8.0),
+        CohereConfig(**wide, logit_scale=0.25, bos_token_id=1, eos_token_id=2),
+        Gemma2Config(**wide, head_dim=8, final_logit_softcapping=2.0, bos_token_id=1, eos_token_id=2),
+        OPTConfig(**small, ffn_dim=16, word_embed_proj_dim=16, max_position_embeddings=32),
+    ]
+    for config in configs:
+        torch.manual_seed(1)
+        base = AutoModelForCausalLM.from_config(config)
+        for parameter in base.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        model = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")).eval()
+        sample = Sample("s", (5, 6, 7), (8, 9, 10), 1.0)
+        anchor = Anchor(model, [Anchored(sample, (1, 2))], 1.0)
+        before_TV = log_probs_TV(model, (5, 6, 7), (8, 9, 10))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        after_TV = log_probs_TV(model, (5, 6, 7), (8, 9, 10))
+        # As TRL's own loss reads it.
+        base.base_model(input_ids=torch.tensor([[5, 6, 7, 8, 9, 10]]))
+        expected = float((before_TV.exp() * (before_TV - after_TV)).sum(-1)[1:].mean())
+        assert expected > 1e-4
+        assert float(anchor.loss([0], [3])) == pytest.approx(expected, rel=1e-3), config.model_type
+        anchor.release()
+
+
 class Pull:
     """An anchor whose gradient is 1 in each number of one tensor, whatever was read."""
 
@@ -137,7 +169,7 @@ def test_a_step_is_held_by_the_mean_over_its_rows(kind: str, passes: int, folder
     if kind == "rest_em":
         data = [
             {"input_ids": [*s.prompt_ids, *s.completion_ids], "completion_mask": [0] * len(s.prompt_ids) + [1] * 9}
-            | {WEIGHT: 0.0, PLACES: place, STARTS: len(s.prompt_ids)}
+            | {WEIGHT: 0.0, ROWS: place, STARTS: len(s.prompt_ids)}
             for place, s in enumerate(samples())
         ]
         arguments = SFTConfig(**shared, completion_only_loss=True, packing=False, max_length=None)
@@ -186,7 +218,7 @@ def test_a_line_is_learnt_and_the_notes_stay(name: str, strength: float, folder:
 
 @pytest.mark.parametrize("name", ["rest_em", "grpo", "rloo"])
 def test_an_anchor_needs_a_part_that_is_left_out(name: str) -> None:
-    with pytest.raises(ValidationError, match="anchor: 0 where part is all"):
+    with pytest.raises(ValidationError, match="0 where part is all"):
         find_algorithm(name).options.model_validate({"anchor": 1.0})
     assert find_algorithm(name).options.model_validate({"anchor": 1.0, "part": "notes"})
 

@@ -140,7 +140,10 @@ def diff(
     document: Annotated[Path, typer.Option(help="A text file, or a file with tasks (.jsonl, .json, .yaml).")],
     task: Annotated[str | None, typer.Option(help="Id of the task in a file with tasks; else the first.")] = None,
     format_name: Annotated[
-        str, typer.Option("--format", help="Name of one of the teacher's formats; else its first, or the run's.")
+        str,
+        typer.Option(
+            "--format", help="One of the teacher's formats (+directives behind it: with directives); else its first."
+        ),
     ] = "",
     run: Annotated[Path | None, typer.Option(help="A run's YAML, whose format is taken, its own or by name.")] = None,
     candidates: Annotated[int, typer.Option(min=1, help="Self-edits of each version.")] = 1,
