@@ -233,10 +233,11 @@ class Course:
         return learned
 
     def advanced(self, learned: Learned, rounds: int) -> Learned:
-        """The recipe after `rounds` rounds in all, each from what its policy so far writes."""
+        """The recipe after `rounds` rounds in all, each from what its policy so far writes; later ones as `then` says."""
+        later = replace(learned.recipe, algorithm=self.args.then or learned.recipe.algorithm)
         while len(learned.rounds) < rounds:
             scored = self.collect_next(learned, self.learning)
-            learned.rounds.append(self._round(learned.recipe, learned.policy, *scored))
+            learned.rounds.append(self._round(later, learned.policy, *scored))
         return learned
 
     def collect_next(self, learned: Learned, items: Sequence[TaskWithQuiz]) -> tuple[list[CandidateGroup], float]:

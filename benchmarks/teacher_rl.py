@@ -60,12 +60,14 @@ def show(learned: Sequence[Learned]) -> None:
 def show_rounds(each: Learned) -> None:
     """The table of the chosen recipe's rounds."""
     print(f"\n{each.recipe.algorithm} on {each.recipe.format}, round by round, on the learning documents:\n")
-    print("| round | reward before its update | kept | student's tokens | update |")
-    print("|---|---|---|---|---|")
+    print("| round | algorithm | reward before its update | kept | student's tokens | update |")
+    print("|---|---|---|---|---|---|")
     for number, one in enumerate(each.rounds, 1):
         cost = f"{one.update.train_seconds:.0f} s, {one.update.peak_memory_bytes / 2**30:.1f} GiB"
         kept = f"{one.update.kept_candidates} of {one.scored}"
-        print(f"| {number} | {one.reward:+.4f} | {kept} | {one.kilotokens:.0f} k | {cost} |")
+        print(
+            f"| {number} | {one.update.policy.algorithm} | {one.reward:+.4f} | {kept} | {one.kilotokens:.0f} k | {cost} |"
+        )
 
 
 def show_worth(worths: Sequence[Worth]) -> list[dict[str, object]]:
@@ -210,6 +212,9 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=4, help="a learning document")
     parser.add_argument("--evaluation-seeds", type=int, default=1, help="evaluations of each, whose mean is its reward")
     parser.add_argument("--rounds", type=int, default=1, help="of writing and learning, for the chosen recipe")
+    parser.add_argument(
+        "--then", choices=tuple(SETTINGS), help="algorithm of the rounds after the first; else the same"
+    )
     parser.add_argument("--train-file", type=Path, help="documents in place of the examples: JSONL or SQuAD JSON")
     parser.add_argument("--judge-file", type=Path, help="held-out documents in place of the examples")
     parser.add_argument("--algorithms", nargs="+", choices=tuple(SETTINGS), default=list(SETTINGS))
