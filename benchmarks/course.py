@@ -233,7 +233,10 @@ class Course:
         return learned
 
     def advanced(self, learned: Learned, rounds: int) -> Learned:
-        """The recipe after `rounds` rounds in all, each from what its policy so far writes; later ones as `then` says."""
+        """The recipe after `rounds` rounds in all, each from what its policy so far writes.
+
+        Those after the first are by the algorithm that `--then` names, or by its own.
+        """
         later = replace(learned.recipe, algorithm=self.args.then or learned.recipe.algorithm)
         while len(learned.rounds) < rounds:
             scored = self.collect_next(learned, self.learning)
