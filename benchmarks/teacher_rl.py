@@ -65,9 +65,8 @@ def show_rounds(each: Learned) -> None:
     for number, one in enumerate(each.rounds, 1):
         cost = f"{one.update.train_seconds:.0f} s, {one.update.peak_memory_bytes / 2**30:.1f} GiB"
         kept = f"{one.update.kept_candidates} of {one.scored}"
-        print(
-            f"| {number} | {one.update.policy.algorithm} | {one.reward:+.4f} | {kept} | {one.kilotokens:.0f} k | {cost} |"
-        )
+        name = one.update.policy.algorithm
+        print(f"| {number} | {name} | {one.reward:+.4f} | {kept} | {one.kilotokens:.0f} k | {cost} |")
 
 
 def show_worth(worths: Sequence[Worth]) -> list[dict[str, object]]:
