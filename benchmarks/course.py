@@ -254,9 +254,9 @@ class Course:
         return Round(mean(rewards), len(rewards), kilotokens, result)
 
     def choose(self) -> list[Learned]:
-        """Every recipe with its figures on the choosing documents, the greatest difference first.
+        """Every recipe with its figures on the choosing documents, the surest to be better first.
 
-        One alone needs no choice.
+        By the lower end of the interval: of some documents the greatest mean is often the widest. One needs no choice.
         """
         learned = self.learn()
         if len(learned) == 1:
@@ -266,7 +266,7 @@ class Course:
             before, after = (scores[each.recipe.format, policy].gains["reward"] for policy in self.policies(each))
             each.difference = paired_interval(before, after, seed=self.args.seed)
             each.untrained, each.trained = mean(before), mean(after)
-        return sorted(learned, key=lambda each: -(each.difference.mean if each.difference else 0.0))
+        return sorted(learned, key=lambda each: -(each.difference.low if each.difference else 0.0))
 
     def profile_worth(self, learned: Sequence[Learned]) -> list[Worth]:
         """On the choosing documents, what telling the teacher of the student changes: untrained, and after a round."""

@@ -4,7 +4,7 @@ Five stages. What they find lies in the folder, so that a run that was cut off, 
 
     collect   candidates of the untrained teacher about the learning documents, each with its reward
     learn     a policy of each recipe (algorithm, format) from those; algorithms share their format's candidates
-    choose    each policy beside the untrained one on the choosing documents; the greatest difference is taken
+    choose    each policy beside the untrained one on the choosing documents; that whose interval begins highest is taken
     advance   that recipe goes on, round by round, from what its own policy writes about the learning documents
     judge     its last policy beside the untrained teacher on the held-out documents, once
 
@@ -43,7 +43,7 @@ STAGES = ("collect", "learn", "choose", "advance", "judge")
 
 
 def show(learned: Sequence[Learned]) -> None:
-    """The table of recipes, the best first."""
+    """The table of recipes, the surest first."""
     print("\n| algorithm | format | kept | student's tokens | update | untrained | trained | difference [95 %] |")
     print("|---|---|---|---|---|---|---|---|")
     for each in learned:
@@ -210,7 +210,7 @@ def main() -> None:
     parser.add_argument("--choose-seeds", type=int, default=2, help="as --seeds, of each recipe on those")
     parser.add_argument("--candidates", type=int, default=4, help="a learning document")
     parser.add_argument("--evaluation-seeds", type=int, default=1, help="evaluations of each, whose mean is its reward")
-    parser.add_argument("--rounds", type=int, default=1, help="of writing and learning, for the chosen recipe")
+    parser.add_argument("--rounds", type=int, default=2, help="of writing and learning, for the chosen recipe")
     parser.add_argument(
         "--then", choices=tuple(SETTINGS), help="algorithm of the rounds after the first; else the same"
     )
