@@ -4,7 +4,7 @@ Five stages. What they find lies in the folder, so that a run that was cut off, 
 
     collect   candidates of the untrained teacher about the learning documents, each with its reward
     learn     a policy of each recipe (algorithm, format) from those; algorithms share their format's candidates
-    choose    each policy beside the untrained one on the choosing documents; that whose interval begins highest is taken
+    choose    each policy beside the untrained one on the choosing documents; the highest low end of an interval wins
     advance   that recipe goes on, round by round, from what its own policy writes about the learning documents
     judge     its last policy beside the untrained teacher on the held-out documents, once
 
