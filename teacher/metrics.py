@@ -13,7 +13,7 @@ REJECTED = Counter("tutelage_teacher_rejected", "Candidates that hold no self-ed
 REPAIRS = Counter(
     "tutelage_teacher_repairs",
     "What the parser took out of candidates, by kind: duplicate, unreadable (characters), thought, cut_off, preamble, "
-    "loop, split, echo, over_limit.",
+    "loop, split, echo, same_answer, over_limit.",
     ["kind"],
 )
 TASK_REPAIRS = Counter(

@@ -120,6 +120,28 @@ def test_pairs_that_were_cut_off_or_run_away_are_counted(text: str, ended: bool,
     assert parse_completion(text, form(Parser.QUESTION_ANSWER), TASK, ended=ended).repairs == repairs
 
 
+def test_of_pairs_with_the_same_answer_two_are_kept() -> None:
+    """A student that learns one answer to many questions gives it to all."""
+    pairs = [("Who ruled?", "Ada"), ("Who built?", "ada."), ("Who sang?", "Ada"), ("When?", "1402"), ("Who?", "Ada!")]
+    text = "\n".join(f"Q: {asked}\nA: {said}" for asked, said in pairs)
+    found = parse_completion(text, form(Parser.QUESTION_ANSWER), TASK)
+    assert isinstance(found.result, SelfEdit)
+    asked = [each.messages[0].content for each in found.result.documents[1:] if isinstance(each, ChatDocument)]
+    assert asked == ["Who ruled?", "Who built?", "When?"]
+    assert found.repairs == {"same_answer": 2}
+    assert found.duplicates_removed == 0
+
+
+def test_answers_like_those_of_demonstrations_may_repeat() -> None:
+    """Inputs of a few-shot task are of a few kinds."""
+    task = Task("t", FewShotTask("Sort.", (Demonstration("a plum", "fruit"),)))
+    text = "\n".join(f"Q: {asked}?\nA: fruit" for asked in ("a fig", "a pear", "a lime", "a date"))
+    found = parse_completion(text, form(Parser.QUESTION_ANSWER), task)
+    assert isinstance(found.result, SelfEdit)
+    assert len(found.result.documents) == 5
+    assert found.repairs == {}
+
+
 def test_question_answer_documents_carry_loss_on_answers_and_the_passage_once() -> None:
     result = parse_completion("Q: Who?\nA: Ada\nQ: who?\nA: Bo", form(Parser.QUESTION_ANSWER), TASK)
     assert isinstance(result.result, SelfEdit)
