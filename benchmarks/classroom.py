@@ -26,13 +26,13 @@ from tutelage.documents import read_tasks
 from tutelage.domain.canonical import content_hash, derived_seed
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure, InnerLoopSettings
 from tutelage.domain.policy import (
-    WITH_DIRECTIVES,
     Candidate,
     CandidateGroup,
     Sampling,
     UpdateRequest,
     UpdateResult,
     UpdateSettings,
+    with_directives,
 )
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import Rejection, SelfEdit, question_answer
@@ -121,10 +121,7 @@ class Classroom:
         self.writer = Writer(writing, self.policies, teacher)
         self.updates = Updates(teacher, self.policies, self.writer.tokenizer_hash)
         self.formats = {known.name: known for known in builtin_formats()}
-        directed = [
-            replace(known, name=known.name + WITH_DIRECTIVES, directives=True) for known in self.formats.values()
-        ]
-        self.formats |= {known.name: known for known in directed}
+        self.formats |= {known.name: known for known in map(with_directives, builtin_formats())}
         self.described = self.student.describe()
 
     def close(self) -> None:

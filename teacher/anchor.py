@@ -150,7 +150,8 @@ class AnchoredLoss:
         """The trainer's own, and what the anchor adds: the mean over the rows of a pass, and over a step's passes."""
         trainer: Any = self
         own = {name: value for name, value in inputs.items() if name not in (ROWS, STARTS)}
-        found = super().compute_loss(model, own, return_outputs, num_items_in_batch)  # type: ignore[misc]
+        above: Any = super()
+        found = above.compute_loss(model, own, return_outputs, num_items_in_batch)
         if self.anchor is None:
             return found
         added = self.anchor.loss(inputs[ROWS].tolist(), inputs[STARTS].tolist())

@@ -127,7 +127,7 @@ def chosen_format(name: str, run: Path | None, teacher: TeacherDescription) -> F
             raise InvalidInput.of("config.format", found.name, f"a format without {told[0]}, which a run fills in")
         return found
     names = [known.name for known in teacher.formats]
-    known = format_by_name(name or names[0], teacher.formats)
+    known = format_by_name(name or next(iter(names), ""), teacher.formats)
     if known is None:
         raise InvalidInput.of("format", name, f"one of {', '.join(names)}, with {WITH_DIRECTIVES} behind it or without")
     return known

@@ -39,13 +39,18 @@ WITH_DIRECTIVES = "+directives"
 """Behind a format's name: the same format, whose candidates begin with directives."""
 
 
+def with_directives(format: Format) -> Format:
+    """The format that the name with `WITH_DIRECTIVES` behind it means."""
+    return replace(format, name=format.name + WITH_DIRECTIVES, directives=True)
+
+
 def format_by_name(name: str, formats: Iterable[Format]) -> Format | None:
     """One of the formats, or one of them with directives (`self-qa+directives`); None where there is none."""
     known = {each.name: each for each in formats}
     if name in known:
         return known[name]
     plain = known.get(name.removesuffix(WITH_DIRECTIVES))
-    return replace(plain, name=name, directives=True) if plain else None
+    return with_directives(plain) if plain else None
 
 
 @dataclass(frozen=True)
