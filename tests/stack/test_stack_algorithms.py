@@ -14,7 +14,7 @@ import yaml
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from prometheus_client.parser import text_string_to_metric_families
 
-from tutelage.client import SyncOrchestratorClient
+from tutelage.client import SyncOrchestratorClient, SyncTeacherClient
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.run import ReportFormat, RunState, TaskWithQuiz
 from tutelage.domain.task import DocumentTask, Question, Quiz, Task
@@ -42,9 +42,12 @@ TASK = TaskWithQuiz(
 )
 
 
-def ended(client: SyncOrchestratorClient, name: str, **update: Any) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """A run of this name to its end: the updates in its metrics, and its report."""
-    client.start_run(name, yaml.safe_dump({**CONFIG, "update": {**UPDATE, **update}}), [TASK], Quiz())
+def start(client: SyncOrchestratorClient, name: str, **config: Any) -> None:
+    client.start_run(name, yaml.safe_dump({**CONFIG, **config}), [TASK], Quiz())
+
+
+def ended(client: SyncOrchestratorClient, name: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The run of this name at its end: the updates in its metrics, and its report."""
     deadline = time.monotonic() + 400
     while (summary := client.get_run(name)[0]).state is RunState.RUNNING:
         assert time.monotonic() < deadline, summary
@@ -71,17 +74,18 @@ def test_a_policy_learns_by_the_algorithm_that_the_run_names(start_service: Call
         for name, teacher in teachers.items()
     }
     with SyncOrchestratorClient(ChannelSettings(address=services["learner"].wait_ready())) as client:
-        wrong = {**CONFIG, "update": {**UPDATE, "options": {"loss_type": "ppo"}}}
         with pytest.raises(InvalidInput, match=r"config\.update\.options\.loss_type: 'ppo'"):
-            client.start_run("wrong", yaml.safe_dump(wrong), [TASK], Quiz())
+            start(client, "wrong", update={**UPDATE, "options": {"loss_type": "ppo"}})
         versions = set()
         reports = {}
         for algorithm, kept in (("grpo", 3), ("dpo", 2)):
-            (made,), reports[algorithm] = ended(client, algorithm, algorithm=algorithm)
+            start(client, algorithm, update={**UPDATE, "algorithm": algorithm})
+            (made,), reports[algorithm] = ended(client, algorithm)
             assert made["kept_candidates"] == kept
             versions.add(client.get_run(algorithm)[0].policy_version)
         assert len(versions) == 2
     with SyncOrchestratorClient(ChannelSettings(address=services["passage"].wait_ready())) as client:
+        start(client, "run", update=UPDATE)
         (made,), reports["passage"] = ended(client, "run")
         assert made["kept_candidates"] == 0
     assert set(reports["grpo"]) == set(reports["dpo"]) == set(reports["passage"])
@@ -94,6 +98,33 @@ def test_a_policy_learns_by_the_algorithm_that_the_run_names(start_service: Call
         with grpc.insecure_channel(service.wait_ready()) as channel:
             told = ProtoReflectionDescriptorDatabase(channel).get_services()
         assert {f"tutelage.v1.{name}Service", "grpc.health.v1.Health"} <= set(told)
+
+
+@pytest.mark.timeout(600)
+def test_a_policy_learns_its_line_of_directives_under_an_anchor(start_service: Callable[..., Service]) -> None:
+    student, teacher = start_service("student"), start_service("teacher")
+    orchestrator = start_service(
+        "orchestrator",
+        teacher={"address": teacher.wait_ready()},
+        students={"ada": {"address": student.wait_ready()}},
+    )
+    directed = {
+        "format": {**CONFIG["format"], "directives": True},
+        "sampling": {"max_new_tokens": 140},
+        # Whatever a random model asks for.
+        "reward": {"grader_weights": {"loglik": 1.0}, "rejected_reward": -50.0},
+    }
+    with SyncOrchestratorClient(ChannelSettings(address=orchestrator.wait_ready())) as client:
+        with pytest.raises(InvalidInput, match=r"config\.update\.options\.anchor: '1.0'.*part is all"):
+            start(client, "wrong", **directed, update={**UPDATE, "options": {"anchor": 1.0}})
+        learnt = {"algorithm": "rloo", "options": {"part": "first_line", "anchor": 1.0}}
+        start(client, "line", **directed, update={**UPDATE, **learnt})
+        (made,), _ = ended(client, "line")
+        assert made["kept_candidates"] == 3
+        learnt_version = client.get_run("line")[0].policy_version
+    with SyncTeacherClient(ChannelSettings(address=teacher.wait_ready())) as client_of_teacher:
+        told = client_of_teacher.describe()
+    assert told.latest_policy_version == learnt_version != told.initial_policy_version
 
 
 def on_the_pages_of_metrics(student: Service, teacher: Service, orchestrator: Service, versions: set[str]) -> None:
