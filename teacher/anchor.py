@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from teacher.algorithm import Sample, free_flags
 from teacher.trl_training import lora_in_float32
+from tutelage.domain.errors import InvalidInput
 
 ROWS, STARTS = "anchor_rows", "anchor_starts"
 """Keys of a batch: the numbers of its rows, and where in each the completion begins."""
@@ -54,7 +55,7 @@ class Anchor:
     def __init__(self, model: Any, rows: Sequence[Anchored], weight: float) -> None:
         """`model`: a PeftModel as the parent left it.
 
-        NotImplementedError for a model whose logits are made of its last hidden state in a way that is not known here.
+        InvalidInput for a model whose logits are made of its last hidden state in a way that is not known here.
         """
         base = model.get_base_model()
         config = base.config.get_text_config()
@@ -112,7 +113,8 @@ class Anchor:
         base.base_model(input_ids=ids, use_cache=False)
         if (self._logits(self._last_BTD[0, -1]) - own_V).norm() > 0.02 * own_V.norm():
             self.release()
-            raise NotImplementedError("anchor: this model makes its logits in a way that is not known here")
+            allowed = f"0 with this model: how a {base.config.model_type} makes its logits is not known here"
+            raise InvalidInput.of("settings.options.anchor", self._weight, allowed)
 
     def _logits(self, hidden_TD: torch.Tensor) -> torch.Tensor:
         logits_TV: torch.Tensor = self._head(hidden_TD.to(self._head.weight.dtype)).float() * self._scale

@@ -1,12 +1,13 @@
 """The process of one update: `python -m teacher.update_child FOLDER`.
 
 The folder holds request.json and groups.safetensors (no pickle); the new adapter is written to its `adapter`. Progress
-goes to stdout, one JSON object a line, and at last the most memory that was held. Standard input is the parent's
-lifeline: at its end the process ends too.
+goes to stdout, one JSON object a line, and at last the most memory that was held, or what is wrong with the request
+where only the trainer could see it. Standard input is the parent's lifeline: at its end the process ends too.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from teacher.algorithm import Report, Sample, SampleGroup, Training
 from teacher.algorithms import find_algorithm, options_of
+from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import UpdateSettings
 
 if TYPE_CHECKING:
@@ -163,7 +165,7 @@ def main(folder: Path) -> None:
     from teacher.policy_lora import save_lora
     from tutelage.models.loading import load_model
 
-    def tell(**values: float) -> None:
+    def tell(**values: Any) -> None:
         protocol.write(json.dumps(values) + "\n")
         protocol.flush()
 
@@ -178,18 +180,22 @@ def main(folder: Path) -> None:
     )
     scratch = folder / "scratch"
     scratch.mkdir()
-    model = learn(
-        loaded,
-        request["algorithm"],
-        UpdateSettings(**request["settings"]),
-        read_groups(folder / "groups.safetensors"),
-        request["seed"],
-        scratch,
-        lambda done, total, loss: tell(steps_done=done, steps_total=total, loss=loss),
-        parent=Path(request["parent_folder"]) if request["parent_folder"] else None,
-        rows_a_pass=request["rows_a_pass"] or (1 if loaded.device == "cpu" else 8),
-        gradient_checkpointing=request["gradient_checkpointing"],
-    )
+    try:
+        model = learn(
+            loaded,
+            request["algorithm"],
+            UpdateSettings(**request["settings"]),
+            read_groups(folder / "groups.safetensors"),
+            request["seed"],
+            scratch,
+            lambda done, total, loss: tell(steps_done=done, steps_total=total, loss=loss),
+            parent=Path(request["parent_folder"]) if request["parent_folder"] else None,
+            rows_a_pass=request["rows_a_pass"] or (1 if loaded.device == "cpu" else 8),
+            gradient_checkpointing=request["gradient_checkpointing"],
+        )
+    except InvalidInput as refused:
+        tell(violations=[dataclasses.asdict(violation) for violation in refused.violations])
+        return
     save_lora(model, folder / "adapter", request["model"])
     gpu = torch.cuda.max_memory_allocated() if loaded.device != "cpu" else 0
     tell(peak_memory_bytes=peak_memory(), peak_gpu_memory_bytes=gpu)

@@ -113,7 +113,10 @@ class Updates:
     def update(
         self, request: UpdateRequest, *, cancelled: Callable[[], bool] = lambda: False
     ) -> Iterator[UpdateProgress | UpdateResult]:
-        """Progress, then the result. InvalidInput, NotFound (parent) or PreconditionFailed before anything starts."""
+        """Progress, then the result. InvalidInput, NotFound (parent) or PreconditionFailed before anything starts.
+
+        InvalidInput also later, of what only the trainer sees: an option that this model cannot serve.
+        """
         check_request(request, self._settings.max_rank)
         parent = self._policies.get(request.parent_version)
         if wrong := self.shape_violations(parent.version, request.settings):
@@ -274,6 +277,8 @@ class Updates:
                     told = json.loads(line)
                     if "steps_done" in told:
                         job.tell(UpdateProgress(**told))
+                    elif "violations" in told:
+                        raise InvalidInput([FieldViolation(**each) for each in told["violations"]])
                     else:
                         peaks = _Peaks(**told)
                 code = child.wait()

@@ -22,6 +22,7 @@ from teacher.rest_em import RestEMOptions
 from teacher.scored_trainer import ScoredGRPOTrainer, ScoredRLOOTrainer, ScoredRow, build_trainer, shape_arguments
 from teacher.trl_training import common_arguments
 from teacher.weighted_sft import WEIGHT, AnchoredSFTTrainer
+from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import UpdateSettings
 from tutelage.models.loading import load_model
 from tutelage.models.tiny import write_tiny_model
@@ -235,5 +236,5 @@ def test_a_model_with_logits_of_its_own_making_is_refused(folder: str, monkeypat
         return out
 
     monkeypatch.setattr(base, "forward", scaled)
-    with pytest.raises(NotImplementedError, match="logits"):
+    with pytest.raises(InvalidInput, match=r"settings\.options\.anchor: '1\.0'.*logits"):
         Anchor(model, [Anchored(samples()[0], (3,))], 1.0)

@@ -80,6 +80,9 @@ def fault_of(call):
         return str(error)
 
 
+refusal = UpdateRequest(
+    store.initial.version, "refuses", UpdateSettings(rank=4, alpha=8, learning_rate=1e-3, epochs=1), (group,), 1, "r", 1
+)
 broken = {
     "algorithm": fault_of(lambda: settings_violations("broken", UpdateSettings(), 256)),
     "rule": str(settings_violations("rest_em", UpdateSettings(options={"rule": "broken"}), 256)[0]),
@@ -90,8 +93,22 @@ print(json.dumps({
     "algorithms": algorithm_names(), "graders": GRADERS, "formats": [item.name for item in all_formats()],
     "kept": result.kept_candidates, "algorithm": result.policy.algorithm, "wrong": [item.field for item in wrong],
     "scores": [grade("begins_with", text, ["Orr"]) for text in ("Orr, I think", "I think Orr")], "broken": broken,
+    "refused": fault_of(lambda: list(Updates(settings, store, "h").update(refusal))),
     "rule": rule.kept, "reward": value_of({"gain_contains": 0.5, "forgotten": 0.1}, RewardSettings(formula="careful")),
 }))
+"""
+
+
+REFUSES = """
+from teacher.rest_em import RestEM
+from tutelage.domain.errors import InvalidInput
+
+
+class Refuses(RestEM):
+    summary = "sees only in its training that it cannot serve a model"
+
+    def train(self, training):
+        raise InvalidInput.of("settings.epochs", training.settings.epochs, "two, with a llama")
 """
 
 
@@ -111,13 +128,18 @@ def test_a_plugin_installed_into_a_folder(tmp_path: Path) -> None:
     groups = ("algorithms", "selection_rules", "rewards", "formats", "graders")
     points = "".join(f"[tutelage.{group}]\nbroken = not_there:Nothing\n" for group in groups)
     (broken / "entry_points.txt").write_text(points)
+    refuses = site / "refuses-1.dist-info"
+    refuses.mkdir()
+    (refuses / "METADATA").write_text("Metadata-Version: 2.1\nName: refuses\nVersion: 1\n")
+    (refuses / "entry_points.txt").write_text("[tutelage.algorithms]\nrefuses = refuses:Refuses\n")
+    (site / "refuses.py").write_text(REFUSES)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["algorithms"][-2:] == ["best_few", "broken"]
+    assert found["algorithms"][-3:] == ["best_few", "broken", "refuses"]
     assert "begins_with" in found["graders"]
     assert "glossary" in found["formats"]
     assert "broken" not in found["formats"]
@@ -125,6 +147,7 @@ def test_a_plugin_installed_into_a_folder(tmp_path: Path) -> None:
     assert (found["algorithm"], found["kept"]) == ("best_few", 2)
     assert found["wrong"] == ["settings.options.count"]
     assert found["scores"] == [1.0, 0.0]
+    assert found["refused"] == "settings.epochs: '1' is not allowed; allowed: two, with a llama"
     assert found["rule"] == 2
     assert found["reward"] == pytest.approx(0.3)
     for part, fault in found["broken"].items():
