@@ -207,7 +207,9 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            self._work_until_closed()
+            # What a turn held is let go of before the next one waits.
+            while self._turn():
+                pass
         except Exception:
             # The student is unhealthy from now on, and nobody waits for what is no longer done.
             log.exception("the worker died")
@@ -220,32 +222,33 @@ class Scheduler:
                     self._end(job, why, "failed", 0.0)
                 self._refuse_calls(why)
 
-    def _work_until_closed(self) -> None:
-        while True:
-            with self._changed:
-                while not (self._queue or self._calls or self._inside or self._closed):
-                    self._changed.wait()
-                if self._closed and not self._inside:
-                    return
-                calls = list(self._calls)
-                jobs: list[Job] = []
-                self._calls.clear()
-                self._calling = bool(calls)
-                while self._queue and len(jobs) < self._work.free:
-                    job = self._queue.popleft()
-                    job.state = EvaluationState.RUNNING
-                    self._metrics.queue_seconds.observe(time.monotonic() - job.queued_at)
-                    self._inside[job.id] = (job, time.monotonic())
-                    jobs.append(job)
-            for function, future in calls:
-                _do_call(function, future)
-            self._calling = False
-            for job in jobs:
-                self._admit(job)
-            with self._changed:
-                self._measure()
-            if self._inside:
-                self._advance()
+    def _turn(self) -> bool:
+        """Waits for work, does the calls, fills free slots and takes a step; False once all is closed."""
+        with self._changed:
+            while not (self._queue or self._calls or self._inside or self._closed):
+                self._changed.wait()
+            if self._closed and not self._inside:
+                return False
+            calls = list(self._calls)
+            jobs: list[Job] = []
+            self._calls.clear()
+            self._calling = bool(calls)
+            while self._queue and len(jobs) < self._work.free:
+                job = self._queue.popleft()
+                job.state = EvaluationState.RUNNING
+                self._metrics.queue_seconds.observe(time.monotonic() - job.queued_at)
+                self._inside[job.id] = (job, time.monotonic())
+                jobs.append(job)
+        for function, future in calls:
+            _do_call(function, future)
+        self._calling = False
+        for job in jobs:
+            self._admit(job)
+        with self._changed:
+            self._measure()
+        if self._inside:
+            self._advance()
+        return True
 
     def _admit(self, job: Job) -> None:
         try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -154,6 +157,20 @@ def test_a_call_whose_caller_left_is_not_done_and_keeps_nobody_from_closing(sche
     with pytest.raises(Unavailable):
         stayed.result(10)
     assert not done
+
+
+def test_a_worker_that_waits_holds_nothing_of_the_call_before(scheduler):
+    class Weights:
+        pass
+
+    weights = Weights()
+    held = weakref.ref(weights)
+    scheduler.call(functools.partial(id, weights)).result(10)
+    del weights
+    deadline = time.monotonic() + 10
+    while held() is not None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert held() is None
 
 
 def test_who_was_taken_from_the_queue_takes_a_slot_while_calls_are_done_first(work, scheduler):
