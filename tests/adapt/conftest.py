@@ -1,4 +1,4 @@
-"""The orchestrator's world of tests (a teacher and students over gRPC), and that world served to a command line."""
+"""The orchestrator's world of tests (a teacher and students over gRPC): served to a command line, its inboxes quick."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import inbox_worker
 from orchestrator.service import OrchestratorService
 from tutelage.rpc.server import serve
 
@@ -34,6 +35,13 @@ Serve = Callable[..., contextlib.AbstractContextManager[str]]
 def make_world() -> Callable[[str], Any]:
     """A world on a database of one's own."""
     return _world.World  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def quick_inbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inboxes look for work, and try again after a fault, every 0.05 s."""
+    for name in ("LOOK_S", "RUN_LOOK_S", "FAULT_S"):
+        monkeypatch.setattr(inbox_worker, name, 0.05)
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from orchestrator.committing import Committer
 from orchestrator.evaluation_keys import RoundKeys, evaluation_key, round_seed
 from orchestrator.report.phases import phase_times
 from orchestrator.run_events import Evaluate
+from tests.orchestrator.world import in_world
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.errors import InvalidInput, PreconditionFailed
 from tutelage.domain.run import RunState
@@ -25,17 +26,6 @@ rounds: 1
 seed: 7
 reward: {grader_weights: {contains: 1.0}}
 """
-
-
-def in_world(world: Any, body: Any) -> Any:
-    async def whole() -> Any:
-        await world.up()
-        try:
-            return await body()
-        finally:
-            await world.down()
-
-    return asyncio.run(asyncio.wait_for(whole(), 200))
 
 
 async def undisturbed(world: Any, config: str) -> dict[Any, Any]:

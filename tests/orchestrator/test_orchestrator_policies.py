@@ -12,6 +12,7 @@ from orchestrator.report_builder import build_report
 from orchestrator.run_config import RunConfig
 from orchestrator.runner import Runner
 from orchestrator.store_fault import StoreFault
+from tests.orchestrator.world import in_world
 from tutelage.domain.errors import InvalidInput, Unavailable
 from tutelage.domain.evaluation import Failure
 from tutelage.domain.run import RunState
@@ -26,17 +27,6 @@ reward: {grader_weights: {contains: 1.0}}
 deadlines: {evaluation_s: 20, attempts: 3}
 commit: {when: never}
 """
-
-
-def in_world(world: Any, body: Any) -> Any:
-    async def whole() -> Any:
-        await world.up()
-        try:
-            return await body()
-        finally:
-            await world.down()
-
-    return asyncio.run(asyncio.wait_for(whole(), 200))
 
 
 def failing(number: int) -> Any:

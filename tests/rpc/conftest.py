@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 import pytest
 
+from tests.rpc.example_service import KEY, QUESTION
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
-from tutelage.domain.evaluation import Answer, EvaluationKey, InnerLoopSettings
-from tutelage.domain.self_edit import SelfEdit, TextDocument
-from tutelage.domain.task import Question, Quiz
+from tutelage.domain.evaluation import Answer, EvaluationKey
+from tutelage.domain.task import Question
 from tutelage.rpc.config import ServerSettings
 from tutelage.rpc.server import serve
 from tutelage.v1 import student_service_pb2 as pb
@@ -83,12 +83,9 @@ def serving(tmp_path: Path) -> Serving:
 
 @pytest.fixture
 def question() -> Question:
-    return Question("1", "Who?", "Me")
+    return QUESTION
 
 
 @pytest.fixture
-def key(question: Question) -> EvaluationKey:
-    return EvaluationKey(
-        "m", "r", "none", "", SelfEdit((TextDocument("text"),)), Quiz((question,)), Quiz(), ("exact",),
-        InnerLoopSettings(), "e", 1,
-    )  # fmt: skip
+def key() -> EvaluationKey:
+    return KEY
