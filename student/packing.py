@@ -23,8 +23,9 @@ from student.padded import Padded, length_class
 from student.row_attention import RowAttention
 
 NAME = "tutelage_packed"
-SHORT = 256
-"""Tokens up to which a row's attention is formed whole on a CPU; above it torch's flash kernel is faster."""
+WHOLE_BYTES = 1024
+"""Of a token's probabilities in one head, up to which a row's attention is formed whole on a CPU; in float32 these are
+256 tokens, in bfloat16 512. Of longer rows it would take much memory, and torch's flash kernel is about as fast."""
 
 
 def packed_inputs(ids_N: torch.Tensor, lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -59,14 +60,15 @@ def _attention(
     sliding = sliding_window if sliding_window is not None else max(lengths)
     if query.device.type != "cpu" and max(lengths) <= sliding:
         return padded_attention(query, key, value, tuple(lengths), scale), None
-    runs = _runs(lengths, min(SHORT, sliding) if query.device.type == "cpu" else 0)
+    short = min(WHOLE_BYTES // query.element_size(), sliding) if query.device.type == "cpu" else 0
+    runs = _runs(lengths, short)
     parts = []
     # Split, not sliced: its backward is one concatenation, where each slice's would be a tensor of all tokens.
     sizes = [sum(run) for run in runs]
     for run, q, k, v in zip(
         runs, query.split(sizes, dim=2), key.split(sizes, dim=2), value.split(sizes, dim=2), strict=True
     ):
-        if run[0] <= min(SHORT, sliding) and query.device.type == "cpu":
+        if run[0] <= short:
             parts.append(RowAttention.apply(q, k, v, run, scale))
         else:
             parts.append(_one_row(q, k, v, scale, sliding))

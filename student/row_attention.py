@@ -1,8 +1,9 @@
 """Causal attention of many short rows in one call, for CPUs.
 
 torch's flash kernel costs far more than its arithmetic on rows of some dozen tokens, above all backward in bfloat16.
-Here the probabilities of a row are formed whole, in float32, and kept for the backward pass: a short row has few.
-Grouped-query heads are folded into the rows of one product and never repeated.
+Here the probabilities of a row are formed whole, and kept for the backward pass: a short row has few. Rows too short to
+gain by products in bfloat16 are computed in float32. Grouped-query heads are folded into the rows of one product and
+never repeated.
 Shape suffixes: H query heads, G key heads, N tokens of all rows, T those of one, E features of a head.
 """
 
@@ -14,24 +15,28 @@ from typing import Any
 
 import torch
 
+HALF = 48
+"""Tokens from which on a row's products are faster in bfloat16, where the model is."""
+
 
 @functools.lru_cache(maxsize=128)
-def _causal(length: int, repeats: int) -> torch.Tensor:
+def _causal(length: int, repeats: int, dtype: torch.dtype) -> torch.Tensor:
     """[repeats * T, T]: 0 where a token may look, -inf where it may not."""
     later_TT = torch.ones(length, length, dtype=torch.bool).triu(1)
-    return torch.zeros(length, length).masked_fill_(later_TT, -torch.inf).repeat(repeats, 1)
+    return torch.zeros(length, length, dtype=dtype).masked_fill_(later_TT, -torch.inf).repeat(repeats, 1)
 
 
-def _rows(lengths: Sequence[int]) -> Iterator[tuple[slice, int]]:
+def _rows(lengths: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[slice, int, torch.dtype]]:
+    """Each row's place and length, and what it is computed in."""
     at = 0
     for length in lengths:
-        yield slice(at, at + length), length
+        yield slice(at, at + length), length, dtype if length >= HALF else torch.float32
         at += length
 
 
 def _probabilities(q: torch.Tensor, k: torch.Tensor, length: int, scale: float) -> torch.Tensor:
     """[G, H/G * T, T] of one row, from q [G, H/G * T, E] and k [G, T, E]."""
-    mask = _causal(length, q.shape[1] // length)
+    mask = _causal(length, q.shape[1] // length, q.dtype)
     return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale), -1)
 
 
@@ -43,13 +48,13 @@ class RowAttention(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: Sequence[int], scale: float
     ) -> torch.Tensor:
         _, heads, tokens, features = q.shape
-        q_HNE, k_GNE, v_GNE = q[0].float(), k[0].float(), v[0].float()
+        q_HNE, k_GNE, v_GNE = q[0], k[0], v[0]
         out_NHE = q.new_empty(tokens, heads, features)
         probabilities = []
-        for at, length in _rows(lengths):
-            folded = q_HNE[:, at].reshape(k.shape[1], -1, features)
-            p = _probabilities(folded, k_GNE[:, at], length, scale)
-            seen = torch.bmm(p, v_GNE[:, at])
+        for at, length, dtype in _rows(lengths, q.dtype):
+            folded = q_HNE[:, at].to(dtype).reshape(k.shape[1], -1, features)
+            p = _probabilities(folded, k_GNE[:, at].to(dtype), length, scale)
+            seen = torch.bmm(p, v_GNE[:, at].to(dtype))
             out_NHE[at].copy_(seen.view(heads, length, features).transpose(0, 1))
             probabilities.append(p)
         ctx.save_for_backward(q, k, v, *probabilities)
@@ -60,22 +65,16 @@ class RowAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         q, k, v, *probabilities = ctx.saved_tensors
         _, heads, _, features = q.shape
-        q_HNE, k_GNE, v_GNE = q[0].float(), k[0].float(), v[0].float()
-        g_HNE = gradients[0][0].transpose(0, 1).float()
+        q_HNE, k_GNE, v_GNE = q[0], k[0], v[0]
+        g_HNE = gradients[0][0].transpose(0, 1)
         dq_HNE, dk_GNE, dv_GNE = torch.empty_like(q_HNE), torch.empty_like(k_GNE), torch.empty_like(v_GNE)
-        for (at, length), p in zip(_rows(ctx.lengths), probabilities, strict=True):
-            folded = q_HNE[:, at].reshape(k.shape[1], -1, features)
-            g = g_HNE[:, at].reshape(k.shape[1], -1, features)
+        for (at, length, dtype), p in zip(_rows(ctx.lengths, q.dtype), probabilities, strict=True):
+            folded = q_HNE[:, at].to(dtype).reshape(k.shape[1], -1, features)
+            g = g_HNE[:, at].to(dtype).reshape(k.shape[1], -1, features)
             dv_GNE[:, at] = torch.bmm(p.transpose(1, 2), g)
-            dp = torch.bmm(g, v_GNE[:, at].transpose(1, 2))
-            # The derivative of softmax: p * (dp - sum(p * dp)).
-            ds = dp.sub_((p * dp).sum(-1, keepdim=True)).mul_(p).mul_(ctx.scale)
-            dq_HNE[:, at] = torch.bmm(ds, k_GNE[:, at]).view(heads, length, features)
+            dp = torch.bmm(g, v_GNE[:, at].to(dtype).transpose(1, 2))
+            # The derivative of softmax, p * (dp - sum(p * dp)); in one call it sums in float32 whatever the dtype.
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, dtype).mul_(ctx.scale)
+            dq_HNE[:, at] = torch.bmm(ds, k_GNE[:, at].to(dtype)).view(heads, length, features)
             dk_GNE[:, at] = torch.bmm(ds.transpose(1, 2), folded)
-        return (
-            dq_HNE.to(q.dtype).unsqueeze(0),
-            dk_GNE.to(k.dtype).unsqueeze(0),
-            dv_GNE.to(v.dtype).unsqueeze(0),
-            None,
-            None,
-        )
+        return dq_HNE.unsqueeze(0), dk_GNE.unsqueeze(0), dv_GNE.unsqueeze(0), None, None
