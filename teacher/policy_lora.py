@@ -7,6 +7,7 @@ from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 
+from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import UpdateSettings
 
 
@@ -24,14 +25,19 @@ def attach_lora(base: Any, settings: UpdateSettings, parent: Path | None) -> Any
     return get_peft_model(base, config)
 
 
-def save_lora(model: Any, output: Path, base_model: str) -> None:
+def diverged(learning_rate: float, how: str) -> InvalidInput:
+    """The same settings and candidates would diverge again, so that nobody is to ask for the update once more."""
+    return InvalidInput.of("settings.learning_rate", learning_rate, f"a lower one: the update diverged, {how}")
+
+
+def save_lora(model: Any, output: Path, base_model: str, learning_rate: float) -> None:
     """Write the LoRA to `output`, as one of `base_model`: PEFT would name the folder that the base lies in here.
 
-    FloatingPointError when the update diverged.
+    InvalidInput when the update diverged.
     """
     broken = [name for name, value in model.named_parameters() if value.requires_grad and not value.isfinite().all()]
     if broken:
-        raise FloatingPointError(f"the update diverged: {len(broken)} of its tensors are not finite")
+        raise diverged(learning_rate, f"{len(broken)} tensors of its LoRA hold values that are no numbers")
     model.peft_config["default"].base_model_name_or_path = base_model
     # A trainer may have left an adapter `ref` behind, its reference.
     model.save_pretrained(

@@ -5,12 +5,14 @@ One candidate a pass by default: no pads, and the logits of one row are what fil
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import trl.trainer.utils as trl_utils
 from transformers import TrainerCallback
 
 from teacher.algorithm import Report, Training
+from teacher.policy_lora import diverged
 
 
 def score_labelled_positions_only() -> None:
@@ -28,15 +30,18 @@ score_labelled_positions_only()
 
 
 class Progress(TrainerCallback):
-    """Reports each optimiser step."""
+    """Reports each optimiser step, and ends an update that diverges with the first."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Called by the trainer."""
+        """Called by the trainer; InvalidInput where the loss is no number any more."""
         if logs and "loss" in logs:
-            self._report(state.global_step, state.max_steps, float(logs["loss"]))
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
+                raise diverged(args.learning_rate, f"its loss was {loss} at step {state.global_step}")
+            self._report(state.global_step, state.max_steps, loss)
 
 
 def common_arguments(training: Training, rows: int) -> dict[str, Any]:

@@ -180,11 +180,12 @@ def main(folder: Path) -> None:
     )
     scratch = folder / "scratch"
     scratch.mkdir()
+    settings = UpdateSettings(**request["settings"])
     try:
         model = learn(
             loaded,
             request["algorithm"],
-            UpdateSettings(**request["settings"]),
+            settings,
             read_groups(folder / "groups.safetensors"),
             request["seed"],
             scratch,
@@ -193,10 +194,10 @@ def main(folder: Path) -> None:
             rows_a_pass=request["rows_a_pass"] or (1 if loaded.device == "cpu" else 8),
             gradient_checkpointing=request["gradient_checkpointing"],
         )
+        save_lora(model, folder / "adapter", request["model"], settings.learning_rate)
     except InvalidInput as refused:
         tell(violations=[dataclasses.asdict(violation) for violation in refused.violations])
         return
-    save_lora(model, folder / "adapter", request["model"])
     gpu = torch.cuda.max_memory_allocated() if loaded.device != "cpu" else 0
     tell(peak_memory_bytes=peak_memory(), peak_gpu_memory_bytes=gpu)
 

@@ -7,7 +7,6 @@ stay in force.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -27,7 +26,7 @@ from teacher.policies import PolicyStore, policy_from_json, policy_to_json, writ
 from teacher.update_child import write_groups
 from teacher.update_request import Lessons, check_request, data_hash, lessons_of, update_id
 from tutelage.domain.description import UpdateProgress
-from tutelage.domain.errors import DataLoss, FieldViolation, InvalidInput, TutelageError, Unavailable
+from tutelage.domain.errors import DataLoss, FieldViolation, InvalidInput, NotFound, TutelageError, Unavailable
 from tutelage.domain.policy import Policy, UpdateRequest, UpdateResult, UpdateSettings
 
 _log = logging.getLogger(__name__)
@@ -307,6 +306,11 @@ class Updates:
             result = UpdateResult(**{**fields, "policy": policy_from_json(fields["policy"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataLoss(f"the stored result of update {name} is damaged") from error
-        with contextlib.suppress(TutelageError):
-            return dataclasses.replace(result, policy=self._policies.get(result.policy.version))
-        raise DataLoss(f"the policy that update {name} made is damaged or gone")
+        version = result.policy.version
+        try:
+            return dataclasses.replace(result, policy=self._policies.get(version))
+        except NotFound:
+            _log.warning("policy %s of update %s is gone: it is made anew", version, name)
+            return None
+        except TutelageError as error:
+            raise DataLoss(f"the policy that update {name} made is damaged: {error}") from error

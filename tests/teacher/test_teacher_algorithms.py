@@ -91,7 +91,7 @@ def test_update_in_its_own_process(
 @pytest.mark.parametrize("name", ["grpo", "rloo", "dpo"])
 def test_continues_a_trained_parent(name: str, settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path) -> None:
     parent = learnt(settings, request(loaded.model, "p", "rest_em", {}), tmp_path / "first")
-    save_lora(parent, tmp_path / "parent", "tiny")
+    save_lora(parent, tmp_path / "parent", "tiny", 1e-3)
     before = relative_log_prob(parent)
     options = {"beta": 0.05} if name != "dpo" else {"reference": "initial"}
     model = policy_model(settings, tmp_path / "parent")

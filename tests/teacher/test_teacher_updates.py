@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import shutil
 import threading
 from pathlib import Path
 
@@ -165,6 +166,39 @@ def test_interrupted_update_leaves_the_old_version(settings: TeacherSettings, st
         watch()
     assert store.list() == before
     assert not list((settings.data_dir / "updates").glob("*/work"))
+
+
+@pytest.mark.parametrize("algorithm", ["rest_em", "dpo"])
+def test_an_update_that_diverges_ends_at_once_and_says_so(
+    settings: TeacherSettings, store: PolicyStore, algorithm: str
+) -> None:
+    asked = request(store.initial.version)
+    hot = dataclasses.replace(asked.settings, learning_rate=1e30)
+    hopeless = dataclasses.replace(asked, algorithm=algorithm, settings=hot)
+    before, steps = store.list(), []
+
+    def watch() -> None:
+        for event in Updates(settings, store, HASH).update(hopeless):
+            assert isinstance(event, UpdateProgress)
+            steps.append(event.steps_done)
+
+    with pytest.raises(InvalidInput, match=r"settings\.learning_rate: '1e\+30'.*diverged"):
+        watch()
+    assert max(steps) < 3 < hot.epochs
+    assert store.list() == before
+
+
+def test_a_policy_that_was_removed_is_made_anew(settings: TeacherSettings, store: PolicyStore) -> None:
+    updates = Updates(settings, store, HASH)
+    asked = dataclasses.replace(request(store.initial.version, epochs=1), seed=11)
+    first = result_of(list(updates.update(asked)))
+    folder = store.adapter_folder(first.policy.version)
+    assert folder is not None
+    shutil.rmtree(folder)
+    second = result_of(list(updates.update(asked)))
+    assert second.policy.version == first.policy.version
+    assert store.adapter_folder(second.policy.version) == folder
+    assert folder.exists()
 
 
 def test_refusals(settings: TeacherSettings, store: PolicyStore) -> None:
