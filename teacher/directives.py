@@ -1,7 +1,8 @@
-"""The first JSON line of a completion: how the writer wants its notes to be trained on, and how many there are.
+"""The JSON that a completion begins with: how the writer wants its notes to be trained on, and how many there are.
 
-What a model writes is untrusted input, so the line is parsed strictly. Only its shape is judged here (known keys,
-types, positive numbers); whether a value is allowed is the student's to say. `SCHEMA` is narrower: what a writer whose
+What a model writes is untrusted input, so the object is parsed strictly; where it stands is not, for chat models greet
+first, fence it and print it over several lines. Only its shape is judged here (known keys, types, positive
+numbers); whether a value is allowed is the student's to say. `SCHEMA` is narrower: what a writer whose
 sampling is held to it (`teacher.constrained`) chooses from, all of it within the bounds of a student as it comes.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,18 +47,42 @@ class DirectiveLine:
     notes: int | None = None
 
 
+_OBJECT_FIRST = "a JSON object on the first line"
+_OBJECT = re.compile(r"(?P<before>(?:[^\n{]*\n){0,3})[ \t]*\{")
+"""A line that begins with an object, behind at most three others."""
+_FENCE = re.compile(r"^[ \t]*```\w*[ \t]*\n?", re.MULTILINE)
+
+
 class _Refused(ValueError):
     """JSON that Python would take and JSON does not: NaN, infinities, a key given twice."""
 
 
-def parse_directives(line: str) -> DirectiveLine | Rejection:
-    """Directives from one line of JSON, or the rejection that names field, value and what is allowed. Never raises."""
+def parse_directives(text: str) -> tuple[DirectiveLine | Rejection, str, int]:
+    """Directives from the JSON object that a completion begins with, what follows it, and the lines before it.
+
+    Or the rejection that names field, value and what is allowed. Never raises.
+    """
+    text = text.strip()
+    first = text.partition("\n")[0].strip()
+    begun = _OBJECT.match(text)
+    if begun is None:
+        return rejected("directives", first, _OBJECT_FIRST), "", 0
+    preamble = begun.group("before")
     try:
-        value = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_object)
+        value, end = _DECODER.raw_decode(text, begun.end() - 1)
     except (ValueError, RecursionError):
-        return rejected("directives", line, "a JSON object on the first line")
-    if not isinstance(value, dict):
-        return rejected("directives", line, "a JSON object on the first line")
+        return rejected("directives", first, _OBJECT_FIRST), "", 0
+    rest, _, body = text[end:].partition("\n")
+    if rest.strip():
+        return rejected("directives", first, _OBJECT_FIRST), "", 0
+    if _FENCE.search(preamble):
+        body = _FENCE.sub("", body, count=1) if _FENCE.match(body) else body
+    lines = sum(bool(line.strip()) for line in preamble.split("\n"))
+    return _directive_line(value), body, lines
+
+
+def _directive_line(value: Mapping[str, Any]) -> DirectiveLine | Rejection:
+    """Directives from a JSON object."""
     for key, item in value.items():
         if key not in _ALLOWED:
             return rejected(f"directives.{key}"[:200], item, "one of the keys " + ", ".join(_ALLOWED))
@@ -103,6 +129,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise _Refused("a key is given twice")
     return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
 
 
 def _text(value: object) -> str:

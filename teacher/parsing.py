@@ -47,6 +47,10 @@ MAX_COMPLETION_CHARACTERS = 400_000
 """What stands after it is not read; far beyond what any teacher may write."""
 ECHO_WORDS = 4
 """So many words of the instruction in one stretch are an echo of it."""
+COPIED_WORDS = 12
+"""Of a shorter passage a note may well say all, and something of its own."""
+NAMING_WORDS = 4
+"""Most words of a line that names a format without being the first."""
 
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _SPLITTERS: Mapping[Parser, Callable[[str, bool, Counter[str]], Iterator[str]]] = {
@@ -83,8 +87,8 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
         return _empty("the completion is empty")
     line = DirectiveLine(Directives())
     if format.directives:
-        first, _, body = body.strip().partition("\n")
-        found = parse_directives(first.strip())
+        found, body, before = parse_directives(body)
+        repairs["preamble"] += before
         if isinstance(found, Rejection):
             return Parsed(found)
         line = found
@@ -92,8 +96,9 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
             return _empty("nothing follows the directives")
     parser, chosen = format.parser, ""
     if parser is Parser.MIXED:
-        first, _, body = body.strip().partition("\n")
-        chosen = _named_format(first)
+        first = body.strip().partition("\n")[0]
+        chosen, body, before = _named_format(body)
+        repairs["preamble"] += before
         if not chosen:
             return Parsed(rejected("format", first, "a first line that names one of " + ", ".join(_chosen_parsers())))
         parser = _chosen_parsers()[chosen]
@@ -170,7 +175,20 @@ def chosen_names() -> tuple[str, ...]:
     return tuple(_chosen_parsers())
 
 
-def _named_format(line: str) -> str:
+def _named_format(body: str) -> tuple[str, str, int]:
+    """The format that a body names first (empty for none), what follows the name's line, and the lines before it.
+
+    A chat model may greet first, so that one of the two lines below counts too where it says little but the name.
+    """
+    lines = [line for line in body.split("\n") if line.strip()]
+    for before, line in enumerate(lines[:3]):
+        name = _format_name(line)
+        if name and (not before or len(re.findall(r"[\w-]+", line)) <= NAMING_WORDS):
+            return name, "\n".join(lines[before + 1 :]), before
+    return "", "", 0
+
+
+def _format_name(line: str) -> str:
     """The first of the formats' names that stands in the line; empty for none."""
     places = [
         (found.start(), -len(name), name)
@@ -235,14 +253,29 @@ def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], tit
         return True
     if isinstance(document, TextDocument):
         note = _key(document.text.removeprefix(f"{title}\n") if title else document.text)
-        if note == _key(title):
+        if note == _key(title) or (passage is not None and _copies(note, passage, _key(title))):
             return True
     else:
         note = _key(document.messages[0].content)
-        answer = document.messages[1].content
-        if passage is not None and _key(answer) == passage:
+        answer = _key(document.messages[1].content)
+        if passage is not None and (answer == passage or _copies(answer, passage, _key(title))):
             return True
     return note.count(" ") + 1 >= ECHO_WORDS and f" {note} " in f" {instruction} "
+
+
+def _copies(note: str, passage: str, title: str) -> bool:
+    """Whether a note is little but the passage: all of it or most, whatever stands before or after.
+
+    What is the passage word for word is a repetition of it already.
+    """
+    if note == passage:
+        return False
+    note = note.removeprefix(f"{title} ") if title else note
+    own, whole = note.count(" ") + 1, passage.count(" ") + 1
+    if whole < COPIED_WORDS:
+        return note == passage
+    cut = 2 * own > whole and f" {note} " in f" {passage} "
+    return cut or (4 * own < 5 * whole and f" {passage} " in f" {note} ")
 
 
 @lru_cache(maxsize=64)

@@ -53,7 +53,7 @@ def write(writer: Writer, format: Format, sampling: Sampling, count: int = 4, se
 def test_a_random_model_writes_directives_that_parse(writer: Writer, sampling: Sampling) -> None:
     for candidate in write(writer, DIRECTED, sampling):
         line, _, rest = candidate.text.partition("\n")
-        assert isinstance(parse_directives(line), DirectiveLine)
+        assert isinstance(parse_directives(line)[0], DirectiveLine)
         assert list(json.loads(line)) == SCHEMA["required"]
         assert rest
         if isinstance(candidate.result, SelfEdit):
@@ -95,7 +95,7 @@ def test_directives_then_the_name_of_a_format(writer: Writer) -> None:
     both = Format("both", "Choose rewrite or none: {text}", Parser.MIXED, directives=True)
     for candidate in write(writer, both, Sampling(1.0, 1.0, 200)):
         first, second = candidate.text.split("\n")[:2]
-        assert isinstance(parse_directives(first), DirectiveLine)
+        assert isinstance(parse_directives(first)[0], DirectiveLine)
         assert second in ("Format: rewrite", "Format: none")
 
 
@@ -103,7 +103,7 @@ def test_behind_directives_the_notes_are_begun(writer: Writer) -> None:
     begun = Format("begun", "Ask about {text}", Parser.QUESTION_ANSWER, directives=True)
     for candidate in write(writer, begun, Sampling(1.0, 1.0, 170)):
         line, _, rest = candidate.text.partition("\n")
-        assert isinstance(parse_directives(line), DirectiveLine)
+        assert isinstance(parse_directives(line)[0], DirectiveLine)
         assert rest.startswith("Question:")
         rollout = policy_pb2.Rollout.FromString(candidate.rollout)
         # What it had no choice about is marked, so that grpo and rloo do not learn it.
@@ -120,7 +120,7 @@ def test_only_formats_that_begin_with_a_form_are_held_to_one() -> None:
 
 @given(CHOICES)
 def test_the_schema_is_within_what_the_parser_and_a_student_take(choice: dict[str, object]) -> None:
-    found = parse_directives(json.dumps(choice))
+    found, _, _ = parse_directives(json.dumps(choice))
     assert isinstance(found, DirectiveLine)
     assert found.notes == choice["notes"]
     directives, bounds = found.directives, Bounds()
@@ -146,7 +146,7 @@ def test_the_writer_says_how_many_notes_it_wants_kept(limit: int, kept: int) -> 
 
 @pytest.mark.parametrize("notes", ["0", "-1", "2.5", "true", '"3"'])
 def test_a_number_of_notes_that_is_none_is_rejected(notes: str) -> None:
-    found = parse_directives(f'{{"notes": {notes}}}')
+    found, _, _ = parse_directives(f'{{"notes": {notes}}}')
     assert isinstance(found, Rejection)
     assert found.field == "directives.notes"
 
