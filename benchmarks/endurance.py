@@ -98,14 +98,14 @@ class Served:
 
 
 @contextmanager
-def student_process(folder: Path, slots: int) -> Iterator[Served]:
+def student_process(folder: Path, slots: int, threads: int) -> Iterator[Served]:
     """A student service on a tiny model, ended by SIGTERM."""
     ready, scratch = folder / "ready.json", folder / "scratch"
     scratch.mkdir()
     settings = {
         "model": str(write_tiny_model(folder / "tiny")),
         "device": "cpu",
-        "threads": 1,
+        "threads": threads,
         "slots": slots,
         "data_dir": str(folder / "data"),
         "hold_s": HOLD_S,
@@ -116,8 +116,7 @@ def student_process(folder: Path, slots: int) -> Iterator[Served]:
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(settings)],
         cwd=ROOT,
-        # What it writes beside its folder is seen as well.
-        env={**os.environ, "TMPDIR": str(scratch)},
+        env={**os.environ, "TMPDIR": str(scratch)},  # What it writes beside its folder is seen as well.
     )
     try:
         while not ready.exists():
@@ -328,19 +327,20 @@ def main() -> None:
     parser.add_argument("--evaluations", type=int, default=2000)
     parser.add_argument("--every", type=int, default=100, help="evaluations between two looks at the process")
     parser.add_argument("--slots", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2, help="of the student; with two and more passes run at once")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    warm = WARM
+    warm = 20 if args.quick else WARM
     if args.quick:
-        args.evaluations, args.every, warm = 60, 20, 20
+        args.evaluations, args.every = 60, 20
     with (
         tempfile.TemporaryDirectory(prefix="tutelage-endurance-") as folder,
-        student_process(Path(folder), args.slots) as served,
+        student_process(Path(folder), args.slots, args.threads) as served,
     ):
         found = verdict(run(served, args), warm)
     if args.quick:
         print("too few evaluations to judge growth")
-    print(json.dumps(found))
+    print(json.dumps({**found, "threads": args.threads}))
     grown = not args.quick and found["growth"] >= GROWTH
     if grown or found["files_left"] or found["fds_left"] > 0:
         raise SystemExit(1)

@@ -37,7 +37,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 
 from benchmarks.geometry import GEOMETRIES, random_model, tokenizer_of
-from benchmarks.inner_loop_alone import Asked, alone, begin_peak, peak_mib, weight_bytes
+from benchmarks.inner_loop_alone import Asked, Took, alone, begin_peak, peak_mib, weight_bytes
 from benchmarks.inner_loop_ways import Workload, by_bank, by_peft, seconds_of, workload
 from student.bank import Bank
 from student.bank_step import Limits, StepFailed, step
@@ -209,7 +209,7 @@ def measure(
     tokens = [load.tokens(ours, i) for i in range(args.edits)]
     timed: dict[str, Timed] = {f"(a) bank, {k} slots": Timed() for k in args.slots}
     others = {name: Timed() for name in OTHERS if theirs is None or name != UNPACKED}
-    steps: list[float] = []
+    steps: list[Took] = []
     rates: list[float] = []
     if bank.device.type == "cuda":
         # Kernels are loaded when they are first called.
@@ -234,10 +234,10 @@ def measure(
         for name, times in others.items():
             for took in alone(replace(asked, way=OTHERS[name]), theirs, ours):
                 times.add(1, took.tokens, took.seconds, took.training, took.peak_mib)
-        steps += [took.seconds for took in alone(asked, theirs, ours)]
+        steps += alone(asked, theirs, ours)
         print(f"alternation {alternation + 1} of {args.alternations}", file=sys.stderr, flush=True)
     rows = len(load.edits[0].documents)
-    published = 3600 / (statistics.mean(steps) * rows * args.epochs)
+    published = 3600 / (statistics.mean(took.seconds for took in steps) * rows * args.epochs)
     floors = [rate / (4 * ours.parameters) for rate in rates]
     best = max(timed, key=lambda name: statistics.mean(timed[name].per_hour))
     on_cpu = bank.device.type == "cpu"
@@ -249,7 +249,8 @@ def measure(
     print("| way | evaluations an hour | spread | tokens a second, training | peak MiB |\n|---|---|---|---|---|")
     for name, times in {**timed, **others}.items():
         print(times.line(name))
-    print(f"| (d) published, training alone | {published:.2f} | from {len(steps)} timings of steps | | |")
+    peak = max(took.peak_mib for took in steps)
+    print(f"| (d) published, training alone | {published:.2f} | from {len(steps)} timings of steps | | {peak:.0f} |")
     shown = f"4 x {ours.parameters} at {statistics.mean(rates) / 1e9:.0f} GFLOP/s"
     print(f"| floor: {shown} | | | {statistics.mean(floors):.0f} | |")
     mean = statistics.mean(timed[best].per_hour)

@@ -129,10 +129,7 @@ class Bank:
             family.layers[projection.name] = base
             setattr(module, child, BankLinear(base, projection.name, family, self._current, products))
         if self.workers > 1:
-            share = self._threads // self.workers
-            self._pool = ThreadPoolExecutor(
-                self.workers, thread_name_prefix="pass", initializer=lambda: torch.set_num_threads(share)
-            )
+            self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="pass")
 
     @contextmanager
     def routed(self, stretches: Sequence[Stretch], *, training: bool = False) -> Iterator[None]:
@@ -153,9 +150,10 @@ class Bank:
                 torch.set_num_threads(self._threads)
             return [work() for work in works]
         futures: list[Future[Result]] = []
+        ends = [i * self._threads // len(works) for i in range(len(works) + 1)]
         try:
-            for work in works:
-                futures.append(self._pool.submit(work))
+            for work, begin, end in zip(works, ends, ends[1:], strict=False):
+                futures.append(self._pool.submit(_on_threads, end - begin, work))
         finally:
             # Also where one could not be begun: nobody may go on while others still compute on the same slots.
             wait(futures)
@@ -166,6 +164,13 @@ class Bank:
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
+
+
+def _on_threads(threads: int, work: Callable[[], Result]) -> Result:
+    """Does it on so many threads of torch's, of this one thread's own."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    return work()
 
 
 def _shareable(model: nn.Module) -> bool:

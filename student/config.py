@@ -61,7 +61,7 @@ class StudentSettings(Settings):
     tenth of the machine's memory. Either way reports are the same."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:<n>`."""
-    compute_dtype: str = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`, `float32` or `bfloat16`: the type of the base's activations."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of torch; nothing leaves it to the machine. Fixed threads are needed for bit-identical reports."""

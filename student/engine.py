@@ -10,8 +10,6 @@ import dataclasses
 import logging
 import math
 import threading
-import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from importlib.metadata import PackageNotFoundError, version
@@ -34,6 +32,7 @@ from student.quiz import GRADERS, Sitting, check_quiz
 from student.quiz_room import take_quizzes
 from student.room import Room
 from student.scheduler import Job, Scheduler, Watcher
+from student.versions import Versions
 from student.work import RoomWork
 from tutelage.domain.canonical import content_hash
 from tutelage.domain.description import (
@@ -92,15 +91,13 @@ class StudentEngine:
         self._store = EvaluationStore(
             settings.data_dir, hold_s=settings.hold_s, max_held_bytes=int(settings.max_held_gib * 2**30)
         )
-        self._in_memory: OrderedDict[str, BankAdapter] = OrderedDict()
-        self._parents: weakref.WeakSet[BankAdapter] = weakref.WeakSet()
-        self._memory_lock = threading.Lock()
-        capacity = Capacity.of(self._bank, settings, self._parent_bytes, self._let_go)
+        self._versions = Versions(self._adapters, loaded.revision, self._bank.device, settings.loaded_adapters)
+        capacity = Capacity.of(self._bank, settings, self._versions.held_bytes, self._versions.let_go)
         room = Room(self._bank, self._store, self._quiz, capacity)
         work = RoomWork(
             room,
             loaded,
-            self._parent,
+            self._versions.get,
             bounds=self.bounds,
             quiz=self._quiz,
             store=self._store,
@@ -167,7 +164,7 @@ class StudentEngine:
         violations += self.quiz_violations(key.retention_quiz, "key.retention_quiz")
         if violations:
             raise InvalidInput(violations)
-        self._parent(key.adapter_version)
+        self._versions.get(key.adapter_version)
 
     def setting_violations(self, settings: InnerLoopSettings) -> list[FieldViolation]:
         """What this student cannot do with a run's settings."""
@@ -250,7 +247,7 @@ class StudentEngine:
             raise InvalidInput.of("questions", "", "at least one question")
         with self._front_lock:
             check_quiz(self._front, questions, length, "")
-        parent = self._parent(adapter_version)
+        parent = self._versions.get(adapter_version)
         stopped = stop.is_set if stop is not None else lambda: False
         sitting = Sitting(tuple(questions), GRADERS, (parent,) if parent is not None else ())
         return self._scheduler.call(lambda: self._sit(sitting, length, stopped))
@@ -275,33 +272,8 @@ class StudentEngine:
     def delete_adapter(self, adapter_version: str) -> None:
         """Raises NotFound. Versions trained over it stand on their own and stay."""
         self._adapters.delete(adapter_version)
-        with self._memory_lock:
-            self._in_memory.pop(adapter_version, None)
+        self._versions.forget(adapter_version)
         self._measure_adapters()
-
-    def _parent(self, adapter_version: str) -> BankAdapter | None:
-        if not adapter_version:
-            return None
-        with self._memory_lock, memory_faults():
-            adapter = self._in_memory.get(adapter_version)
-            if adapter is None:
-                weights = self._adapters.load(adapter_version, self._loaded.revision)
-                adapter = BankAdapter.frozen(weights, self._bank.device)
-                self._in_memory[adapter_version] = adapter
-                self._parents.add(adapter)
-            self._in_memory.move_to_end(adapter_version)
-            while len(self._in_memory) > self.settings.loaded_adapters:
-                self._in_memory.popitem(last=False)
-            return adapter
-
-    def _let_go(self) -> None:
-        with self._memory_lock:
-            self._in_memory.clear()
-
-    def _parent_bytes(self) -> int:
-        """Of all versions on the device: those kept in memory, and those that evaluations still train over."""
-        with self._memory_lock:
-            return sum(adapter.values_P.nbytes for adapter in self._parents)
 
     def _commit(self, evaluation_id: str) -> tuple[Adapter, QuizResult, QuizResult]:
         earlier = self._store.committed(evaluation_id)
@@ -321,7 +293,7 @@ class StudentEngine:
             raise PreconditionFailed(
                 f"the weights of evaluation {evaluation_id} are no longer held (hold_s is {self.settings.hold_s:g})"
             )
-        parent = self._parent(key.adapter_version)
+        parent = self._versions.get(key.adapter_version)
         with memory_faults():
             whole = concatenate(parent.weights(), fresh) if parent is not None else fresh
             whole = recompress(whole, self.settings.max_adapter_rank)

@@ -45,10 +45,15 @@ def memory_faults() -> Iterator[None]:
     else:
         return
     # Outside of the handler, so that the traceback no longer holds the tensors.
+    free_cached()
+    raise exhausted
+
+
+def free_cached() -> None:
+    """Gives back what nothing refers to any more, on a GPU to its driver."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    raise exhausted
 
 
 def _find_trim() -> Callable[[int], int] | None:

@@ -8,14 +8,11 @@ runs out one evaluation ends, so that nothing is tried without end; the others t
 
 from __future__ import annotations
 
-import gc
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-
-import torch
 
 from student.bank import Bank
 from student.bank_step import StepFailed, step
@@ -23,7 +20,7 @@ from student.capacity import Capacity, Load
 from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.inner_loop import Cancelled
-from student.memory import is_out_of_memory, out_of_memory
+from student.memory import free_cached, is_out_of_memory, out_of_memory
 from student.quiz import GraderFailed, Sitting, asked, graded
 from student.quiz_room import answered
 from student.slot import Slot
@@ -33,7 +30,7 @@ from tutelage.domain.evaluation import Answer, Failure, QuizResult
 
 log = logging.getLogger(__name__)
 QUIZ_PATIENCE_S = 20.0
-"""Seconds for which a trained adapter waits for others, so that one quiz serves them all."""
+"""Most seconds for which a trained adapter waits for others, so that one quiz serves them all."""
 
 
 @dataclass(eq=False)
@@ -67,6 +64,8 @@ class Room:
         self._trained: list[Guest] = []
         self._crowded = False
         """Whether memory ran out, and nobody has left since."""
+        self._quiz_patience_s = 0.0
+        """As the last quiz took: who waits longer for others loses more than a quiz of its own would cost."""
         self.last_step_seconds: float | None = None
 
     @property
@@ -118,9 +117,10 @@ class Room:
         inside = [*self._training, *self._trained]
         if not self._arrived or (self._crowded and inside):
             return
-        if not inside and not self._capacity.fits(_load(self._arrived[0])):
-            self._capacity.let_go()
         loads = [_load(guest) for guest in inside]
+        if not self._capacity.fits(_load(self._arrived[0]), loads):
+            # Versions that are kept only in case they are asked for again.
+            self._capacity.let_go()
         while self._arrived and (not loads or self._capacity.fits(_load(self._arrived[0]), loads)):
             loads.append(_load(self._arrived[0]))
             self._entering.append(self._arrived[0])
@@ -249,7 +249,8 @@ class Room:
         if not self._trained:
             return False
         waited = time.monotonic() - min(guest.trained_at for guest in self._trained)
-        return not self._training or 2 * len(self._trained) >= self.slots or waited > QUIZ_PATIENCE_S
+        inside = len(self._training) + len(self._trained)
+        return not self._training or 2 * len(self._trained) >= inside or waited > self._quiz_patience_s
 
     def _take_quizzes(self) -> list[Departure]:
         guests = list(self._trained)
@@ -260,6 +261,7 @@ class Room:
         except Exception as error:
             gone = self._give_up(error, guests, lambda guest: _longest(sittings[guest]))
         else:
+            self._quiz_patience_s = min(QUIZ_PATIENCE_S, time.monotonic() - started)
             gone = []
             for i, guest in enumerate(guests):
                 guest.evaluation.quiz_seconds += time.monotonic() - started
@@ -280,9 +282,7 @@ class Room:
         # The error's traceback holds the tensors of the failed pass.
         error.__traceback__ = None
         self._capacity.let_go()
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_cached()
         return out_of_memory()
 
 

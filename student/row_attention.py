@@ -1,8 +1,9 @@
 """Causal attention of many short rows in one call, for CPUs.
 
 torch's flash kernel costs far more than its arithmetic on rows of some dozen tokens, above all backward in bfloat16.
-Here the probabilities of a row are formed whole, and kept for the backward pass: a short row has few. Rows too short to
-gain by products in bfloat16 are computed in float32. Grouped-query heads are folded into the rows of one product and
+Here the probabilities of a row are formed whole, and kept for the backward pass: a short row has few. What they are
+formed from is in float32, as some models attend by large scores; the other products are in bfloat16 where the model is
+and the row is long enough to gain by it. Grouped-query heads are folded into the rows of one product and
 never repeated.
 Shape suffixes: H query heads, G key heads, N tokens of all rows, T those of one, E features of a head.
 """
@@ -19,11 +20,11 @@ HALF = 48
 """Tokens from which on a row's products are faster in bfloat16, where the model is."""
 
 
-@functools.lru_cache(maxsize=128)
-def _causal(length: int, repeats: int, dtype: torch.dtype) -> torch.Tensor:
-    """[repeats * T, T]: 0 where a token may look, -inf where it may not."""
-    later_TT = torch.ones(length, length, dtype=torch.bool).triu(1)
-    return torch.zeros(length, length, dtype=dtype).masked_fill_(later_TT, -torch.inf).repeat(repeats, 1)
+@functools.cache
+def _causal(places: int) -> torch.Tensor:
+    """[P, P]: 0 where a token may look, -inf where it may not."""
+    later_PP = torch.ones(places, places, dtype=torch.bool).triu(1)
+    return torch.zeros(places, places).masked_fill_(later_PP, -torch.inf)
 
 
 def _rows(lengths: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[slice, int, torch.dtype]]:
@@ -35,9 +36,10 @@ def _rows(lengths: Sequence[int], dtype: torch.dtype) -> Iterator[tuple[slice, i
 
 
 def _probabilities(q: torch.Tensor, k: torch.Tensor, length: int, scale: float) -> torch.Tensor:
-    """[G, H/G * T, T] of one row, from q [G, H/G * T, E] and k [G, T, E]."""
-    mask = _causal(length, q.shape[1] // length, q.dtype)
-    return torch.softmax(torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale), -1)
+    """[G, H/G * T, T] of one row, from q [G, H/G * T, E] and k [G, T, E], all in float32."""
+    # A corner of a larger one, so that few of them are kept.
+    mask_TT = _causal(1 << (length - 1).bit_length())[:length, :length]
+    return torch.softmax(torch.baddbmm(mask_TT.repeat(q.shape[1] // length, 1), q, k.transpose(1, 2), alpha=scale), -1)
 
 
 class RowAttention(torch.autograd.Function):
@@ -52,8 +54,8 @@ class RowAttention(torch.autograd.Function):
         out_NHE = q.new_empty(tokens, heads, features)
         probabilities = []
         for at, length, dtype in _rows(lengths, q.dtype):
-            folded = q_HNE[:, at].to(dtype).reshape(k.shape[1], -1, features)
-            p = _probabilities(folded, k_GNE[:, at].to(dtype), length, scale)
+            folded = q_HNE[:, at].float().reshape(k.shape[1], -1, features)
+            p = _probabilities(folded, k_GNE[:, at].float(), length, scale).to(dtype)
             seen = torch.bmm(p, v_GNE[:, at].to(dtype))
             out_NHE[at].copy_(seen.view(heads, length, features).transpose(0, 1))
             probabilities.append(p)

@@ -33,7 +33,7 @@ class TeacherSettings(Settings):
     learnt under a LoRA differs by rounding."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda` or `cuda:N`."""
-    compute_dtype: str = "auto"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Arithmetic of the base: `auto`, `float32` or `bfloat16`."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of the model; nothing leaves torch's own choice. A fixed number makes writing repeatable."""

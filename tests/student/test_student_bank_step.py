@@ -98,6 +98,21 @@ def test_passes_hold_every_row_once_in_order_and_keep_to_the_limit(slots, most):
         assert len({part.slot.first_layer for part in parts}) == 1
 
 
+@pytest.mark.parametrize(("works", "threads"), [(1, [6]), (2, [3, 3]), (3, [2, 2, 2]), (4, [1, 2, 1, 2])])
+def test_works_side_by_side_have_all_threads_among_them(tiny_path, works, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(6)
+    try:
+        bank = Bank(load_model(str(tiny_path), quantisation="none", device="cpu", threads=6))
+        assert bank.workers == 4
+        # Twice, as the same workers have another share each time.
+        bank.side_by_side([torch.get_num_threads] * 4)
+        assert sorted(bank.side_by_side([torch.get_num_threads] * works)) == sorted(threads)
+        bank.close()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_passes_on_several_cores_learn_what_passes_in_turn_learn(pair):
     """And each slot's step is taken once."""
     threads = torch.get_num_threads()

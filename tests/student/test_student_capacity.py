@@ -215,12 +215,12 @@ def test_versions_that_are_trained_over_are_counted_once_while_they_are_in_memor
         key = make_key(engine, seed=seed)
         assert engine.evaluate(key, lease_s=60).done.wait(60)
         versions.append(engine.commit(key.id)[0].version)
-    assert engine._parent_bytes() == 0
-    assert engine._parent(versions[1]) is not None
-    assert engine._parent_bytes() == slot_bytes(bank, LOOP) / 4
-    held = engine._parent(versions[0])
-    assert engine._parent(versions[1]) is not held
-    assert engine._parent_bytes() == slot_bytes(bank, LOOP) / 2
+    assert engine._versions.held_bytes() == 0
+    assert engine._versions.get(versions[1]) is not None
+    assert engine._versions.held_bytes() == slot_bytes(bank, LOOP) / 4
+    held = engine._versions.get(versions[0])
+    assert engine._versions.get(versions[1]) is not held
+    assert engine._versions.held_bytes() == slot_bytes(bank, LOOP) / 2
 
 
 def test_above_the_limit_layers_are_computed_twice_and_learn_the_same(bank):

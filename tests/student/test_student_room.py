@@ -91,6 +91,30 @@ def test_who_leaves_early_leaves_the_others_as_they_were(student, make_key, mode
     assert isinstance(job.outcome, Failure)
 
 
+def test_in_a_bank_half_empty_who_is_trained_is_quizzed_while_others_train(student, make_key, model):
+    engine = student(model(), slots=16)
+    short, long = (
+        make_key(engine, self_edit=SelfEdit((question_answer("Which?", "heron"),), Directives(epochs=epochs)))
+        for epochs in (1, 30)
+    )
+    steps: list[int] = []
+    seen_at_the_end: list[int] = []
+
+    def at_its_end(event: object) -> None:
+        if isinstance(event, EvaluationReport):
+            seen_at_the_end.append(steps[-1])
+
+    entered = threading.Event()
+    engine._scheduler.call(lambda: entered.wait(60))
+    slow = engine.evaluate(long, lease_s=120, watcher=lambda event: steps.append(getattr(event, "steps_done", 30)))
+    engine.evaluate(short, lease_s=120, watcher=at_its_end)
+    entered.set()
+    assert slow.done.wait(120)
+    assert isinstance(slow.outcome, EvaluationReport)
+    assert len(seen_at_the_end) == 1
+    assert seen_at_the_end[0] < 20
+
+
 def test_an_edit_at_fault_ends_alone(student, make_key, model):
     engine = student(model(), slots=3)
     key = make_key(engine)

@@ -188,11 +188,11 @@ def test_versions_that_nobody_trains_over_are_given_back_when_memory_runs_out(st
     assert reports(together(engine, [key])) == [True]
     version = engine.commit(key.id)[0].version
     over, plain = make_key(engine, seed=2, adapter_version=version), make_key(engine, seed=3)
-    assert engine._parent_bytes() == 0
+    assert engine._versions.held_bytes() == 0
     engine.check(over)
-    assert engine._parent_bytes() > 0
+    assert engine._versions.held_bytes() > 0
     with monkeypatch.context() as patch:
         patch.setattr(bank_step, "backward", once(bank_step.backward, FULL))
         assert reports(together(engine, [plain])) == [False]
-    assert engine._parent_bytes() == 0
+    assert engine._versions.held_bytes() == 0
     assert reports(together(engine, [plain, over])) == [True, True]

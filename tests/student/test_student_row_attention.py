@@ -14,11 +14,12 @@ HEADS, GROUPS, FEATURES, SCALE = 6, 2, 16, 0.3
 Inputs = tuple[torch.Tensor, ...]
 
 
-def inputs(lengths: list[int], dtype: torch.dtype) -> Inputs:
-    """q, k and v, and the gradient of what comes of them."""
+def inputs(lengths: list[int], dtype: torch.dtype, size: float = 1.0) -> Inputs:
+    """q, k and v, and the gradient of what comes of them; queries of this size, that scores are as large."""
     torch.manual_seed(sum(lengths))
     shapes = ((1, HEADS), (1, GROUPS), (1, GROUPS))
-    values = [torch.randn(*shape, sum(lengths), FEATURES, dtype=dtype).requires_grad_() for shape in shapes]
+    values = [torch.randn(*shape, sum(lengths), FEATURES) for shape in shapes]
+    values = [(each * scale).to(dtype).requires_grad_() for each, scale in zip(values, (size, 1.0, 1.0), strict=True)]
     return (*values, torch.randn(1, sum(lengths), HEADS, FEATURES, dtype=dtype))
 
 
@@ -57,14 +58,15 @@ def test_in_float32_it_is_that_of_torch(lengths: list[int]) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1.0, 8.0, 30.0])
 @pytest.mark.parametrize("length", [2, HALF - 1, HALF, 4 * HALF])
-def test_in_bfloat16_it_is_as_exact_as_that_of_torch(length: int) -> None:
+def test_in_bfloat16_it_is_as_exact_as_that_of_torch(length: int, size: float) -> None:
     lengths = [length, 3]
-    given_ = inputs(lengths, torch.bfloat16)
+    given_ = inputs(lengths, torch.bfloat16, size)
     exact = of_torch(given_, lengths, torch.float32)
     theirs = of_torch(given_, lengths, torch.bfloat16)
     for found, other, expected in zip(ours(given_, lengths), theirs, exact, strict=True):
-        assert far(found, expected) < max(0.005, 1.2 * far(other, expected))
+        assert far(found, expected) < max(0.005, 1.5 * far(other, expected))
 
 
 @settings(max_examples=40, deadline=None)
