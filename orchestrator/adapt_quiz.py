@@ -12,9 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from orchestrator import metrics
 from orchestrator.answer_check import verdicts
+from orchestrator.config import RetrySettings
+from orchestrator.retrying import TEACHER_FAULTS, patiently
 from orchestrator.run_violations import task_violations
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
@@ -147,11 +150,14 @@ async def make_quizzes(
     *,
     describe_timeout_s: float,
     write_timeout_s: float,
+    retry: RetrySettings,
 ) -> list[MadeQuiz]:
     """For each task at most so many questions; fewer, or none, when too little was written that holds.
 
-    The same call makes the same quizzes. A document that the teacher refuses, as too long, spoils no other.
+    The same call makes the same quizzes. A document that the teacher refuses, as too long, spoils no other. A teacher
+    that is away at the beginning is told, since nothing is lost by it; one that goes away later is waited for.
     """
+    waiting = partial(patiently, service="teacher", retry=retry, faults=TEACHER_FAULTS)
     first = (await teacher.describe(timeout_s=describe_timeout_s)).initial_policy_version
     screened: list[tuple[Question, ...]] = []
     made: list[MadeQuiz] = []
@@ -161,7 +167,7 @@ async def make_quizzes(
         dropped, refused = Counter[Dropped](), ""
         if isinstance(task.content, DocumentTask):
             try:
-                edits = await _written(teacher, task, first, seed, write_timeout_s)
+                edits = await waiting(partial(_written, teacher, task, first, seed, write_timeout_s))
                 found, dropped = questions_of(task, edits)
             except InvalidInput as error:
                 refused = str(error)
@@ -170,7 +176,8 @@ async def make_quizzes(
             refused = "a few-shot task brings its own questions"
         screened.append(found)
         made.append(MadeQuiz(Quiz(), dropped, refused))
-    found_out = iter(await verdicts(teacher, asked, check, first_policy=first, timeout_s=write_timeout_s))
+    answered = partial(verdicts, teacher, asked, check, first_policy=first, timeout_s=write_timeout_s)
+    found_out = iter(await waiting(answered))
     return [
         _kept(item, found, [next(found_out) for _ in found], questions)
         for item, found in zip(made, screened, strict=True)

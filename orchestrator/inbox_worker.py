@@ -120,6 +120,7 @@ class InboxWorker:
             self.config.made_check,
             describe_timeout_s=settings.describe_timeout_s,
             write_timeout_s=settings.write_timeout_s,
+            retry=settings.retry,
         )
         least = self.config.least_questions
         for item, each in zip(unasked, made, strict=True):

@@ -14,6 +14,8 @@ from orchestrator.config import RetrySettings
 from tutelage.domain.errors import Exhausted, TutelageError, Unavailable
 
 T = TypeVar("T")
+TEACHER_FAULTS = 4
+"""Times that a call is made on which the teacher breaks (a crash, no memory) before what asked for it fails."""
 
 
 class Paused(Exception):

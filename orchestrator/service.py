@@ -254,6 +254,7 @@ class OrchestratorService(OrchestratorServiceServicer):
             check,
             describe_timeout_s=settings.describe_timeout_s,
             write_timeout_s=settings.write_timeout_s,
+            retry=settings.retry,
         )
 
     async def ListInbox(self, request: pb.ListInboxRequest, context: Any) -> AsyncIterator[pb.ListInboxResponse]:

@@ -15,7 +15,7 @@ from orchestrator.group_rewards import group_rewards, measured
 from orchestrator.machine import Machine
 from orchestrator.plan import Group
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
-from orchestrator.retrying import patiently
+from orchestrator.retrying import TEACHER_FAULTS, patiently
 from orchestrator.rows import Event
 from orchestrator.run_events import UpdatePolicy
 from orchestrator.store import Store
@@ -46,8 +46,6 @@ from tutelage.domain.policy import (
 from tutelage.domain.run import NO_UPDATE
 
 T = TypeVar("T")
-FAULTS = 4
-"""Times that a call is made on which the teacher breaks (a crash, no memory) before the run fails."""
 
 
 async def first_policy(wanted: str, described: TeacherDescription, teacher: TeacherClient) -> str:
@@ -102,7 +100,7 @@ class Teaching:
 
     async def _patiently(self, call: Callable[[], Awaitable[T]]) -> T:
         retry = self.settings.retry
-        return await patiently(call, "teacher", retry, faults=FAULTS, paused=self.paused, told=self._told)
+        return await patiently(call, "teacher", retry, faults=TEACHER_FAULTS, paused=self.paused, told=self._told)
 
     async def _format(self, group: Group) -> Format:
         """What the group is written in: the run's format, with what its prompt asks of the students."""

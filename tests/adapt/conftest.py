@@ -15,6 +15,7 @@ import pytest
 
 from orchestrator import inbox_worker
 from orchestrator.service import OrchestratorService
+from tests.adapt.asking_teacher import let_ask
 from tutelage.rpc.server import serve
 
 _spec = importlib.util.spec_from_file_location(
@@ -35,6 +36,12 @@ Serve = Callable[..., contextlib.AbstractContextManager[str]]
 def make_world() -> Callable[[str], Any]:
     """A world on a database of one's own."""
     return _world.World  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def asking(world: Any) -> Any:
+    """The world, with a teacher that writes questions."""
+    return let_ask(world)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +16,19 @@ from typer.testing import CliRunner
 from orchestrator import inbox_worker
 from orchestrator.adapt_quiz import LONGEST_ANSWER, questions_of, submission_violations
 from orchestrator.metrics import MADE_QUESTIONS
+from tests.adapt.asking_teacher import TEXT
 from tutelage.cli.main import app
 from tutelage.cli.quiz import new_questions
 from tutelage.client import SyncOrchestratorClient
 from tutelage.documents import read_tasks
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.made_quiz import Dropped
-from tutelage.domain.policy import Candidate
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit, TextDocument, question_answer
 from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
 from tutelage.grading.normalise import normalise
 from tutelage.rpc.config import ChannelSettings
-from tutelage.v1 import teacher_service_pb2 as teacher_pb
-from tutelage.wire import policy as wp
 
-TEXT = "The Orrin lamp burns whale wax and is painted green. It was hung in 1347 by the salt traders of Skarn."
 TASK = Task("lamp", DocumentTask("The Orrin lamp", TEXT))
 
 
@@ -93,51 +90,6 @@ def test_documents_may_lack_questions_only_where_some_are_made(tmp_path: Path) -
     assert [each.field for each in submission_violations([item], unasked=False)] == ["tasks[0].quiz"]
     broken = TaskWithQuiz(TASK, Quiz((Question("q", "", "x"),)))
     assert [each.field for each in submission_violations([broken], unasked=True)] == ["tasks[0].quiz.questions[0].text"]
-
-
-@pytest.fixture
-def asking(world: Any) -> Any:
-    """The world, with a teacher that writes questions when it is asked for a quiz; `seen` are the prompts' tasks.
-
-    It knows what is in `world.known`, finds in a text what is not in `world.lost`, and notes each call in `asked`. It
-    refuses to write about tasks in `world.refused`.
-    """
-    write = world.teacher.WriteSelfEdits
-    world.seen = []
-    world.asked: list[Any] = []
-    world.known, world.lost, world.refused = set(), set(), set()
-    answers = {"burn": "It burns whale wax.", "When": "In 1347, I think.", "Who": "Salt traders did."}
-
-    async def answered(request: Any, context: Any) -> AsyncIterator[Any]:
-        world.asked.append(request)
-        # In any order.
-        for index, prompt in reversed(list(enumerate(request.prompts))):
-            question = prompt.rpartition("Question: ")[2]
-            (name,) = (name for name in answers if name in question)
-            says = name not in world.lost if TEXT in prompt else name in world.known
-            yield teacher_pb.AnswerPromptsResponse(index=index, text=answers[name] if says else "Nobody knows.")
-
-    world.teacher.AnswerPrompts = answered
-
-    async def written(request: Any, context: Any) -> AsyncIterator[Any]:
-        if request.format.name != "quiz":
-            async for each in write(request, context):
-                yield each
-            return
-        if request.task.id in world.refused:
-            raise InvalidInput.of("task.document.text", "9000 tokens", "at most 512")
-        world.seen.append((request.task.id, request.policy_version))
-        pairs = [("What does the lamp burn?", "whale wax"), ("When was it hung there?", "1347")]
-        if request.task.id == "lamp":
-            pairs.append(("Who was it that hung it?", "salt traders"))
-        for index in range(request.candidates):
-            edit = SelfEdit(tuple(question_answer(*pair) for pair in pairs[index::2]))
-            candidate = Candidate(index, request.policy_version, "quiz", "text", edit, b"", 5, index)
-            if edit.documents:
-                yield teacher_pb.WriteSelfEditsResponse(candidate=wp.candidate_to_wire(candidate))
-
-    world.teacher.WriteSelfEdits = written
-    return world
 
 
 def _documents(folder: Path) -> Path:

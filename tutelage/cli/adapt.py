@@ -11,12 +11,13 @@ import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, AsJson, Orchestrator, orchestrator_client
 from tutelage.cli.listing import print_json, print_table
-from tutelage.cli.quiz import ask_about
+from tutelage.cli.quiz import Making, made_in_groups
 from tutelage.domain.made_quiz import QuizCheck
 from tutelage.domain.run import RunEvent, RunState
 
 if TYPE_CHECKING:
     from orchestrator.adapt_config import AdaptConfig
+    from tutelage.client import OrchestratorClient
     from tutelage.domain.run import RunSummary, TaskWithQuiz
     from tutelage.domain.task import Quiz
 
@@ -139,15 +140,7 @@ def adapt(
 
     async def call() -> tuple[RunSummary, list[Decision]]:
         async with orchestrator_client(orchestrator) as client:
-            learned, left_out, made = await ask_about(
-                client, tasks, config.made_questions, config.least_questions, config.seed, config.made_check
-            )
-            for item in left_out:
-                found = made[item.task.id]
-                why = f" ({found.told})" if found.told else ""
-                typer.echo(
-                    f"{item.task.id}: left out, {len(found.quiz.questions)} questions could be made{why}", err=True
-                )
+            learned = await _asked(client, tasks, config, patience_s)
             _, created = await client.start_run(identity, config.run_yaml(config.name), learned, quiz)
             if not as_json:
                 typer.echo(f"{'started' if created else 'attached to'} run {identity}", err=True)
@@ -158,6 +151,23 @@ def adapt(
     if summary.state is not RunState.DONE:
         typer.echo(f"run {identity} {summary.state.value}: {summary.message}", err=True)
         raise typer.Exit(1)
+
+
+async def _asked(
+    client: OrchestratorClient, tasks: tuple[TaskWithQuiz, ...], config: AdaptConfig, patience_s: float
+) -> list[TaskWithQuiz]:
+    """The tasks with questions made where there were none; those for which too few could be are told and left out."""
+    making = Making(config.made_questions, config.seed, config.made_check, patience_s=patience_s)
+    learned: list[TaskWithQuiz] = []
+    async for group, made in made_in_groups(client, tasks, making):
+        for item in group:
+            found = made.get(item.task.id)
+            if found is None or len(found.quiz.questions) >= config.least_questions:
+                learned.append(item)
+                continue
+            why = f" ({found.told})" if found.told else ""
+            typer.echo(f"{item.task.id}: left out, {len(found.quiz.questions)} questions could be made{why}", err=True)
+    return learned
 
 
 async def _follow(client: Any, run_id: str, patience_s: float, *, quiet: bool) -> tuple[RunSummary, list[Decision]]:

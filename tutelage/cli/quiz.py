@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import json
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, Orchestrator, orchestrator_client
+from tutelage.cli.quiz_file import QuizFile, document_lines
+from tutelage.domain.errors import Unavailable
 from tutelage.domain.made_quiz import DEFAULT_CHECK, MADE, MadeQuiz, QuizCheck
 from tutelage.domain.task import DocumentTask, Question, Quiz
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 AT_ONCE = 16
 """Documents of one call: their questions are checked together."""
+MET_S = 30.0
+"""Seconds. A first call that breaks sooner met nobody who could make questions: that is told and not waited out."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0
 
 
 class Where(StrEnum):
@@ -33,41 +38,77 @@ class Where(StrEnum):
     INSTEAD = "instead"
 
 
-async def ask_about(
-    client: OrchestratorClient,
-    tasks: Sequence[TaskWithQuiz],
-    most: int,
-    least: int,
-    seed: int,
-    check: QuizCheck,
-    where: Where = Where.MISSING,
-) -> tuple[list[TaskWithQuiz], list[TaskWithQuiz], dict[str, MadeQuiz]]:
-    """The tasks with questions made, as a rule where there were none; those for which fewer than `least` could be.
+@dataclasses.dataclass(frozen=True)
+class Making:
+    """How questions are made."""
 
-    And what was made, by task.
+    questions: int
+    """Most for a document."""
+    seed: int
+    check: QuizCheck
+    where: Where = Where.MISSING
+    patience_s: float = 600.0
+    """Seconds to wait, in all for one call, for an orchestrator or teacher that went away."""
+
+
+def groups_of(tasks: Sequence[TaskWithQuiz], where: Where) -> Iterator[tuple[list[TaskWithQuiz], list[TaskWithQuiz]]]:
+    """The tasks in their order, in groups; and of each group those for which questions are made, as many as one call's.
+
+    What needs none goes with what is before or behind it.
     """
-    wanting = [
-        item.task
-        for item in tasks
-        if isinstance(item.task.content, DocumentTask) and not (item.quiz.questions and where is Where.MISSING)
-    ]
-    made: dict[str, MadeQuiz] = {}
-    for start in range(0, len(wanting), AT_ONCE):
-        group = wanting[start : start + AT_ONCE]
-        quizzes = await client.make_quizzes(group, most, seed=seed, check=check)
-        made |= {task.id: quiz for task, quiz in zip(group, quizzes, strict=True)}
-    asked: list[TaskWithQuiz] = []
-    left_out: list[TaskWithQuiz] = []
+    group: list[TaskWithQuiz] = []
+    wanting: list[TaskWithQuiz] = []
     for item in tasks:
-        found = made.get(item.task.id)
-        if found is None:
-            asked.append(item)
-            continue
-        given = item.quiz.questions if where is Where.BESIDE else ()
-        more = new_questions(given, found.quiz.questions)
-        whole = dataclasses.replace(item, quiz=Quiz((*given, *more)))
-        (asked if len(more) >= least else left_out).append(whole)
-    return asked, left_out, made
+        group.append(item)
+        if isinstance(item.task.content, DocumentTask) and not (item.quiz.questions and where is Where.MISSING):
+            wanting.append(item)
+        if len(wanting) == AT_ONCE:
+            yield group, wanting
+            group, wanting = [], []
+    if group:
+        yield group, wanting
+
+
+async def made_in_groups(
+    client: OrchestratorClient, tasks: Sequence[TaskWithQuiz], making: Making
+) -> AsyncIterator[tuple[list[TaskWithQuiz], dict[str, MadeQuiz]]]:
+    """The tasks in their order, a group at a time with the questions they now have; and what was made, by task."""
+    met = False
+    for group, wanting in groups_of(tasks, making.where):
+        made: dict[str, MadeQuiz] = {}
+        if wanting:
+            quizzes = await _made(client, wanting, making, met)
+            made = {item.task.id: quiz for item, quiz in zip(wanting, quizzes, strict=True)}
+            met = True
+        yield [_asked(item, made.get(item.task.id), making.where) for item in group], made
+
+
+async def _made(
+    client: OrchestratorClient, wanting: Sequence[TaskWithQuiz], making: Making, met: bool
+) -> Sequence[MadeQuiz]:
+    """The quizzes of one group; Unavailable where nobody was `met` before, or all patience is spent."""
+    tasks = [item.task for item in wanting]
+    pause, waited, begun = FIRST_PAUSE_S, 0.0, time.monotonic()
+    while True:
+        try:
+            return await client.make_quizzes(tasks, making.questions, seed=making.seed, check=making.check)
+        except Unavailable as error:
+            met = met or time.monotonic() - begun > MET_S
+            # Waits are counted and not calls: one that breaks after an hour's work leaves patience for another.
+            if not met or waited >= making.patience_s:
+                raise
+            typer.echo(f"no questions now ({error}); trying again", err=True)
+        await asyncio.sleep(pause)
+        waited += pause
+        pause = min(pause * 2, LONGEST_PAUSE_S)
+
+
+def _asked(item: TaskWithQuiz, made: MadeQuiz | None, where: Where) -> TaskWithQuiz:
+    """The task with what was made for it."""
+    if made is None:
+        return item
+    given = item.quiz.questions if where is Where.BESIDE else ()
+    return dataclasses.replace(item, quiz=Quiz((*given, *new_questions(given, made.quiz.questions))))
 
 
 def new_questions(given: Sequence[Question], made: Sequence[Question]) -> list[Question]:
@@ -81,22 +122,6 @@ def new_questions(given: Sequence[Question], made: Sequence[Question]) -> list[Q
     ]
     first = max(numbers, default=0) + 1
     return [dataclasses.replace(each, id=f"{MADE}{number}") for number, each in enumerate(new, first)]
-
-
-def document_line(item: TaskWithQuiz) -> str:
-    """A document as a line of the files that are read."""
-    content = item.task.content
-    if not isinstance(content, DocumentTask):
-        raise TypeError("only documents are written")
-    questions: list[dict[str, Any]] = [
-        {"id": each.id, "question": each.text, "answer": each.answer}
-        | ({"topic": each.topic} if each.topic != content.title else {})
-        | ({"aliases": list(each.aliases)} if each.aliases else {})
-        | ({"support": each.support} if each.support else {})
-        for each in item.quiz.questions
-    ]
-    line = {"id": item.task.id, "title": content.title, "text": content.text, "questions": questions}
-    return json.dumps(line, ensure_ascii=False)
 
 
 def quiz(
@@ -116,6 +141,10 @@ def quiz(
         ),
     ] = DEFAULT_CHECK,
     seed: Annotated[int, typer.Option(help="The same seed gives the same questions.")] = 0,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Begin the output anew; else what it has is kept, and gone on after.")
+    ] = False,
+    patience_s: Annotated[float, typer.Option(help="Seconds to wait for an orchestrator that went away.")] = 600.0,
     orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,
 ) -> None:
     """Make questions for documents. Look through them: a model wrote them. Their ids begin with `made-`."""
@@ -127,17 +156,33 @@ def quiz(
         if not isinstance(item.task.content, DocumentTask):
             raise InvalidInput.of(f"{documents}: {item.task.id}", "a few-shot task", "documents: tasks bring their own")
 
-    async def call() -> tuple[list[TaskWithQuiz], dict[str, MadeQuiz]]:
-        async with orchestrator_client(orchestrator) as client:
-            asked, _, made = await ask_about(client, tasks, questions, 0, seed, check, where)
-            return asked, made
+    file: QuizFile | None = None
+    # A pipe or a terminal holds nothing to go on after: it gets everything at the end, as standard output does.
+    if output is not None and not (output.is_fifo() or output.is_char_device()):
+        file = QuizFile(output, documents, anew=overwrite)
+        there = file.ids(tasks)
+        if there:
+            typer.echo(
+                f"{output}: {len(there)} of {len(tasks)} documents are there already and skipped; "
+                "--overwrite begins anew",
+                err=True,
+            )
+        tasks = [item for item in tasks if item.task.id not in there]
 
-    asked, made = asyncio.run(call())
-    text = "".join(f"{document_line(item)}\n" for item in asked)
+    async def call() -> list[TaskWithQuiz]:
+        done: list[TaskWithQuiz] = []
+        async with orchestrator_client(orchestrator) as client:
+            async for group, made in made_in_groups(client, tasks, Making(questions, seed, check, where, patience_s)):
+                if file is not None:
+                    file.add(group)
+                done += group
+                for task_id, found in made.items():
+                    why = f" ({found.told})" if found.told else ""
+                    typer.echo(f"{task_id}: {len(found.quiz.questions)} of {questions} questions made{why}", err=True)
+        return done
+
+    done = asyncio.run(call())
     if output is None:
-        typer.echo(text, nl=False)
-    else:
-        output.write_text(text, encoding="utf-8")
-    for task_id, found in made.items():
-        why = f" ({found.told})" if found.told else ""
-        typer.echo(f"{task_id}: {len(found.quiz.questions)} of {questions} questions made{why}", err=True)
+        typer.echo(document_lines(done), nl=False)
+    elif file is None:
+        output.write_text(document_lines(done), encoding="utf-8")
