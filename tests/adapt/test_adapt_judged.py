@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib.util
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.adapt_config import Recipe
+from tests.orchestrator.judge_endpoint import Endpoint, settings
 from tutelage.domain.evaluation import Answer, QuizResult
 from tutelage.domain.run import RunState
 from tutelage.domain.task import Quiz
@@ -19,18 +18,10 @@ from tutelage.settings import parse_settings
 from tutelage.v1 import student_service_pb2 as student_pb
 from tutelage.wire import evaluation as we
 
-_spec = importlib.util.spec_from_file_location(
-    "judging_endpoint", Path(__file__).parent.parent / "orchestrator" / "test_orchestrator_judging.py"
-)
-assert _spec is not None
-assert _spec.loader is not None
-_judging = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_judging)
-
 
 @pytest.fixture
 def endpoint() -> Iterator[Any]:
-    made = _judging.Endpoint()
+    made = Endpoint()
     yield made
     made.close()
 
@@ -63,7 +54,7 @@ def test_a_judge_looks_at_what_is_stored(world: Any, endpoint: Any, stored: str,
 
     async def body() -> None:
         await world.up()
-        judge = _judging.settings(endpoint, attempts=1).model_dump()
+        judge = settings(endpoint, attempts=1).model_dump()
         async with world.engine(judges={"gpt": judge}) as engine:
             await engine.start_run("run", recipe.run_yaml("judged"), world.tasks[:1], Quiz())
             assert (await world.done(engine)).state is RunState.DONE

@@ -1,4 +1,4 @@
-"""A world for each test of this room, on SQLite; and a PostgreSQL server where there is one."""
+"""A world for each test of this room, on SQLite, and a judge; and a PostgreSQL server where there is one."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.orchestrator.judge_endpoint import Endpoint
 from tests.orchestrator.world import World
 
 
@@ -55,3 +56,10 @@ def postgres() -> Iterator[str]:
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(f"sqlite:///{tmp_path / 'orchestrator.sqlite'}")
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    made = Endpoint()
+    yield made
+    made.close()
