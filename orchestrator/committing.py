@@ -32,7 +32,7 @@ from tutelage.domain.errors import (
     TutelageError,
     Unavailable,
 )
-from tutelage.domain.evaluation import EvaluationReport, Failure, QuizResult
+from tutelage.domain.evaluation import EvaluationReport, QuizResult
 from tutelage.domain.self_edit import SelfEdit
 
 LOST = (PreconditionFailed, NotFound, DataLoss)
@@ -66,9 +66,9 @@ class Committer:
             if not held or chosen.adapter_version != current:
                 again = await self._evaluate_over(step, chosen, candidates, current, attempt, watching)
                 report = again.outcome
-                if not isinstance(report, EvaluationReport):
+                if again.state != "report" or not isinstance(report, EvaluationReport):
                     why_not = f"evaluated again: {again.state}, {again.reason}"
-                    return await self._record(step, chosen, why_not, fault=isinstance(report, Failure))
+                    return await self._record(step, chosen, why_not, fault=again.state == "failed")
                 chosen = replace(
                     chosen,
                     evaluation_id=again.evaluation_id,
@@ -126,23 +126,27 @@ class Committer:
                 raise next(iter(lacking.values()))
             raise away or Unavailable(f"student {student!r} has no replica")
 
-        retry, attempts = self.settings.retry, deadlines.attempts
-        paused, total_s = self.evaluator.paused, deadlines.total_s
         adapter, stored, retention = await patiently(
-            call, "student", retry, total_s=total_s, faults=attempts, paused=paused
+            call,
+            "student",
+            self.settings.retry,
+            total_s=deadlines.total_s,
+            faults=deadlines.attempts,
+            paused=self.evaluator.paused,
         )
-        judged = await patiently(
-            lambda: self._judged(step.task, chosen, stored), "judge", retry, attempts=attempts, paused=paused
-        )
-        return adapter.version, judged, retention
+        return adapter.version, await self._judged(step.task, chosen, stored), retention
 
     async def _judged(self, task: str, chosen: Tried, stored: QuizResult) -> QuizResult:
-        """What the stored version answered, with the judges' scores: the gate's grader may be one of them."""
+        """What the stored version answered, with the judges' scores; Unavailable without those of the gate's."""
         run = self.evaluator.run
         if not run.config.judges or not stored.answers:
             return stored
         report = replace(chosen.report, before=QuizResult(), after=stored)
-        return (await self.evaluator.judges.judged(report, run.tasks[task].quiz, run.config.judges)).after
+        gate = run.config.commit.grader
+        judged = await self.evaluator.panel.judged(report, run.tasks[task].quiz, {gate})
+        if gate in judged.missing:
+            raise Unavailable(judged.missing[gate])
+        return judged.report.after
 
     async def _evaluate_over(
         self,
@@ -209,5 +213,6 @@ def _tried(
         Tried(first[(row.round, row.edit)], row.evaluation_id, row.adapter_version, row.outcome, row.replica)
         for row in evaluations
         if (row.student, row.task_id, row.phase) == (step.student, step.task, "round")
+        and row.state == "report"
         and isinstance(row.outcome, EvaluationReport)
     ]

@@ -3,61 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from orchestrator import metrics
 from orchestrator.database import now_us
 from orchestrator.dispatch_decisions import Again, Limits
 from orchestrator.dispatcher import Dispatcher, Work
 from orchestrator.evaluation_entries import Begun, Ended, TriedAgain, state_of
+from orchestrator.judge_panel import Judged, JudgePanel
 from orchestrator.judging import Judges
 from orchestrator.ledger import Ledger
 from orchestrator.records import Pending, Run, StoredEvaluation
-from orchestrator.retrying import patiently
 from orchestrator.run_events import Evaluate
 from orchestrator.store import Store
 from tutelage.client import StudentClient
 from tutelage.domain.description import EvaluationProgress
 from tutelage.domain.errors import TutelageError
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure
-from tutelage.domain.reward import Reward, RewardSettings, parts_of, value_of
+from tutelage.domain.reward import Reward, Unscored, scored
 from tutelage.domain.self_edit import Rejection
 
 
-def scored(run: Run, outcome: EvaluationOutcome) -> tuple[EvaluationOutcome, Reward | None]:
-    """The reward of an outcome; a report that cannot be scored is a failure, and a failure has none."""
+def reward_or_why(
+    run: Run, outcome: EvaluationOutcome, missing: Mapping[str, str] = MappingProxyType({})
+) -> Reward | Unscored | None:
+    """What an outcome earns, or why a report earns nothing; what was rejected or failed may earn nothing by itself.
+
+    `missing` are the judges that did not grade it, and why.
+    """
     if isinstance(outcome, Rejection):
         earned = run.config.reward.rejected_reward
-        return outcome, None if earned is None else Reward(earned, {})
+        return None if earned is None else Reward(earned, {})
     if isinstance(outcome, Failure):
-        return outcome, None
-    settings = run.config.reward_settings()
-    try:
-        parts = parts_of(outcome, settings)
-        reward = Reward(value_of(parts, replace(settings, formula="")), parts)
-    except KeyError as error:
-        return Failure(f"the report has no score by grader {error}", retryable=False), None
-    if not math.isfinite(reward.value):
-        return Failure("the report's scores are not finite numbers", retryable=False), None
-    return (outcome, reward) if not settings.formula else _by_formula(outcome, reward.parts, settings)
-
-
-def _by_formula(
-    report: EvaluationReport, parts: Mapping[str, float], settings: RewardSettings
-) -> tuple[EvaluationOutcome, Reward | None]:
-    """What the formula of a package makes of the parts; whatever goes wrong in it is a failure."""
-    failed = f"the formula {settings.formula!r} gives no reward:"
-    try:
-        value = value_of(dict(parts), settings)
-    except Exception as error:
-        return Failure(f"{failed} {type(error).__name__}: {error}", retryable=False), None
-    if not math.isfinite(value):
-        return Failure(f"{failed} {value} is not a finite number", retryable=False), None
-    return report, Reward(value, dict(parts))
+        return None
+    lacking = [why for name, why in missing.items() if name in run.config.needed_judges()]
+    return Unscored("; ".join(dict.fromkeys(lacking))) if lacking else scored(outcome, run.config.reward_settings())
 
 
 class Asked:
@@ -67,6 +51,16 @@ class Asked:
         self.work, self.evaluation_id, self.given = work, evaluation_id, given
         self.running = False
         """Whether a student has it now."""
+        self.judging: asyncio.Timeout | None = None
+        """The judges' time, while they have its report."""
+        self.not_needed = ""
+        """Why judges need not end it."""
+
+    def give_up_judging(self, reason: str) -> None:
+        """Stores the report of what a student is done with as it is, without the judges that have not ended."""
+        if self.judging is not None and not self.not_needed:
+            self.not_needed = reason
+            self.judging.reschedule(asyncio.get_running_loop().time())
 
 
 @dataclass(frozen=True)
@@ -78,6 +72,8 @@ class Watching:
     stopped: Callable[[Asked], None] = lambda _: None
     failed: Callable[[Asked], None] = lambda _: None
     """An attempt failed and will be made again."""
+    answered: Callable[[Asked], None] = lambda _: None
+    """Its student is done with it; what is left, judges and the database do."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +94,11 @@ class Evaluator:
         """How long and how often an evaluation of this run is tried."""
         deadlines = self.run.config.deadlines
         return Limits(deadlines.attempts, deadlines.evaluation_s, deadlines.total_s)
+
+    @property
+    def panel(self) -> JudgePanel:
+        """The run's judges."""
+        return JudgePanel(self.judges, self.run.config, self.dispatcher.retry, self.paused)
 
     async def evaluate(
         self,
@@ -163,41 +164,44 @@ class Evaluator:
         asked = Asked(work, evaluation_id, given)
         watching.asked(asked)
         outcome, replica = await self.dispatcher.run(given)
+        if age_s is not None:
+            seconds = age_s + time.monotonic() - asked_at
+        else:
+            seconds = time.monotonic() - began[0] if began else 0.0
+        watching.answered(asked)
 
         async def unjudged(error: TutelageError, _: int, wait_s: float) -> None:
             given.attempts += 1
             again(Again(given, given.attempts, wait_s, str(error)))
 
-        outcome, reward = scored(self.run, await self._judged(outcome, key, unjudged))
-        if age_s is not None:
-            seconds = age_s + time.monotonic() - asked_at
-        else:
-            seconds = time.monotonic() - began[0] if began else 0.0
-        return await self._keep(Ended(begun, outcome, reward, seconds, given.attempts, candidate_ids, replica))
+        missing: Mapping[str, str] = {}
+        if isinstance(outcome, EvaluationReport):
+            metrics.ANSWER_OVERLAP.observe(outcome.answer_overlap)
+            judged = await self._judged(asked, outcome, key, unjudged)
+            outcome, missing = judged.report, judged.missing
+        found = reward_or_why(self.run, outcome, missing)
+        reward, unscored = (None, found.reason) if isinstance(found, Unscored) else (found, "")
+        return await self._keep(
+            Ended(begun, outcome, reward, seconds, given.attempts, candidate_ids, replica, unscored)
+        )
 
     async def _judged(
         self,
-        outcome: EvaluationOutcome,
+        asked: Asked,
+        report: EvaluationReport,
         key: EvaluationKey,
         again: Callable[[TutelageError, int, float], Awaitable[None]],
-    ) -> EvaluationOutcome:
-        """A report with the judges' scores; a judge that fails is asked again, and at last nobody's wrong answer."""
-        if not isinstance(outcome, EvaluationReport):
-            return outcome
-        metrics.ANSWER_OVERLAP.observe(outcome.answer_overlap)
-        deadlines, judges = self.run.config.deadlines, self.run.config.judges
+    ) -> Judged:
+        needed = self.run.config.needed_judges()
         try:
-            return await patiently(
-                lambda: self.judges.judged(outcome, key.quiz, judges),
-                "judge",
-                self.dispatcher.retry,
-                attempts=deadlines.attempts,
-                total_s=deadlines.total_s,
-                paused=self.paused,
-                told=again,
-            )
-        except TutelageError as error:
-            return Failure(str(error), retryable=False)
+            async with asyncio.timeout(None) as asked.judging:
+                return await self.panel.judged(report, key.quiz, needed, again)
+        except TimeoutError:
+            if not asked.not_needed:
+                raise
+            return Judged(report, dict.fromkeys(needed, asked.not_needed))
+        finally:
+            asked.judging = None
 
     async def give_up(
         self,
@@ -275,7 +279,7 @@ def _other_answers(report: EvaluationReport, key: EvaluationKey) -> str:
 
 def _stored(ended: Ended) -> StoredEvaluation:
     begun, work = ended.begun, ended.begun.work
-    state, reason = state_of(ended.outcome)
+    state, reason = state_of(ended)
     return StoredEvaluation(
         evaluation_id=begun.evaluation_id,
         student=work.student,

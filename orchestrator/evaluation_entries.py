@@ -51,6 +51,8 @@ class Ended:
     attempts: int
     candidate_ids: Sequence[str]
     replica: str
+    unscored: str = ""
+    """Why a report has no reward: what the student answered is kept all the same."""
 
 
 Entry = Begun | TriedAgain | Ended
@@ -130,7 +132,7 @@ class Batch:
         self._begin(entry.begun)
         if self._states[key] != "pending":
             return False
-        state, reason = state_of(entry.outcome)
+        state, reason = state_of(entry)
         self._states[key] = state
         value = None if entry.reward is None else entry.reward.value
         changes = {
@@ -209,12 +211,12 @@ def key_of(entry: Entry) -> tuple[str, str]:
             return key_of(entry.begun)
 
 
-def state_of(outcome: EvaluationOutcome) -> tuple[str, str]:
-    """The state a row is in after an outcome, and why."""
-    match outcome:
-        case Rejection():
+def state_of(ended: Ended) -> tuple[str, str]:
+    """The state a row is in after an end, and why."""
+    match ended.outcome:
+        case Rejection() as outcome:
             at = f" {outcome.field}={outcome.value} (allowed: {outcome.allowed})" if outcome.field else ""
             return "rejected", f"{outcome.reason.value}{at} {outcome.message}".strip()
-        case Failure():
+        case Failure() as outcome:
             return "failed", outcome.message
-    return "report", ""
+    return ("failed", ended.unscored) if ended.unscored else ("report", "")

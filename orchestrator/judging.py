@@ -1,8 +1,8 @@
 """Judges: models behind OpenAI-compatible endpoints that say whether a stored answer is right.
 
 They run here, on the answers of a student's report, and their scores stand in the report beside the graders'. What was
-judged once is kept in the database; a judge that fails or takes too long is asked again, and at last fails the
-evaluation, which leaves the candidate unscored: nobody's fault is a wrong answer.
+judged once is kept in the database. A judge that fails or takes too long gives no score, for a fault is no wrong
+answer; what that costs a report is decided in `judge_panel` and `evaluating`.
 """
 
 from __future__ import annotations

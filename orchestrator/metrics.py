@@ -27,7 +27,8 @@ REWARD = Histogram("tutelage_orchestrator_reward", "Rewards of single evaluation
 MEAN_REWARD = Gauge("tutelage_orchestrator_round_mean_reward", "Mean reward of the latest round that was scored.")
 JUDGED = Counter(
     "tutelage_orchestrator_judged_total",
-    "Answers by what a judge said: yes, no, or remembered from before; failed: reports that no judge could grade.",
+    "Answers by what a judge said: yes, no, or remembered from before; reports that a judge could not grade: failed at "
+    "each try, missing for good.",
     ("result",),
 )
 ANSWER_OVERLAP = Histogram(
@@ -61,7 +62,7 @@ def initialise(students: Iterable[str]) -> None:
     for outcome in OUTCOMES:
         EVALUATIONS.labels(outcome)
         EVALUATION_SECONDS.labels(outcome)
-    for result in ("yes", "no", "remembered", "failed"):
+    for result in ("yes", "no", "remembered", "failed", "missing"):
         JUDGED.labels(result)
     for service in ("student", "teacher", "judge"):
         RETRIES.labels(service)

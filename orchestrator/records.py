@@ -95,7 +95,8 @@ class StoredEvaluation:
     repeat: int
     adapter_version: str
     state: str
-    """`pending`, `report`, `rejected` or `failed`; all but the first are final."""
+    """`pending`, `report`, `rejected` or `failed`; all but the first are final. One that failed for a judge or a
+    formula has its report as outcome all the same."""
     attempts: int = 0
     reason: str = ""
     outcome: EvaluationOutcome | None = None

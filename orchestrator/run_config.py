@@ -251,6 +251,11 @@ class RunConfig(Settings):
         """The domain's reward weights."""
         return RewardSettings(**{name: value for name, value in dict(self.reward).items() if name != "across"})
 
+    def needed_judges(self) -> frozenset[str]:
+        """The judges without which an evaluation has no reward, or cannot pass the gate; the others only inform."""
+        gate = {self.commit.grader} if self.commit.when == "end" else set()
+        return frozenset(self.judges) & {*self.reward.grader_weights, *gate}
+
     def group_policy(self) -> GroupPolicy:
         """When groups close, as the machine's terms."""
         return GroupPolicy(self.group.close, self.group.minimum or 0, self.group.wait_s)

@@ -42,6 +42,7 @@ class EvaluationRecord:
     reward: float | None = None
     parts: dict[str, float] = field(default_factory=dict)
     report: EvaluationReport | None = None
+    """Also of one that failed, where a judge or a formula did and not the student."""
     seconds: float | None = None
     """From a slot to the outcome, retries included; wall-clock."""
     seed: int | None = None

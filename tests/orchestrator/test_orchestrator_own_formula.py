@@ -1,10 +1,10 @@
-"""A formula of a package makes rewards of reports; whatever goes wrong in it is a failure, and never a reward."""
+"""A formula of a package makes rewards of reports; whatever goes wrong in it is no reward, and costs no report."""
 
 from __future__ import annotations
 
-import asyncio
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
@@ -12,10 +12,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.evaluating import scored
+from orchestrator.evaluating import reward_or_why
+from orchestrator.group_rewards import recomputed
+from orchestrator.rebuilding import rebuild
 from orchestrator.run_config import RunConfig
+from orchestrator.run_events import Evaluate
+from tests.orchestrator.world import in_world
 from tutelage import extensions
-from tutelage.domain.evaluation import Answer, EvaluationReport, Failure, InnerLoopSettings, QuizResult, TrainingCost
+from tutelage.domain.evaluation import Answer, EvaluationReport, InnerLoopSettings, QuizResult, TrainingCost
+from tutelage.domain.reward import Unscored
 from tutelage.domain.run import RunState
 from tutelage.extensions import REWARDS
 from tutelage.settings import parse_settings
@@ -37,8 +42,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extensions, "_points", lambda group: points if group == REWARDS else ())
 
 
-def outcome(formula: Formula, grader: str = "contains") -> tuple[Any, Any]:
-    """Of a report whose gain by `contains` is 0.5."""
+def earned(formula: Formula, grader: str = "contains") -> Any:
+    """By a report whose gain by `contains` is 0.5."""
     FORMULA[:] = [formula]
 
     def quiz(score: float) -> QuizResult:
@@ -57,18 +62,17 @@ def outcome(formula: Formula, grader: str = "contains") -> tuple[Any, Any]:
         answer_overlap=0.0,
         finished_at=datetime(2026, 1, 1, tzinfo=UTC),
     )
-    return scored(SimpleNamespace(config=config), report)  # type: ignore[arg-type]
+    return reward_or_why(SimpleNamespace(config=config), report)  # type: ignore[arg-type]
 
 
-def test_a_formula_makes_the_reward_of_the_parts() -> None:
-    ended, reward = outcome(lambda parts: 2 * parts["gain_contains"])
-    assert isinstance(ended, EvaluationReport)
+def test_a_formula_makes_the_reward_or_why_the_parts() -> None:
+    reward = earned(lambda parts: 2 * parts["gain_contains"])
     assert reward.value == pytest.approx(1.0)
     assert reward.parts == {"gain_contains": 0.5, "trained_kilotokens": 1.0}
 
 
 def test_a_formula_that_takes_parts_away_leaves_those_that_are_stored() -> None:
-    _, reward = outcome(lambda parts: parts.pop("gain_contains"))  # type: ignore[attr-defined]
+    reward = earned(lambda parts: parts.pop("gain_contains"))  # type: ignore[attr-defined]
     assert reward.value == pytest.approx(0.5)
     assert reward.parts == {"gain_contains": 0.5, "trained_kilotokens": 1.0}
 
@@ -87,19 +91,50 @@ def test_a_formula_that_takes_parts_away_leaves_those_that_are_stored() -> None:
         (lambda parts: -math.inf, "-inf"),
     ],
 )
-def test_a_formula_that_fails_is_a_failure_that_names_it(formula: Formula, reason: str) -> None:
-    ended, reward = outcome(formula)
-    assert isinstance(ended, Failure)
-    assert reward is None
-    assert not ended.retryable
-    assert "formula 'own'" in ended.message
-    assert reason in ended.message
+def test_a_formula_that_fails_is_named_with_what_it_did(formula: Formula, reason: str) -> None:
+    found = earned(formula)
+    assert isinstance(found, Unscored)
+    assert "formula 'own'" in found.reason
+    assert reason in found.reason
 
 
 def test_a_grader_that_a_report_lacks_is_named_all_the_same() -> None:
-    ended, reward = outcome(lambda parts: 1.0, grader="f1")
-    assert ended == Failure("the report has no score by grader 'f1'", retryable=False)
-    assert reward is None
+    assert earned(lambda parts: 1.0, grader="f1") == Unscored("the report has no score by grader 'f1'")
+
+
+def test_what_a_formula_fails_on_is_kept_and_can_be_scored_without_it(world: Any) -> None:
+    FORMULA[:] = [lambda parts: [][1]]
+    config = world.config.replace("rounds: 2", "rounds: 1") + "update: {when: never}\n"
+    config = config.replace("{grader_weights: {contains: 1.0}}", "{formula: own, grader_weights: {contains: 1}}")
+
+    async def whole() -> None:
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+            summary = await world.done(engine)
+            assert (summary.state, summary.unscored) == (RunState.DONE, 6), summary.message
+            rows = await engine.store.evaluations("run")
+            assert {(row.state, row.reward) for row in rows} == {("failed", None)}
+            assert all("formula 'own' gives no reward: IndexError" in row.reason for row in rows)
+            assert all(isinstance(row.outcome, EvaluationReport) for row in rows)
+            assert not any(row["committed"] for row in await engine.store.commits("run"))
+            run = await engine.store.run("run")
+            machine = await rebuild(run, engine.store)
+            outcomes = {
+                Evaluate(row.round, row.task_id, row.edit, row.student, row.repeat): row.outcome
+                for row in rows
+                if row.outcome is not None
+            }
+            groups, settings = machine.round_groups(1), run.config.reward_settings()
+            again = recomputed(machine, groups, outcomes, settings)
+            assert all(not repeats.rewards for repeats in again.values())
+            found = recomputed(machine, groups, outcomes, replace(settings, formula=""))
+            assert all(len(repeats.rewards) == 2 for repeats in found.values())
+            with pytest.raises(KeyError, match="gone"):
+                recomputed(machine, groups, outcomes, replace(settings, formula="gone"))
+            with pytest.raises(KeyError, match="f1"):
+                recomputed(machine, groups, outcomes, replace(settings, grader_weights={"f1": 1.0}))
+
+    in_world(world, whole)
 
 
 def test_a_run_whose_formula_is_gone_waits_until_its_package_is_back(
@@ -123,11 +158,4 @@ def test_a_run_whose_formula_is_gone_waits_until_its_package_is_back(
             assert done.state is RunState.DONE, done.message
             assert done.unscored == 0
 
-    async def in_world() -> None:
-        await world.up()
-        try:
-            await whole()
-        finally:
-            await world.down()
-
-    asyncio.run(asyncio.wait_for(in_world(), 200))
+    in_world(world, whole)

@@ -9,6 +9,7 @@ tried on stored rewards, and other graders on stored reports, without a student.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -48,6 +49,13 @@ class Reward:
     """`gain_<grader>`, `forgotten` and `trained_kilotokens` before weighting, so that the reward can be recomputed."""
 
 
+@dataclass(frozen=True)
+class Unscored:
+    """A report that earns no reward, and why: a fault of a judge or a package, never of the answers."""
+
+    reason: str
+
+
 def reward_of(report: EvaluationReport, settings: RewardSettings) -> Reward:
     """The reward of a report, whose baseline is the untouched student's on the same questions.
 
@@ -55,6 +63,23 @@ def reward_of(report: EvaluationReport, settings: RewardSettings) -> Reward:
     """
     parts = parts_of(report, settings)
     return Reward(value_of(parts, settings), parts)
+
+
+def scored(report: EvaluationReport, settings: RewardSettings) -> Reward | Unscored:
+    """The reward of a report, or why it has none: a score is missing, or a package's formula fails."""
+    try:
+        parts = parts_of(report, settings)
+    except KeyError as error:
+        return Unscored(f"the report has no score by grader {error}")
+    made_by = f"the formula {settings.formula!r}" if settings.formula else "the weighted sum"
+    try:
+        # A copy: what a formula does to its parts is not stored.
+        value = value_of(dict(parts), settings)
+    except Exception as error:
+        return Unscored(f"{made_by} gives no reward: {type(error).__name__}: {error}")
+    if not math.isfinite(value):
+        return Unscored(f"{made_by} gives no reward: {value} is not a finite number")
+    return Reward(value, parts)
 
 
 def parts_of(report: EvaluationReport, settings: RewardSettings) -> dict[str, float]:
@@ -120,10 +145,10 @@ def _with_rejections(estimate: float | None, repeats: Repeats, settings: RewardS
 
 
 def repeats_of(outcomes: Sequence[EvaluationOutcome], settings: RewardSettings) -> Repeats:
-    """A candidate's stored outcomes on one student, scored by `settings`."""
-    reports = [outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)]
+    """A candidate's stored outcomes on one student, scored by `settings`; a report that earns nothing is left out."""
+    found = [scored(outcome, settings) for outcome in outcomes if isinstance(outcome, EvaluationReport)]
     rejections = sum(isinstance(outcome, Rejection) for outcome in outcomes)
-    return Repeats([reward_of(report, settings).value for report in reports], rejections)
+    return Repeats([reward.value for reward in found if isinstance(reward, Reward)], rejections)
 
 
 def candidate_estimates(values: Sequence[Sequence[Sequence[float]]], shrink: bool) -> list[list[float | None]]:
