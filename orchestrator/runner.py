@@ -1,14 +1,13 @@
 """Drives one run: executes the machine's decisions, stores each result first and then feeds it to the machine.
 
 Everything is rebuilt from the store's rows, so stopping a runner at any moment and starting another goes on where the
-rows end. Each student's evaluations wait here in order, and a few more than it has slots are handed to the dispatcher.
+rows end. Which evaluations the dispatcher gets, and when, is decided in `handing_out`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Sequence
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,6 +20,7 @@ from orchestrator.dispatcher import Dispatcher
 from orchestrator.evaluating import Asked, Evaluator, Watching
 from orchestrator.evaluation_keys import RoundKeys
 from orchestrator.group_closing import GroupClosing
+from orchestrator.handing_out import HandingOut
 from orchestrator.judging import Judges
 from orchestrator.leasing import Lease, LeaseLost
 from orchestrator.ledger import Ledger
@@ -90,14 +90,12 @@ class Runner:
         self._keys = RoundKeys(run)
         self._policy = run.config.group_policy()
         self._work = OpenWork()
-        self._waiting: dict[str, deque[Evaluate]] = {name: deque() for name in run.plan.students}
+        self._handing_out = HandingOut(run.plan.students, dispatcher.slots)
         self._asked: dict[Evaluate, Asked | None] = {}
-        self._handed: dict[str, int] = dict.fromkeys(run.plan.students, 0)
         self._groups = GroupClosing(self._policy, self._not_needed)
         self._evaluating: dict[Evaluate | Commit, asyncio.Task[None]] = {}
         self._commits: dict[Commit, Asked] = {}
         """What is evaluated once more for a commit."""
-        self._room: set[str] = set()
         self._used = Utilisation(self._store, run.run_id)
         self._writers = asyncio.Semaphore(settings.writers)
         self._edits = WrittenEdits(run)
@@ -138,9 +136,8 @@ class Runner:
         """Starts nothing new, and tries nothing again; `drive` ends when what students and teacher are at has ended."""
         self._work.pausing = True
         self._paused.set()
-        for waiting in self._waiting.values():
-            metrics.PENDING.dec(len(waiting))
-            waiting.clear()
+        metrics.PENDING.dec(self._handing_out.waiting)
+        self._handing_out.clear()
         for work in list(self._evaluating):
             self._stop_idle(work)
         self._work.wake()
@@ -194,7 +191,7 @@ class Runner:
     async def _stop_tasks(self) -> None:
         self._groups.stop()
         await self._work.stop()
-        metrics.PENDING.dec(sum(len(waiting) for waiting in self._waiting.values()) + len(self._asked))
+        metrics.PENDING.dec(self._handing_out.waiting + len(self._asked))
         self._asked.clear()
         await self._ledger.close()
         await self._used.write()
@@ -207,8 +204,7 @@ class Runner:
         for decision in decisions:
             match decision:
                 case Evaluate():
-                    self._waiting[decision.student].append(decision)
-                    self._room.add(decision.student)
+                    self._handing_out.add(decision)
                     metrics.PENDING.inc()
                 case WriteGroup():
                     self._work.begin(self._write(decision.group))
@@ -220,24 +216,18 @@ class Runner:
                     self._work.begin(self._finish())
 
     def _hand_out(self) -> None:
-        for name in self._room:
-            waiting = self._waiting[name]
-            # A few more than there are slots, so that a slot that falls free need not wait for us.
-            window = 2 * self._dispatcher.slots(name) + 2
-            while waiting and self._handed[name] < window:
-                work = waiting.popleft()
-                if work in self.machine.results or work in self._asked:
-                    metrics.PENDING.dec()
-                    continue
-                self._asked[work] = None
-                self._handed[name] += 1
-                self._evaluating[work] = self._work.begin(self._evaluate(work))
-        self._room.clear()
+        for work in self._handing_out.next():
+            if work in self.machine.results or work in self._asked:
+                self._handing_out.ended(work)
+                metrics.PENDING.dec()
+                continue
+            self._asked[work] = None
+            self._evaluating[work] = self._work.begin(self._evaluate(work))
 
     def _room_changed(self, name: str) -> None:
-        if name in self._waiting:
+        if name in self.run.students:
             self._used.room(student(name), self._dispatcher.slots(name))
-            self._room.add(name)
+            self._handing_out.look_at(name)
             self._work.wake()
 
     # What is done for a decision.
@@ -266,6 +256,7 @@ class Runner:
             started=lambda _: self._used.start(actor),
             stopped=lambda _: self._used.stop(actor),
             failed=self._attempt_failed,
+            answered=self._has_answered,
         )
         try:
             stored = await self._evaluator.evaluate(
@@ -281,8 +272,7 @@ class Runner:
             self._groups.ended(work)
             self._evaluating.pop(work, None)
             del self._asked[work]
-            self._handed[work.student] -= 1
-            self._room.add(work.student)
+            self._handing_out.ended(work)
             metrics.PENDING.dec()
         self.tally.ended(candidate_ids, work.student, stored.state, stored.reward, stored.seconds)
         if stored.state == "failed" and self._policy.close is Closing.FAIL_FAST:
@@ -325,6 +315,10 @@ class Runner:
         self._asked[asked.work] = asked
         self._groups.under_way(asked.work)
 
+    def _has_answered(self, asked: Asked) -> None:
+        self._handing_out.answered(asked.work)
+        self._work.wake()
+
     def _attempt_failed(self, asked: Asked) -> None:
         if self._work.pausing:
             self._stop_idle(asked.work)
@@ -341,6 +335,7 @@ class Runner:
             if asked.running:
                 self._work.aside(self._cancel(asked))
             self._dispatcher.give_up(asked.given, reason)
+            asked.give_up_judging(reason)
         elif work not in self._asked:
             self._asked[work] = None
             self._work.begin(self._give_up(work, reason))
