@@ -8,7 +8,9 @@ within half a minute.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import sqlite3
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,6 +20,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, event, func, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
 
 from orchestrator.config import OrchestratorSettings
 
@@ -77,8 +80,9 @@ def open_engine(url: str, silent_s: float = SILENT_S) -> AsyncEngine:
         # The driver's own transaction handling would begin late and read before it locks.
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=60000", "foreign_keys=ON"):
+        for pragma in ("busy_timeout=60000", "synchronous=FULL", "foreign_keys=ON"):
             cursor.execute(f"PRAGMA {pragma}")
+        _write_ahead(cursor)
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "begin")
@@ -87,6 +91,20 @@ def open_engine(url: str, silent_s: float = SILENT_S) -> AsyncEngine:
         connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _write_ahead(cursor: Any) -> None:
+    """Switches the file to a write-ahead log, which SQLite refuses at once while another begins to write to it."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+        else:
+            return
+        await_only(asyncio.sleep(0.05))
 
 
 def _postgres(url: str, silent_s: float) -> AsyncEngine:

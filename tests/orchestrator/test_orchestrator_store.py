@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -202,6 +205,24 @@ def test_a_run_whose_end_cannot_be_counted_leaves_no_exception_behind(world: Any
         await world.down()
 
     asyncio.run(body())
+
+
+def test_a_new_file_that_another_is_writing_to_is_waited_for(tmp_path: Path) -> None:
+    """To switch a file to a write-ahead log SQLite wants it alone, and waits for nobody."""
+    other = sqlite3.connect(tmp_path / "runs.sqlite", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    leaving = threading.Timer(0.5, other.execute, ["COMMIT"])
+    leaving.start()
+
+    async def body() -> None:
+        store = await Store.open(f"sqlite+aiosqlite:///{tmp_path / 'runs.sqlite'}")
+        assert await store.run_ids() == []
+        await store.close()
+
+    asyncio.run(body())
+    leaving.join()
+    assert other.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    other.close()
 
 
 def test_orchestrators_that_first_start_at_once_make_the_tables_once(
