@@ -153,7 +153,7 @@ class Bank:
         ends = [i * self._threads // len(works) for i in range(len(works) + 1)]
         try:
             for work, begin, end in zip(works, ends, ends[1:], strict=False):
-                futures.append(self._pool.submit(_on_threads, end - begin, work))
+                futures.append(self._pool.submit(_on_threads, max(1, end - begin), work))
         finally:
             # Also where one could not be begun: nobody may go on while others still compute on the same slots.
             wait(futures)

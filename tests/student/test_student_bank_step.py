@@ -185,11 +185,11 @@ def test_where_a_pass_cannot_be_begun_those_begun_are_waited_for(pair, monkeypat
     pool = ThreadPoolExecutor(1)
     begin = pool.submit
 
-    def full(work):
+    def full(on_threads, threads, work):
         if work is not slow:
             threading.Timer(0.05, release.set).start()
             raise RuntimeError("can't start new thread")
-        return begin(work)
+        return begin(on_threads, threads, work)
 
     def slow():
         release.wait(20)
