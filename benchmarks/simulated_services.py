@@ -29,6 +29,7 @@ from tutelage.v1 import teacher_service_pb2_grpc as teacher_grpc
 from tutelage.wire import description as wd
 from tutelage.wire import evaluation as we
 from tutelage.wire import policy as wp
+from tutelage.wire.update_result import update_result_to_wire
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -141,9 +142,7 @@ class SimulatedTeacher(teacher_grpc.TeacherServiceServicer):
         request = wp.update_request_from_wire([message async for message in request_iterator])
         version = f"policy-{request.round}"
         policy = Policy(version, request.parent_version, request.run_id, request.round, "rest_em", "d", version, AT)
-        yield teacher_pb.UpdatePolicyResponse(
-            result=wp.update_result_to_wire(UpdateResult(policy, version, True, 1, 0.0))
-        )
+        yield teacher_pb.UpdatePolicyResponse(result=update_result_to_wire(UpdateResult(policy, version, True, 1, 0.0)))
 
 
 async def _serve(pipe: Connection, students: int, seconds: float) -> None:

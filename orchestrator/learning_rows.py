@@ -21,6 +21,7 @@ from tutelage.v1 import evaluation_pb2, policy_pb2
 from tutelage.v1 import teacher_service_pb2 as teacher_pb
 from tutelage.wire import evaluation as wire_evaluation
 from tutelage.wire import policy as wire_policy
+from tutelage.wire.update_result import update_result_from_wire, update_result_to_wire
 
 
 class LearningRows(Rows):
@@ -126,7 +127,7 @@ class LearningRows(Rows):
             "run_id": run_id,
             "round": round_,
             "version": result.policy.version,
-            "payload": wire_policy.update_result_to_wire(result).SerializeToString(),
+            "payload": update_result_to_wire(result).SerializeToString(),
         }
         async with self.engine.begin() as connection:
             await self._locked(connection, run_id)
@@ -154,7 +155,7 @@ class LearningRows(Rows):
             StoredUpdate(
                 row["round"],
                 row["version"],
-                wire_policy.update_result_from_wire(teacher_pb.UpdateResult.FromString(row["payload"])),
+                update_result_from_wire(teacher_pb.UpdateResult.FromString(row["payload"])),
             )
             for row in rows
         ]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -19,6 +22,7 @@ from orchestrator.retrying import TEACHER_FAULTS, patiently
 from orchestrator.rows import Event
 from orchestrator.run_events import UpdatePolicy
 from orchestrator.store import Store
+from orchestrator.store_fault import StoreFault
 from orchestrator.student_profile import (
     MISTAKES,
     MOST_MISTAKES,
@@ -32,7 +36,7 @@ from orchestrator.student_profile import (
 )
 from tutelage.client import TeacherClient
 from tutelage.domain.canonical import derived_seed
-from tutelage.domain.description import StudentDescription, TeacherDescription
+from tutelage.domain.description import StudentDescription, TeacherDescription, UpdateProgress
 from tutelage.domain.errors import TutelageError, Unavailable
 from tutelage.domain.policy import (
     Candidate,
@@ -46,6 +50,10 @@ from tutelage.domain.policy import (
 from tutelage.domain.run import NO_UPDATE
 
 T = TypeVar("T")
+PROGRESS_S = 10.0
+"""Seconds between two events that tell how far an update is."""
+WATCHED = ("loss", "kl", "entropy", "grad_norm")
+"""What watchers are told of what the trainer logged, where it did; reports have all of it."""
 
 
 async def first_policy(wanted: str, described: TeacherDescription, teacher: TeacherClient) -> str:
@@ -164,6 +172,13 @@ class Teaching:
         stored = await self.store.candidates(self.run.run_id, round_=group.round, task_id=group.task)
         return [item for item in stored if first <= item.candidate.index < first + config.candidates]
 
+    async def _tell_progress(self, round_: int, progress: UpdateProgress) -> None:
+        loss = progress.loss if math.isfinite(progress.loss) else None
+        detail = {"round": round_, "step": progress.steps_done, "steps": progress.steps_total, "loss": loss}
+        # For watchers only: what cannot be told now is no reason to ask the teacher again.
+        with contextlib.suppress(StoreFault):
+            await self.store.append(self.run.run_id, ("update_progress", detail))
+
     async def update(self, decision: UpdatePolicy, machine: Machine) -> StoredUpdate:
         """The stored update of a round."""
         run, round_ = self.run, decision.round
@@ -205,9 +220,13 @@ class Teaching:
         )
 
         async def call() -> UpdateResult:
+            told_at = -math.inf
             async for event in self.teacher.update_policy(request, timeout_s=self.settings.update_timeout_s):
                 if isinstance(event, UpdateResult):
                     return event
+                if event.steps_done and time.monotonic() - told_at >= PROGRESS_S:
+                    told_at = time.monotonic()
+                    await self._tell_progress(round_, event)
             raise Unavailable("the teacher ended the stream without a result")
 
         if run.config.update.when == "never":
@@ -228,7 +247,8 @@ class Teaching:
                     "mean_reward": mean,
                     "seconds": result.train_seconds,
                     "message": result.message,
-                },
+                }
+                | {name: result.metrics[name] for name in WATCHED if name in result.metrics},
             )
         ]
         told += [

@@ -8,16 +8,25 @@ processes, storing.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
 
 from tutelage.domain.policy import UpdateSettings
 from tutelage.settings import Settings
 
-Report = Callable[[int, int, float], None]
-"""Called with steps done, steps in all, and the last loss."""
+NOTHING_LOGGED: Mapping[str, float] = MappingProxyType({})
+
+
+class Report(Protocol):
+    """What a training calls after each step."""
+
+    def __call__(
+        self, steps_done: int, steps_total: int, loss: float, logged: Mapping[str, float] = NOTHING_LOGGED
+    ) -> None:
+        """`logged` is what else the trainer tells of the step; means of it are in the update's result."""
 
 
 @dataclass(frozen=True)

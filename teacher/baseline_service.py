@@ -33,11 +33,11 @@ from tutelage.wire.policy import (
     policy_to_wire,
     sampling_from_wire,
     update_request_from_wire,
-    update_result_to_wire,
     update_settings_from_wire,
 )
 from tutelage.wire.policy_versions import policy_details_to_wire, promotion_to_wire
 from tutelage.wire.task import task_from_wire
+from tutelage.wire.update_result import update_result_to_wire
 
 
 def baseline_of(settings: TeacherSettings) -> Baseline:

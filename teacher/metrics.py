@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prometheus_client import Counter, Gauge, Histogram
 
 from teacher.parsing import Parsed
@@ -39,12 +41,24 @@ LEARNT = Counter(
 )
 POLICY = Gauge("tutelage_teacher_policy_info", "The policy version most recently made.", ["version", "base_model"])
 LAST_UPDATE = Gauge("tutelage_teacher_last_update_success_timestamp_seconds", "When an update last succeeded.")
+TRAINING = Gauge(
+    "tutelage_teacher_update_logged",
+    "What the trainer of the latest update logged, by its own names (loss, grad_norm, kl): means over the steps.",
+    ["name"],
+)
 
 
 def show_policy(version: str, base_model: str) -> None:
     """Make `version` the one that the policy metric tells."""
     POLICY.clear()
     POLICY.labels(version, base_model).set(1)
+
+
+def show_training(logged: Mapping[str, float]) -> None:
+    """Tell what the latest update logged, and nothing of those before."""
+    TRAINING.clear()
+    for name, mean in logged.items():
+        TRAINING.labels(name).set(mean)
 
 
 def count_lessons(kept: int, passed_over: int, stale: int, unscored: int) -> None:

@@ -37,9 +37,7 @@ from tutelage.wire.policy import (
     format_from_wire,
     policy_to_wire,
     sampling_from_wire,
-    update_progress_to_wire,
     update_request_from_wire,
-    update_result_to_wire,
     update_settings_from_wire,
 )
 from tutelage.wire.policy_versions import (
@@ -49,6 +47,7 @@ from tutelage.wire.policy_versions import (
     promotion_to_wire,
 )
 from tutelage.wire.task import task_from_wire
+from tutelage.wire.update_result import update_progress_to_wire, update_result_to_wire
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,12 @@ def score_labelled_positions_only() -> None:
 score_labelled_positions_only()
 
 
+RUNNING_TOTALS = ("epoch", "num_tokens")
+"""What trainers log of how far they are, of which a mean says nothing."""
+
+
 class Progress(TrainerCallback):
-    """Reports each optimiser step, and ends an update that diverges with the first."""
+    """Reports each optimiser step with all numbers logged of it, and ends an update that diverges."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
@@ -41,7 +45,12 @@ class Progress(TrainerCallback):
             loss = float(logs["loss"])
             if not math.isfinite(loss):
                 raise diverged(args.learning_rate, f"its loss was {loss} at step {state.global_step}")
-            self._report(state.global_step, state.max_steps, loss)
+            numbers = {
+                name: float(value)
+                for name, value in logs.items()
+                if isinstance(value, int | float) and name not in RUNNING_TOTALS
+            }
+            self._report(state.global_step, state.max_steps, loss, numbers)
 
 
 def common_arguments(training: Training, rows: int) -> dict[str, Any]:

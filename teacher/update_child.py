@@ -1,8 +1,9 @@
 """The process of one update: `python -m teacher.update_child FOLDER`.
 
 The folder holds request.json and groups.safetensors (no pickle); the new adapter is written to its `adapter`. Progress
-goes to stdout, one JSON object a line, and at last the most memory that was held, or what is wrong with the request
-where only the trainer could see it. Standard input is the parent's lifeline: at its end the process ends too.
+goes to stdout, one JSON object a line, and at last the most memory that was held and what the trainer logged, or what
+is wrong with the request where only the trainer could see it. Standard input is the parent's lifeline: at its end the
+process ends too.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from teacher.algorithm import Report, Sample, SampleGroup, Training
+from teacher.algorithm import NOTHING_LOGGED, Report, Sample, SampleGroup, Training
 from teacher.algorithms import find_algorithm, options_of
+from teacher.step_means import LoggedSteps
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import UpdateSettings
 
@@ -169,6 +171,12 @@ def main(folder: Path) -> None:
         protocol.write(json.dumps(values) + "\n")
         protocol.flush()
 
+    steps = LoggedSteps()
+
+    def report(steps_done: int, steps_total: int, loss: float, logged: Mapping[str, float] = NOTHING_LOGGED) -> None:
+        steps.add(loss, logged)
+        tell(steps_done=steps_done, steps_total=steps_total, loss=loss)
+
     loaded = load_model(
         request["model"],
         quantisation=request["quantisation"],
@@ -189,7 +197,7 @@ def main(folder: Path) -> None:
             read_groups(folder / "groups.safetensors"),
             request["seed"],
             scratch,
-            lambda done, total, loss: tell(steps_done=done, steps_total=total, loss=loss),
+            report,
             parent=Path(request["parent_folder"]) if request["parent_folder"] else None,
             rows_a_pass=request["rows_a_pass"] or (1 if loaded.device == "cpu" else 8),
             gradient_checkpointing=request["gradient_checkpointing"],
@@ -199,7 +207,7 @@ def main(folder: Path) -> None:
         tell(violations=[dataclasses.asdict(violation) for violation in refused.violations])
         return
     gpu = torch.cuda.max_memory_allocated() if loaded.device != "cpu" else 0
-    tell(peak_memory_bytes=peak_memory(), peak_gpu_memory_bytes=gpu)
+    tell(peak_memory_bytes=peak_memory(), peak_gpu_memory_bytes=gpu, **dataclasses.asdict(steps.means()))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from teacher import metrics
 from teacher.config import TeacherSettings
 from teacher.policies import PolicyStore, policy_from_json, policy_to_json, write_atomically
+from teacher.step_means import StepMeans
 from teacher.update_child import write_groups
 from teacher.update_request import Lessons, check_request, data_hash, lessons_of, update_id
 from tutelage.domain.description import UpdateProgress
@@ -50,8 +51,8 @@ def one_device(device: str, environment: Mapping[str, str]) -> tuple[str, dict[s
 
 
 @dataclasses.dataclass(frozen=True)
-class _Peaks:
-    """Most memory that an update's process held, in bytes."""
+class _Trained(StepMeans):
+    """What an update's process tells at its end; the most memory that it held is in bytes."""
 
     peak_memory_bytes: int = 0
     peak_gpu_memory_bytes: int = 0
@@ -186,6 +187,7 @@ class Updates:
             if result.updated:
                 metrics.UPDATE_SECONDS.observe(result.train_seconds)
                 metrics.show_policy(result.policy.version, self._settings.model)
+                metrics.show_training(result.metrics)
         except Exception as caught:
             result, error = None, caught
             metrics.UPDATES.labels("failed").inc()
@@ -204,7 +206,7 @@ class Updates:
         started = time.monotonic()
         try:
             self._write_request(work, request, lessons)
-            peaks = self._run_child(work, job)
+            trained = self._run_child(work, job)
             seconds = time.monotonic() - started
             lineage = Policy(
                 version="",
@@ -228,7 +230,7 @@ class Updates:
             "",
             lessons.unscored,
             lessons.stale,
-            **vars(peaks),
+            **vars(trained),
             learnt=lessons.weights,
         )
 
@@ -253,8 +255,8 @@ class Updates:
         (work / "request.json").write_text(json.dumps(content), encoding="utf-8")
         write_groups(lessons.groups, work / "groups.safetensors")
 
-    def _run_child(self, work: Path, job: _Job) -> _Peaks:
-        """Run the update's process to its end and return the most memory that it held."""
+    def _run_child(self, work: Path, job: _Job) -> _Trained:
+        """Run the update's process to its end."""
         command = [sys.executable, "-m", "teacher.update_child", str(work.absolute())]
         environment = {**os.environ, **_QUIET, **one_device(self._settings.device, os.environ)[1]}
         threads = self._settings.update_threads or self._settings.threads
@@ -269,7 +271,7 @@ class Updates:
                 child = self._child = subprocess.Popen(
                     command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
                 )
-            peaks = _Peaks()
+            trained = _Trained()
             try:
                 assert child.stdout is not None
                 for line in child.stdout:
@@ -279,7 +281,7 @@ class Updates:
                     elif "violations" in told:
                         raise InvalidInput([FieldViolation(**each) for each in told["violations"]])
                     else:
-                        peaks = _Peaks(**told)
+                        trained = _Trained(**told)
                 code = child.wait()
             finally:
                 child.kill()
@@ -295,7 +297,7 @@ class Updates:
             raise RuntimeError(
                 f"the update's process ended with code {code}: {log.read_text(errors='replace')[-2000:]}"
             )
-        return peaks
+        return trained
 
     def _stored(self, name: str) -> UpdateResult | None:
         path = self._folder / name / _RESULT

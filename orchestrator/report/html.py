@@ -92,6 +92,7 @@ def render_html(report: RunReport) -> str:
         problems=problems(report),
         settings=_settings(report),
         seconds=_seconds(report),
+        logged_names=sorted({name for _, result in report.updates for name in result.metrics}),
         reward_scale=max([abs(item.reward) for item in report.candidates if item.reward is not None] or [1.0]) or 1.0,
         first_reports=first_reports,
     )

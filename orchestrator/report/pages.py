@@ -22,6 +22,8 @@ def template(name: str) -> Template:
         "signed": signed,
         "score": score,
         "duration": duration,
+        "memory": memory,
+        "logged": logged,
         "short": short,
         "rejection": describe_rejection,
     }
@@ -56,6 +58,18 @@ def duration(seconds: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def memory(size: int) -> str:
+    """Such as `740 MB` or `1.3 GB`; a dash for what is not known."""
+    if not size:
+        return "–"
+    return f"{size / 1e6:.0f} MB" if size < 1e9 else f"{size / 1e9:.1f} GB"
+
+
+def logged(value: float | None) -> str:
+    """A number that a trainer logged, of whatever size: four digits that count."""
+    return "–" if value is None else f"{value:.4g}".replace("-", MINUS)
 
 
 def short(identifier: str, length: int = 12) -> str:

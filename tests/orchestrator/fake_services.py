@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 
 from tutelage.domain.canonical import content_hash
-from tutelage.domain.description import Adapter, StudentDescription, TeacherDescription
+from tutelage.domain.description import Adapter, StudentDescription, TeacherDescription, UpdateProgress
 from tutelage.domain.errors import InvalidInput, NotFound, PreconditionFailed
 from tutelage.domain.evaluation import Answer, Bounds, EvaluationReport, QuizResult, TrainingCost
 from tutelage.domain.policy import Candidate, Format, Parser, Policy, UpdateResult
@@ -24,6 +24,7 @@ from tutelage.v1 import teacher_service_pb2_grpc as teacher_grpc
 from tutelage.wire import description as wd
 from tutelage.wire import evaluation as we
 from tutelage.wire import policy as wp
+from tutelage.wire.update_result import update_progress_to_wire, update_result_to_wire
 
 
 def fraction(*parts: object) -> float:
@@ -162,6 +163,10 @@ class FakeTeacher(teacher_grpc.TeacherServiceServicer):
         self.requests: list[str] = []
         """All that was sent, as text."""
         self.updates: list[Any] = []
+        self.progress: tuple[UpdateProgress, ...] = ()
+        """Told before the result of each update."""
+        self.logged: dict[str, Any] = {}
+        """More fields of each update's result."""
         self.server: grpc.aio.Server | None = None
         self.port = 0
 
@@ -228,5 +233,7 @@ class FakeTeacher(teacher_grpc.TeacherServiceServicer):
         )
         each = [item for group in request.groups for item in group.candidates if item.reward is not None]
         best = {max(each, key=lambda item: item.reward or 0.0).candidate_id: 1.0} if each else {}
-        result = UpdateResult(policy, update_id, True, len(best), 0.0, learnt=best)
-        yield teacher_pb.UpdatePolicyResponse(result=wp.update_result_to_wire(result))
+        result = UpdateResult(policy, update_id, True, len(best), 0.0, learnt=best, **self.logged)
+        for progress in self.progress:
+            yield teacher_pb.UpdatePolicyResponse(progress=update_progress_to_wire(progress))
+        yield teacher_pb.UpdatePolicyResponse(result=update_result_to_wire(result))

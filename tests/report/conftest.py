@@ -127,9 +127,15 @@ def _updates() -> tuple[RoundUpdate, ...]:
     first = Policy("2" * 64, "1" * 64, "harbour-01", 1, "rest_em", "d" * 64, "e" * 64, START)
     second = Policy("3" * 64, "2" * 64, "harbour-01", 2, "rest_em", "f" * 64, "0" * 64, START)
     return (
-        RoundUpdate(1, UpdateResult(first, "e" * 64, True, 7, 48.2, "kept 7 of 8 groups")),
+        RoundUpdate(
+            1,
+            UpdateResult(
+                first, "e" * 64, True, 7, 48.2, "kept 7 of 8 groups", 3, 5, 1_310_000_000, 0, {},
+                {"loss": -0.0123, "kl": 0.000456, "clip_ratio/high_mean": 0.25}, 0.5, None,
+            ),
+        ),
         RoundUpdate(2, UpdateResult(second, "0" * 64, False, 0, 0.0, "no group beat the untouched student by 0.05")),
-    )
+    )  # fmt: skip
 
 
 def _commits(candidates: tuple[CandidateRecord, ...]) -> tuple[CommitRecord, ...]:

@@ -100,6 +100,20 @@ def test_a_full_report_has_all_its_parts_and_no_network(run_report: RunReport) -
     assert "evaluation_seeds: 2" in page
 
 
+def test_an_update_says_what_it_left_out_and_what_its_trainer_logged(run_report: RunReport) -> None:
+    table = render_html(run_report).partition('<section id="updates">')[2].partition("</section>")[0]
+    for name in ("Unscored", "Stale", "Loss, mean (first → last)", "KL", "Peak memory", "clip_ratio/high_mean"):
+        assert f">{name}</th>" in table
+    cells = re.findall(r'<td class="num">([^<]*)</td>', table)
+    assert cells[:8] == ["7", "3", "5", "−0.0123 (0.5 → –)", "0.000456", "48 s", "1.3 GB", "0"]
+    # Nothing of what no trainer logged.
+    silent = tuple(item._replace(result=dataclasses.replace(item.result, metrics={})) for item in run_report.updates)
+    page = render_html(dataclasses.replace(run_report, updates=silent))
+    assert "<th>Remark</th>" in page
+    for name in ("KL", "Loss, mean (first → last)"):
+        assert f">{name}</th>" not in page
+
+
 def test_the_same_report_gives_the_same_page(run_report: RunReport) -> None:
     assert render_html(run_report) == render_html(run_report)
 

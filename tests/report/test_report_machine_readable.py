@@ -20,6 +20,7 @@ def test_the_json_report_holds_everything(run_report: RunReport) -> None:
     assert document["format"] == "tutelage-run-report-1"
     assert report["header"]["summary"]["created_at"] == "2026-01-05T09:30:00+00:00"
     assert len(report["candidates"]) == len(run_report.candidates)
+    assert report["updates"][0]["result"]["metrics"]["kl"] == 0.000456
     assert report["updates"][1]["result"]["updated"] is False
     assert report["candidates"][0]["evaluations"][0]["report"]["before"]["scores"].keys() >= {"contains", "loglik"}
 
@@ -47,6 +48,12 @@ def test_metrics_have_one_line_for_each_thing(run_report: RunReport) -> None:
     rounds = [record for record in records if record["type"] == "round"]
     assert rounds[0]["seconds"]["evaluating"] == 704.0
     assert rounds[0]["mean_reward"]["low"] <= rounds[0]["mean_reward"]["mean"] <= rounds[0]["mean_reward"]["high"]
+    update, unchanged = (record for record in records if record["type"] == "update")
+    assert (update["unscored_candidates"], update["stale_candidates"]) == (3, 5)
+    assert (update["peak_memory_bytes"], update["peak_gpu_memory_bytes"]) == (1_310_000_000, None)
+    assert update["metrics"] == {"loss": -0.0123, "kl": 0.000456, "clip_ratio/high_mean": 0.25}
+    assert (update["first_loss"], update["last_loss"]) == (0.5, None)
+    assert (unchanged["metrics"], unchanged["first_loss"]) == ({}, None)
     failed = next(record for record in records if record["type"] == "evaluation" and record["state"] == "failed")
     assert failed["reward"] is None
 

@@ -89,7 +89,7 @@ def learnt(settings: TeacherSettings, asked: UpdateRequest, folder: Path, parent
         lessons.groups,
         asked.seed,
         folder,
-        lambda done, total, loss: steps.append(done),
+        lambda done, *_: steps.append(done),
         parent=parent,
     )
     assert steps

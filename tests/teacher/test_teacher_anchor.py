@@ -65,7 +65,7 @@ def training_of(model: Any, folder: str, scratch: Path, options: Any, **settings
     assert tokenizer.decode([LINE[2]]) == "\n"
     chosen = UpdateSettings(rank=2, alpha=4.0, **settings)
     group = SampleGroup("g", tuple(samples()))
-    return Training(model, tokenizer, "cpu", (group,), chosen, options, 1, scratch, lambda done, total, loss: None)
+    return Training(model, tokenizer, "cpu", (group,), chosen, options, 1, scratch, lambda *step: None)
 
 
 def test_the_loss_is_the_kl_from_the_parent_at_the_kept_places(folder: str) -> None:
@@ -98,7 +98,7 @@ def test_held_is_what_the_policy_chose_and_does_not_learn() -> None:
     tokenizer = SimpleNamespace(decode=lambda ids: "\n" if NEWLINE in ids else "x")
     whole = Training(
         None, tokenizer, "cpu", (SampleGroup("g", tuple(samples())),), UpdateSettings(), RestEMOptions(), 1,
-        Path(), lambda done, total, loss: None,
+        Path(), lambda *step: None,
     )  # fmt: skip
     cases: list[tuple[Part, tuple[int, ...]]] = [("first_line", (3, 4, 5, 6, 7, 8)), ("notes", (1,))]
     for part, kept in cases:

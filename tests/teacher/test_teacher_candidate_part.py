@@ -31,7 +31,7 @@ def sample(name: str, reward: float, forced: tuple[bool, ...] = FORCED) -> Sampl
 def learnt(part: Any, forced: tuple[bool, ...] = FORCED) -> Sample:
     training = Training(
         None, TOKENIZER, "cpu", (SampleGroup("g", (sample("s", 1.0, forced),)),), UpdateSettings(), RestEMOptions(), 1,
-        Path(), lambda done, total, loss: None,
+        Path(), lambda *step: None,
     )  # fmt: skip
     return learning_part(training, part).samples[0]
 
@@ -55,9 +55,7 @@ def test_of_all_only_what_was_forced_carries_none() -> None:
 def test_directives_and_a_chosen_format_count_as_one_line() -> None:
     chosen = SimpleNamespace(decode=lambda ids: "".join("Format: rewrite" if i == 4 else TEXT[i] for i in ids))
     group = SampleGroup("g", (sample("s", 1.0),))
-    training = Training(
-        None, chosen, "cpu", (group,), UpdateSettings(), RestEMOptions(), 1, Path(), lambda done, total, loss: None
-    )
+    training = Training(None, chosen, "cpu", (group,), UpdateSettings(), RestEMOptions(), 1, Path(), lambda *step: None)
     assert learning_part(training, "first_line").samples[0].completion_ids == (1, 2, 3, 4, 5)
     assert free_flags(learning_part(training, "notes").samples[0]) == [0, 0, 0, 0, 0, 1]
 

@@ -37,7 +37,7 @@ def learnt_from_shifted(
         old,
         1,
         folder,
-        lambda done, total, loss: None,
+        lambda *step: None,
     ).eval()
 
 

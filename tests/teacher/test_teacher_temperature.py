@@ -50,7 +50,7 @@ def test_a_trainer_computes_what_was_recorded(
         options=NoOptions(),
         seed=1,
         scratch=tmp_path,
-        report=lambda done, total, loss: None,
+        report=lambda *step: None,
     )
     config = arguments(**common_arguments(training, len(samples)), **shape_arguments(training))
     trainer = build_trainer(kind, config, training)

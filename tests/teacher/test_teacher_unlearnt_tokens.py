@@ -36,7 +36,7 @@ def test_what_is_not_of_the_part_teaches_nothing(
         for group in lessons_of(asked, HASH, {"p": 0}).groups
     )
     fresh = load_model(settings.model, quantisation="none", threads=1)
-    model = learn(fresh, name, asked.settings, groups, 1, tmp_path, lambda done, total, loss: None).eval()
+    model = learn(fresh, name, asked.settings, groups, 1, tmp_path, lambda *step: None).eval()
     assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-5)
 
 
@@ -52,7 +52,7 @@ def test_what_a_form_forced_teaches_nothing(
         for group in lessons_of(asked, HASH, {"p": 0}).groups
     )
     fresh = load_model(settings.model, quantisation="none", threads=1)
-    model = learn(fresh, name, asked.settings, groups, 1, tmp_path, lambda done, total, loss: None).eval()
+    model = learn(fresh, name, asked.settings, groups, 1, tmp_path, lambda *step: None).eval()
     assert relative_log_prob(model) == pytest.approx(relative_log_prob(loaded.model), abs=1e-5)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import grpc
 import pytest
 import torch
+from prometheus_client import generate_latest
 
 from teacher.config import TeacherSettings
 from teacher.policies import PolicyStore
@@ -37,6 +39,7 @@ from tutelage.rpc.interceptors import ErrorInterceptor
 from tutelage.v1 import policy_pb2
 
 HASH = "h" * 64
+LOGGED = ("metrics", "first_loss", "last_loss")
 PROMPT, GOOD, BAD = [5, 6, 7, 8], [20, 21, 22, 23, 2], [30, 31, 32]
 
 
@@ -120,10 +123,22 @@ def test_update_once_raises_the_kept_and_continues(settings: TeacherSettings, st
     assert first.updated
     assert first.kept_candidates == len(first.learnt) == 1
     assert all(weight > 0 for weight in first.learnt.values())
+    assert {"loss", "grad_norm", "learning_rate"} <= first.metrics.keys()
+    assert first.first_loss is not None
+    assert first.last_loss is not None
+    assert first.last_loss < first.metrics["loss"] < first.first_loss
     assert any(isinstance(event, UpdateProgress) and event.steps_done for event in both[0])
     assert list(updates.update(asked)) == [first]
     # After a restart the stored result is returned too.
     assert list(Updates(settings, store, HASH).update(asked)) == [first]
+    # So is one that was stored before results told what was logged.
+    path = settings.data_dir / "updates" / first.update_id / "result.json"
+    now = path.read_text()
+    before = {name: value for name, value in json.loads(now).items() if name not in LOGGED}
+    path.write_text(json.dumps(before))
+    old = dataclasses.replace(first, metrics={}, first_loss=None, last_loss=None)
+    assert list(Updates(settings, store, HASH).update(asked)) == [old]
+    path.write_text(now)
     assert [policy.version for policy in store.list()] == [store.initial.version, first.policy.version]
     assert first.policy.parent_version == store.initial.version
     before, after = (log_prob(settings, store, v) for v in (store.initial.version, first.policy.version))
@@ -250,6 +265,10 @@ def test_through_grpc(settings: TeacherSettings, tmp_path: Path) -> None:
                 asked = dataclasses.replace(request(first), groups=(groups[0],))
                 events = [event async for event in client.update_policy(asked)]
                 made = result_of(events).policy.version
+                assert result_of(events).metrics["grad_norm"] > 0
+                assert result_of(events).last_loss is not None
+                shown = generate_latest().decode()
+                assert 'tutelage_teacher_update_logged{name="grad_norm"}' in shown
                 assert [policy.version for policy in await client.list_policies()] == [first, made]
                 assert (await client.describe()).latest_policy_version == made
                 await written(made)

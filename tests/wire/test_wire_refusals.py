@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 import pytest
 
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.evaluation import InnerLoopSettings
-from tutelage.domain.policy import CandidateGroup, Format, Parser, UpdateRequest, UpdateSettings
+from tutelage.domain.policy import CandidateGroup, Format, Parser, Policy, UpdateRequest, UpdateResult, UpdateSettings
 from tutelage.domain.self_edit import Directives
 from tutelage.v1 import evaluation_pb2, self_edit_pb2, task_pb2
 from tutelage.wire.evaluation import (
@@ -25,6 +26,7 @@ from tutelage.wire.policy import (
 )
 from tutelage.wire.self_edit import directives_to_wire, self_edit_from_wire
 from tutelage.wire.task import quiz_from_wire
+from tutelage.wire.update_result import update_result_from_wire, update_result_to_wire
 
 
 def _fields(error: InvalidInput) -> set[str]:
@@ -45,6 +47,25 @@ def test_an_empty_key_names_all_that_is_missing() -> None:
         "engine_revision",
     ]
     assert _fields(caught.value) == {f"key.{name}" for name in missing}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "first_loss", "field"),
+    [
+        ({"kl": math.nan}, 0.5, "result.metrics.kl"),
+        ({"kl": math.inf}, 0.5, "result.metrics.kl"),
+        ({"": 1.0}, 0.5, "result.metrics"),
+        ({"n" * 101: 1.0}, 0.5, "result.metrics"),
+        ({str(number): 1.0 for number in range(129)}, 0.5, "result.metrics"),
+        ({"kl": 1.0}, math.nan, "result.first_loss"),
+    ],
+)
+def test_what_a_trainer_logged_has_bounds(metrics: dict[str, float], first_loss: float, field: str) -> None:
+    policy = Policy("v", "p", "run", 1, "grpo", "d", "u", datetime(2026, 1, 1, tzinfo=UTC))
+    sent = update_result_to_wire(UpdateResult(policy, "u", True, 3, 1.5, metrics=metrics, first_loss=first_loss))
+    with pytest.raises(InvalidInput) as caught:
+        update_result_from_wire(sent)
+    assert _fields(caught.value) == {field}
 
 
 def test_faults_deep_in_a_message_have_dotted_paths() -> None:

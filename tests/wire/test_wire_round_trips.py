@@ -22,6 +22,7 @@ from tutelage.domain.evaluation import (
     TrainingCost,
 )
 from tutelage.domain.policy import (
+    LONGEST_METRIC,
     Candidate,
     CandidateGroup,
     Format,
@@ -67,12 +68,11 @@ from tutelage.wire.policy import (
     format_to_wire,
     update_request_from_wire,
     update_request_to_wire,
-    update_result_from_wire,
-    update_result_to_wire,
 )
 from tutelage.wire.run import run_event_from_wire, run_event_to_wire, run_summary_from_wire, run_summary_to_wire
 from tutelage.wire.self_edit import self_edit_from_wire, self_edit_to_wire
 from tutelage.wire.task import task_with_quiz_from_wire, task_with_quiz_to_wire
+from tutelage.wire.update_result import update_result_from_wire, update_result_to_wire
 
 PROPERTY = settings(max_examples=60, deadline=None)
 
@@ -270,11 +270,25 @@ def test_status_and_bounds(state: EvaluationState, phase: EvaluationPhase) -> No
     assert bounds_from_wire(bounds_to_wire(Bounds(clamp=True))) == Bounds(clamp=True)
 
 
+METRICS = st.dictionaries(st.text(min_size=1, max_size=LONGEST_METRIC), FINITE, max_size=5)
+
+
+@PROPERTY
+@given(METRICS, st.none() | FINITE, st.none() | FINITE)
+def test_what_an_updates_trainer_logged(metrics: dict[str, float], first: float | None, last: float | None) -> None:
+    policy = Policy("v", "p", "run", 1, "grpo", "d", "u", datetime(2026, 1, 1, tzinfo=UTC))
+    result = UpdateResult(policy, "u", True, 3, 1.5, metrics=metrics, first_loss=first, last_loss=last)
+    sent = teacher_pb.UpdateResult.FromString(update_result_to_wire(result).SerializeToString())
+    assert update_result_from_wire(sent) == result
+
+
 def test_what_an_update_learnt_from() -> None:
     policy = Policy("v", "p", "run", 1, "grpo", "d", "u", datetime(2026, 1, 1, tzinfo=UTC))
     result = UpdateResult(policy, "u", True, 3, 1.5, "", 1, 2, 5, 6, {"1/t/0": 0.5, "1/t/1": -0.25, "1/t/2": 0.0})
     sent = teacher_pb.UpdateResult.FromString(update_result_to_wire(result).SerializeToString())
     assert update_result_from_wire(sent) == result
+    # A teacher that is older than what its trainer logged.
+    assert (result.metrics, result.first_loss, result.last_loss) == ({}, None, None)
     sent.learnt[1].weight = math.nan
     with pytest.raises(InvalidInput, match=r"learnt\.weight"):
         update_result_from_wire(sent)

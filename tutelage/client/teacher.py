@@ -30,9 +30,7 @@ from tutelage.wire.policy import (
     format_to_wire,
     policy_from_wire,
     sampling_to_wire,
-    update_progress_from_wire,
     update_request_to_wire,
-    update_result_from_wire,
     update_settings_to_wire,
 )
 from tutelage.wire.policy_versions import (
@@ -42,6 +40,7 @@ from tutelage.wire.policy_versions import (
     promotion_from_wire,
 )
 from tutelage.wire.task import task_to_wire
+from tutelage.wire.update_result import update_progress_from_wire, update_result_from_wire
 
 
 def _candidate(message: pb.WriteSelfEditsResponse) -> Candidate:

@@ -185,6 +185,12 @@ class ExportedFile:
     bytes: int
 
 
+MOST_METRICS = 128
+"""Of an update: a result travels and is stored, whatever a trainer logs."""
+LONGEST_METRIC = 100
+"""Characters of a metric's name."""
+
+
 @dataclass(frozen=True)
 class UpdateResult:
     policy: Policy
@@ -201,6 +207,11 @@ class UpdateResult:
     peak_gpu_memory_bytes: int = 0
     learnt: dict[str, float] = field(default_factory=dict)
     """What was learnt from, by candidate id: above 0 made more probable, below 0 less."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the trainer logged, by its own names: means over the steps, all finite."""
+    first_loss: float | None = None
+    """Of the first step; None where nothing was trained, or where it was no finite number."""
+    last_loss: float | None = None
 
 
 def _one_kind_of_number(value: Any) -> Any:

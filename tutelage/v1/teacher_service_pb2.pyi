@@ -463,6 +463,26 @@ Global___UpdateProgress: _TypeAlias = UpdateProgress  # noqa: Y015
 class UpdateResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     POLICY_FIELD_NUMBER: _builtins.int
     UPDATE_ID_FIELD_NUMBER: _builtins.int
     UPDATED_FIELD_NUMBER: _builtins.int
@@ -474,6 +494,9 @@ class UpdateResult(_message.Message):
     PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     PEAK_GPU_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     LEARNT_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    FIRST_LOSS_FIELD_NUMBER: _builtins.int
+    LAST_LOSS_FIELD_NUMBER: _builtins.int
     update_id: _builtins.str
     updated: _builtins.bool
     """False when nothing was worth learning from: the policy is then the parent."""
@@ -488,11 +511,20 @@ class UpdateResult(_message.Message):
     peak_memory_bytes: _builtins.int
     """Most memory that the update's process held, and most of the GPU's, where there is one; 0 where it is not known."""
     peak_gpu_memory_bytes: _builtins.int
+    first_loss: _builtins.float
+    """Loss of the first step and of the last; unset where nothing was trained, or where it was no finite number."""
+    last_loss: _builtins.float
     @_builtins.property
     def policy(self) -> _policy_pb2.Policy: ...
     @_builtins.property
     def learnt(self) -> _containers.RepeatedCompositeFieldContainer[Global___LearntCandidate]:
         """What was learnt from; empty from a teacher that does not tell."""
+
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """What the trainer logged, by its own names, such as `grad_norm` or `kl`: means over the steps. At most 128 names of
+        at most 100 characters, all values finite.
+        """
 
     def __init__(
         self,
@@ -508,12 +540,22 @@ class UpdateResult(_message.Message):
         peak_memory_bytes: _builtins.int = ...,
         peak_gpu_memory_bytes: _builtins.int = ...,
         learnt: _abc.Iterable[Global___LearntCandidate] | None = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        first_loss: _builtins.float | None = ...,
+        last_loss: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_loss", b"_first_loss", "_last_loss", b"_last_loss", "first_loss", b"first_loss", "last_loss", b"last_loss", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept_candidates", b"kept_candidates", "learnt", b"learnt", "message", b"message", "peak_gpu_memory_bytes", b"peak_gpu_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "policy", b"policy", "stale_candidates", b"stale_candidates", "train_seconds", b"train_seconds", "unscored_candidates", b"unscored_candidates", "update_id", b"update_id", "updated", b"updated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_loss", b"_first_loss", "_last_loss", b"_last_loss", "first_loss", b"first_loss", "kept_candidates", b"kept_candidates", "last_loss", b"last_loss", "learnt", b"learnt", "message", b"message", "metrics", b"metrics", "peak_gpu_memory_bytes", b"peak_gpu_memory_bytes", "peak_memory_bytes", b"peak_memory_bytes", "policy", b"policy", "stale_candidates", b"stale_candidates", "train_seconds", b"train_seconds", "unscored_candidates", b"unscored_candidates", "update_id", b"update_id", "updated", b"updated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__first_loss: _TypeAlias = _typing.Literal["first_loss"]  # noqa: Y015
+    _WhichOneofArgType__first_loss: _TypeAlias = _typing.Literal["_first_loss", b"_first_loss"]  # noqa: Y015
+    _WhichOneofReturnType__last_loss: _TypeAlias = _typing.Literal["last_loss"]  # noqa: Y015
+    _WhichOneofArgType__last_loss: _TypeAlias = _typing.Literal["_last_loss", b"_last_loss"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_loss) -> _WhichOneofReturnType__first_loss | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__last_loss) -> _WhichOneofReturnType__last_loss | None: ...
 
 Global___UpdateResult: _TypeAlias = UpdateResult  # noqa: Y015
 
