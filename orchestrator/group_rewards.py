@@ -63,9 +63,13 @@ def _keys(machine: Machine, groups: Sequence[Group]) -> list[tuple[Group, str, s
 
 
 def group_rewards(
-    machine: Machine, groups: Sequence[Group], repeats: RepeatsOf, settings: RewardSettings
+    machine: Machine,
+    groups: Sequence[Group],
+    repeats: RepeatsOf,
+    settings: RewardSettings,
+    across: Across | None = None,
 ) -> Mapping[Group, Rewards]:
-    """Reward of each candidate of each group by index; None is unscored.
+    """Reward of each candidate of each group by index; None is unscored. `across`: as the plan says, if not given.
 
     A student without a scored repeat leaves the candidate unscored, as `Machine.rewards` does; without `shrink` the two
     are equal.
@@ -88,7 +92,7 @@ def group_rewards(
         scored = [value for value in each if value is not None]
         if len(scored) < len(each):
             return None
-        return min(scored) if plan.across is Across.WORST else sum(scored) / len(scored)
+        return min(scored) if (across or plan.across) is Across.WORST else sum(scored) / len(scored)
 
     return {group: tuple(reward(group, edit) for edit in machine.groups[group]) for group in groups}
 

@@ -98,6 +98,10 @@ class RewardConfig(Settings):
     rejected_reward: float | None = None
     """What a rejected edit earns; nothing leaves it unscored."""
 
+    def to_domain(self) -> RewardSettings:
+        """The same as the domain's dataclass; `across` is the plan's."""
+        return RewardSettings(**{name: value for name, value in dict(self).items() if name != "across"})
+
 
 class UpdateConfig(Settings):
     """How the teacher learns from a round."""
@@ -249,7 +253,7 @@ class RunConfig(Settings):
 
     def reward_settings(self) -> RewardSettings:
         """The domain's reward weights."""
-        return RewardSettings(**{name: value for name, value in dict(self.reward).items() if name != "across"})
+        return self.reward.to_domain()
 
     def needed_judges(self) -> frozenset[str]:
         """The judges without which an evaluation has no reward, or cannot pass the gate; the others only inform."""

@@ -85,14 +85,14 @@ def service_violations(
     return found
 
 
-def formula_violations(formula: str) -> list[FieldViolation]:
+def formula_violations(formula: str, field: str = "config.reward.formula") -> list[FieldViolation]:
     """What is wrong with a formula of the reward; looked at where it is used, for clients need not have its package."""
     reason = ""
     if formula and formula not in FORMULAS:
         reason = "empty, or an installed package's: " + (", ".join(FORMULAS) or "there is none")
     elif formula and (unusable := why_unusable(FORMULAS, formula)):
         reason = f"empty, or a formula that can be used; {unusable}"
-    return [FieldViolation("config.reward.formula", formula, reason)] if reason else []
+    return [FieldViolation(field, formula, reason)] if reason else []
 
 
 def _bound_violations(name: str, loop: InnerLoopConfig, student: StudentDescription) -> list[FieldViolation]:

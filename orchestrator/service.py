@@ -12,6 +12,7 @@ from orchestrator.adapt_quiz import make_quizzes
 from orchestrator.config import OrchestratorSettings
 from orchestrator.engine import Engine
 from orchestrator.inboxes import Inboxes
+from orchestrator.recomputing import recomputed_rewards
 from orchestrator.report.comparison import compare
 from orchestrator.report.comparison_html import render_comparison_html
 from orchestrator.report.comparison_json import render_comparison_json
@@ -33,6 +34,7 @@ from tutelage.v1.orchestrator_service_pb2_grpc import (
 from tutelage.wire.checks import Checks
 from tutelage.wire.inbox import inbox_document_to_wire, inbox_to_wire
 from tutelage.wire.made_quiz import made_quiz_to_wire, quiz_check_from_wire
+from tutelage.wire.recomputed_reward import recomputed_reward_to_wire
 from tutelage.wire.run import (
     logical_student_to_wire,
     report_format_from_wire,
@@ -188,6 +190,13 @@ class OrchestratorService(OrchestratorServiceServicer):
         content = await asyncio.to_thread(lambda: COMPARISONS[wanted](compare(first, other)).encode())
         for start in range(0, len(content), CHUNK):
             yield pb.CompareRunsResponse(chunk=content[start : start + CHUNK])
+
+    async def RecomputeRewards(
+        self, request: pb.RecomputeRewardsRequest, context: Any
+    ) -> AsyncIterator[pb.RecomputeRewardsResponse]:
+        run = await self.engine.store.run(request.run_id)
+        for reward in await recomputed_rewards(self.engine.store, run, request.reward_yaml):
+            yield recomputed_reward_to_wire(reward)
 
     async def _report(self, run_id: str) -> RunReport:
         run = await self.engine.store.run(run_id)

@@ -78,12 +78,15 @@ def test_a_policy_learns_by_the_algorithm_that_the_run_names(start_service: Call
             start(client, "wrong", update={**UPDATE, "options": {"loss_type": "ppo"}})
         versions = set()
         reports = {}
-        for algorithm, kept in (("grpo", 3), ("dpo", 2)):
+        for algorithm, kept, logged in (("grpo", 3, "kl"), ("dpo", 2, "rewards/margins")):
             start(client, algorithm, update={**UPDATE, "algorithm": algorithm})
             (made,), reports[algorithm] = ended(client, algorithm)
             assert made["kept_candidates"] == kept
+            assert {"loss", "grad_norm", logged} <= made["metrics"].keys()
             versions.add(client.get_run(algorithm)[0].policy_version)
         assert len(versions) == 2
+        doubled = client.recompute_rewards("grpo", "grader_weights: {loglik: 2.0}")
+        assert [each.recomputed for each in doubled] == [pytest.approx(2 * (each.stored or 0)) for each in doubled]
     with SyncOrchestratorClient(ChannelSettings(address=services["passage"].wait_ready())) as client:
         start(client, "run", update=UPDATE)
         (made,), reports["passage"] = ended(client, "run")
@@ -136,6 +139,7 @@ def on_the_pages_of_metrics(student: Service, teacher: Service, orchestrator: Se
     assert counts["tutelage_student_slots", (("state", "busy"),)] == 0
     told = [dict(labels) for name, labels in scraped(teacher) if name == "tutelage_teacher_policy_info"]
     assert [labels["version"] in versions for labels in told] == [True]
+    assert scraped(teacher)["tutelage_teacher_update_logged", (("name", "grad_norm"),)] > 0
     counts = scraped(orchestrator)
     assert counts["tutelage_orchestrator_reward_count", ()] == 6
     called = (("grpc_code", "OK"), ("grpc_method", "StartRun"))

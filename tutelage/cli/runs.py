@@ -12,6 +12,7 @@ import typer
 
 from tutelage.cli.connection import DEFAULT_ORCHESTRATOR, AsJson, Orchestrator, orchestrator_client
 from tutelage.cli.listing import print_json, print_table
+from tutelage.cli.rewards import run_rewards
 from tutelage.domain.run import ReportFormat, RunState
 
 if TYPE_CHECKING:
@@ -319,6 +320,9 @@ def compare_runs(
             return await client.compare_runs(run_id, other_run_id, format)
 
     _deliver(asyncio.run(call()), output)
+
+
+app.command("rewards")(run_rewards)
 
 
 def _deliver(content: bytes, output: Path | None) -> None:

@@ -7,14 +7,16 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.inbox import Inbox, InboxDocument
 from tutelage.domain.made_quiz import DEFAULT_CHECK, MadeQuiz, QuizCheck
+from tutelage.domain.recomputed_reward import RecomputedReward
 from tutelage.domain.run import LogicalStudent, ReportFormat, RunEvent, RunPlan, RunSummary, TaskWithQuiz
 from tutelage.domain.task import Quiz, Task
 from tutelage.rpc.config import ChannelSettings
 from tutelage.v1 import orchestrator_service_pb2 as pb
 from tutelage.v1.orchestrator_service_pb2_grpc import OrchestratorServiceStub
 from tutelage.wire.checks import INT32_MAX, INT64_MAX, Checks, fitting
-from tutelage.wire.inbox import inbox_document_from_wire, inbox_from_wire, submission_to_wire
+from tutelage.wire.inbox import listed_from_wire, submission_to_wire
 from tutelage.wire.made_quiz import made_quizzes_from_wire, make_quizzes_to_wire
+from tutelage.wire.recomputed_reward import recomputed_reward_from_wire
 from tutelage.wire.run import (
     logical_student_from_wire,
     plan_run_to_wire,
@@ -26,7 +28,7 @@ from tutelage.wire.run import (
 )
 
 
-def _started(message: pb.StartRunResponse) -> tuple[RunSummary, bool]:
+def _started(message: pb.StartRunResponse | pb.CloneRunResponse) -> tuple[RunSummary, bool]:
     return run_summary_from_wire(message.run), message.created
 
 
@@ -44,18 +46,10 @@ def _runs(message: pb.ListRunsResponse) -> tuple[RunSummary, ...]:
     return checks.passed(checks.each(run_summary_from_wire, message.runs, "runs"))
 
 
-def _cancelled(message: pb.CancelRunResponse) -> RunSummary:
-    return run_summary_from_wire(message.run)
-
-
 def _changed(
-    message: pb.PauseRunResponse | pb.ResumeRunResponse | pb.ExtendRunResponse,
+    message: pb.CancelRunResponse | pb.PauseRunResponse | pb.ResumeRunResponse | pb.ExtendRunResponse,
 ) -> RunSummary:
     return run_summary_from_wire(message.run)
-
-
-def _cloned(message: pb.CloneRunResponse) -> tuple[RunSummary, bool]:
-    return run_summary_from_wire(message.run), message.created
 
 
 def _resolved(message: pb.GetRunResponse) -> str:
@@ -87,18 +81,8 @@ def _watch(run_id: str, after_sequence: int) -> pb.WatchRunRequest:
     return pb.WatchRunRequest(run_id=run_id, after_sequence=fitting("after_sequence", after_sequence, INT64_MAX))
 
 
-def _compared(run_id: str, other_run_id: str, format: ReportFormat) -> pb.CompareRunsRequest:
-    return pb.CompareRunsRequest(run_id=run_id, other_run_id=other_run_id, format=report_format_to_wire(format))
-
-
 def _submitted(message: pb.SubmitDocumentsResponse) -> tuple[int, int]:
     return message.accepted, message.known
-
-
-def _listed(message: pb.ListInboxResponse) -> Inbox | InboxDocument:
-    if message.HasField("inbox"):
-        return inbox_from_wire(message.inbox)
-    return inbox_document_from_wire(message.document)
 
 
 class OrchestratorClient(AsyncConnection):
@@ -137,7 +121,7 @@ class OrchestratorClient(AsyncConnection):
 
     async def cancel_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
         """Ends a run."""
-        return await self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _cancelled, timeout_s)
+        return await self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _changed, timeout_s)
 
     async def plan_run(
         self,
@@ -173,7 +157,7 @@ class OrchestratorClient(AsyncConnection):
     ) -> tuple[RunSummary, bool]:
         """A run with the tasks of another and its settings, but for the changes; and whether it is new."""
         request = _clone(run_id, new_run_id, changes_yaml)
-        return await self._call(self._stub.CloneRun, request, _cloned, timeout_s)
+        return await self._call(self._stub.CloneRun, request, _started, timeout_s)
 
     async def get_report(self, run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
         """The whole report."""
@@ -184,8 +168,16 @@ class OrchestratorClient(AsyncConnection):
         self, run_id: str, other_run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S
     ) -> bytes:
         """Two runs side by side, as HTML or JSON; differences are the other's less the first's."""
-        request = _compared(run_id, other_run_id, format)
+        request = pb.CompareRunsRequest(run_id=run_id, other_run_id=other_run_id, format=report_format_to_wire(format))
         return b"".join([chunk async for chunk in self._stream(self._stub.CompareRuns, request, _chunk, timeout_s)])
+
+    async def recompute_rewards(
+        self, run_id: str, reward_yaml: str, *, timeout_s: float = WORK_S
+    ) -> list[RecomputedReward]:
+        """A run's candidates under other settings of the reward, given as YAML; no student is asked."""
+        request = pb.RecomputeRewardsRequest(run_id=run_id, reward_yaml=reward_yaml)
+        stream = self._stream(self._stub.RecomputeRewards, request, recomputed_reward_from_wire, timeout_s)
+        return [reward async for reward in stream]
 
     async def list_students(self, *, timeout_s: float = QUICK_S) -> tuple[LogicalStudent, ...]:
         """The logical students and their current versions."""
@@ -224,7 +216,7 @@ class OrchestratorClient(AsyncConnection):
     async def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
         """All inboxes; or one, and its documents in the order they came."""
         request = pb.ListInboxRequest(inbox=inbox)
-        return [item async for item in self._stream(self._stub.ListInbox, request, _listed, timeout_s)]
+        return [item async for item in self._stream(self._stub.ListInbox, request, listed_from_wire, timeout_s)]
 
 
 class SyncOrchestratorClient(SyncConnection):
@@ -263,7 +255,7 @@ class SyncOrchestratorClient(SyncConnection):
 
     def cancel_run(self, run_id: str, *, timeout_s: float = QUICK_S) -> RunSummary:
         """Ends a run."""
-        return self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _cancelled, timeout_s)
+        return self._call(self._stub.CancelRun, pb.CancelRunRequest(run_id=run_id), _changed, timeout_s)
 
     def plan_run(
         self,
@@ -299,7 +291,7 @@ class SyncOrchestratorClient(SyncConnection):
     ) -> tuple[RunSummary, bool]:
         """A run with the tasks of another and its settings, but for the changes; and whether it is new."""
         request = _clone(run_id, new_run_id, changes_yaml)
-        return self._call(self._stub.CloneRun, request, _cloned, timeout_s)
+        return self._call(self._stub.CloneRun, request, _started, timeout_s)
 
     def get_report(self, run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
         """The whole report."""
@@ -308,8 +300,13 @@ class SyncOrchestratorClient(SyncConnection):
 
     def compare_runs(self, run_id: str, other_run_id: str, format: ReportFormat, *, timeout_s: float = WORK_S) -> bytes:
         """Two runs side by side, as HTML or JSON; differences are the other's less the first's."""
-        request = _compared(run_id, other_run_id, format)
+        request = pb.CompareRunsRequest(run_id=run_id, other_run_id=other_run_id, format=report_format_to_wire(format))
         return b"".join(self._stream(self._stub.CompareRuns, request, _chunk, timeout_s))
+
+    def recompute_rewards(self, run_id: str, reward_yaml: str, *, timeout_s: float = WORK_S) -> list[RecomputedReward]:
+        """A run's candidates under other settings of the reward, given as YAML; no student is asked."""
+        request = pb.RecomputeRewardsRequest(run_id=run_id, reward_yaml=reward_yaml)
+        return list(self._stream(self._stub.RecomputeRewards, request, recomputed_reward_from_wire, timeout_s))
 
     def list_students(self, *, timeout_s: float = QUICK_S) -> tuple[LogicalStudent, ...]:
         """The logical students and their current versions."""
@@ -347,4 +344,4 @@ class SyncOrchestratorClient(SyncConnection):
 
     def list_inbox(self, inbox: str = "", *, timeout_s: float = WORK_S) -> list[Inbox | InboxDocument]:
         """All inboxes; or one, and its documents in the order they came."""
-        return list(self._stream(self._stub.ListInbox, pb.ListInboxRequest(inbox=inbox), _listed, timeout_s))
+        return list(self._stream(self._stub.ListInbox, pb.ListInboxRequest(inbox=inbox), listed_from_wire, timeout_s))

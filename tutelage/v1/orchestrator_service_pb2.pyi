@@ -890,6 +890,75 @@ class CompareRunsResponse(_message.Message):
 Global___CompareRunsResponse: _TypeAlias = CompareRunsResponse  # noqa: Y015
 
 @_typing.final
+class RecomputeRewardsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    REWARD_YAML_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    reward_yaml: _builtins.str
+    """What stands under `reward` in a run's settings, as YAML. Keys that it lacks have their defaults; `across` the run's."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        reward_yaml: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reward_yaml", b"reward_yaml", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecomputeRewardsRequest: _TypeAlias = RecomputeRewardsRequest  # noqa: Y015
+
+@_typing.final
+class RecomputeRewardsResponse(_message.Message):
+    """A candidate."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CANDIDATE_ID_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STUDENT_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
+    RECOMPUTED_FIELD_NUMBER: _builtins.int
+    candidate_id: _builtins.str
+    round: _builtins.int
+    task_id: _builtins.str
+    student: _builtins.str
+    """For whom it was written; empty where for all of the run's students."""
+    stored: _builtins.float
+    """By the run's own settings; unset means unscored."""
+    recomputed: _builtins.float
+    """By the other settings; unset means unscored."""
+    def __init__(
+        self,
+        *,
+        candidate_id: _builtins.str = ...,
+        round: _builtins.int = ...,
+        task_id: _builtins.str = ...,
+        student: _builtins.str = ...,
+        stored: _builtins.float | None = ...,
+        recomputed: _builtins.float | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_recomputed", b"_recomputed", "_stored", b"_stored", "recomputed", b"recomputed", "stored", b"stored"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_recomputed", b"_recomputed", "_stored", b"_stored", "candidate_id", b"candidate_id", "recomputed", b"recomputed", "round", b"round", "stored", b"stored", "student", b"student", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__recomputed: _TypeAlias = _typing.Literal["recomputed"]  # noqa: Y015
+    _WhichOneofArgType__recomputed: _TypeAlias = _typing.Literal["_recomputed", b"_recomputed"]  # noqa: Y015
+    _WhichOneofReturnType__stored: _TypeAlias = _typing.Literal["stored"]  # noqa: Y015
+    _WhichOneofArgType__stored: _TypeAlias = _typing.Literal["_stored", b"_stored"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__recomputed) -> _WhichOneofReturnType__recomputed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__stored) -> _WhichOneofReturnType__stored | None: ...
+
+Global___RecomputeRewardsResponse: _TypeAlias = RecomputeRewardsResponse  # noqa: Y015
+
+@_typing.final
 class StudentReplica(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -94,6 +94,11 @@ class OrchestratorServiceStub(object):
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsRequest.SerializeToString,
                 response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsResponse.FromString,
                 _registered_method=True)
+        self.RecomputeRewards = channel.unary_stream(
+                '/tutelage.v1.OrchestratorService/RecomputeRewards',
+                request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.RecomputeRewardsRequest.SerializeToString,
+                response_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.RecomputeRewardsResponse.FromString,
+                _registered_method=True)
         self.ListStudents = channel.unary_unary(
                 '/tutelage.v1.OrchestratorService/ListStudents',
                 request_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.ListStudentsRequest.SerializeToString,
@@ -210,6 +215,13 @@ class OrchestratorServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecomputeRewards(self, request, context):
+        """A run's candidates under other settings of the reward, from what is stored: no student is asked. Group by group.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListStudents(self, request, context):
         """Logical students and the adapter version that is current for each.
         """
@@ -314,6 +326,11 @@ def add_OrchestratorServiceServicer_to_server(servicer, server):
                     servicer.CompareRuns,
                     request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsRequest.FromString,
                     response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsResponse.SerializeToString,
+            ),
+            'RecomputeRewards': grpc.unary_stream_rpc_method_handler(
+                    servicer.RecomputeRewards,
+                    request_deserializer=tutelage_dot_v1_dot_orchestrator__service__pb2.RecomputeRewardsRequest.FromString,
+                    response_serializer=tutelage_dot_v1_dot_orchestrator__service__pb2.RecomputeRewardsResponse.SerializeToString,
             ),
             'ListStudents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListStudents,
@@ -670,6 +687,33 @@ class OrchestratorService(object):
             '/tutelage.v1.OrchestratorService/CompareRuns',
             tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsRequest.SerializeToString,
             tutelage_dot_v1_dot_orchestrator__service__pb2.CompareRunsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecomputeRewards(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tutelage.v1.OrchestratorService/RecomputeRewards',
+            tutelage_dot_v1_dot_orchestrator__service__pb2.RecomputeRewardsRequest.SerializeToString,
+            tutelage_dot_v1_dot_orchestrator__service__pb2.RecomputeRewardsResponse.FromString,
             options,
             channel_credentials,
             insecure,

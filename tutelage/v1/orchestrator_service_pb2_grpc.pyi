@@ -52,6 +52,8 @@ class OrchestratorServiceStub:
     """The report's bytes in chunks."""
     CompareRuns: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.CompareRunsRequest, _orchestrator_service_pb2.CompareRunsResponse]
     """Two runs side by side with the intervals of their differences, as HTML or JSON; the bytes in chunks."""
+    RecomputeRewards: _grpc.UnaryStreamMultiCallable[_orchestrator_service_pb2.RecomputeRewardsRequest, _orchestrator_service_pb2.RecomputeRewardsResponse]
+    """A run's candidates under other settings of the reward, from what is stored: no student is asked. Group by group."""
     ListStudents: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ListStudentsRequest, _orchestrator_service_pb2.ListStudentsResponse]
     """Logical students and the adapter version that is current for each."""
     SetCurrentAdapter: _grpc.UnaryUnaryMultiCallable[_orchestrator_service_pb2.SetCurrentAdapterRequest, _orchestrator_service_pb2.SetCurrentAdapterResponse]
@@ -89,6 +91,8 @@ class OrchestratorServiceAsyncStub(OrchestratorServiceStub):
     """The report's bytes in chunks."""
     CompareRuns: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.CompareRunsRequest, _orchestrator_service_pb2.CompareRunsResponse]  # type: ignore[assignment]
     """Two runs side by side with the intervals of their differences, as HTML or JSON; the bytes in chunks."""
+    RecomputeRewards: _aio.UnaryStreamMultiCallable[_orchestrator_service_pb2.RecomputeRewardsRequest, _orchestrator_service_pb2.RecomputeRewardsResponse]  # type: ignore[assignment]
+    """A run's candidates under other settings of the reward, from what is stored: no student is asked. Group by group."""
     ListStudents: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.ListStudentsRequest, _orchestrator_service_pb2.ListStudentsResponse]  # type: ignore[assignment]
     """Logical students and the adapter version that is current for each."""
     SetCurrentAdapter: _aio.UnaryUnaryMultiCallable[_orchestrator_service_pb2.SetCurrentAdapterRequest, _orchestrator_service_pb2.SetCurrentAdapterResponse]  # type: ignore[assignment]
@@ -195,6 +199,14 @@ class OrchestratorServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_orchestrator_service_pb2.CompareRunsResponse], _abc.AsyncIterator[_orchestrator_service_pb2.CompareRunsResponse]]:
         """Two runs side by side with the intervals of their differences, as HTML or JSON; the bytes in chunks."""
+
+    @_abc_1.abstractmethod
+    def RecomputeRewards(
+        self,
+        request: _orchestrator_service_pb2.RecomputeRewardsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_orchestrator_service_pb2.RecomputeRewardsResponse], _abc.AsyncIterator[_orchestrator_service_pb2.RecomputeRewardsResponse]]:
+        """A run's candidates under other settings of the reward, from what is stored: no student is asked. Group by group."""
 
     @_abc_1.abstractmethod
     def ListStudents(

@@ -111,3 +111,10 @@ def _outcome(message: pb.InboxOutcome, field: str) -> InboxOutcome:
     return checks.passed(
         InboxOutcome(checks.text("student", message.student), message.committed, message.reason, message.version)
     )
+
+
+def listed_from_wire(message: pb.ListInboxResponse) -> Inbox | InboxDocument:
+    """An inbox, or a document of the one that was asked about."""
+    if message.HasField("inbox"):
+        return inbox_from_wire(message.inbox)
+    return inbox_document_from_wire(message.document)
