@@ -17,6 +17,7 @@ from orchestrator.commit_gate import TRIES, Tried, best, refusal, refusal_as_sto
 from orchestrator.config import OrchestratorSettings
 from orchestrator.evaluating import Evaluator, Watching
 from orchestrator.evaluation_keys import evaluation_key
+from orchestrator.judge_panel import Judged
 from orchestrator.records import StoredCandidate, StoredEvaluation
 from orchestrator.retrying import patiently
 from orchestrator.run_events import Commit, Evaluate
@@ -141,9 +142,9 @@ class Committer:
         run = self.evaluator.run
         if not run.config.judges or not stored.answers:
             return stored
-        report = replace(chosen.report, before=QuizResult(), after=stored)
+        judged = Judged(replace(chosen.report, before=QuizResult(), after=stored))
         gate = run.config.commit.grader
-        judged = await self.evaluator.panel.judged(report, run.tasks[task].quiz, {gate})
+        await self.evaluator.panel.judge(judged, run.tasks[task].quiz, {gate})
         if gate in judged.missing:
             raise Unavailable(judged.missing[gate])
         return judged.report.after

@@ -192,16 +192,17 @@ class Evaluator:
         key: EvaluationKey,
         again: Callable[[TutelageError, int, float], Awaitable[None]],
     ) -> Judged:
-        needed = self.run.config.needed_judges()
+        needed, judged = self.run.config.needed_judges(), Judged(report)
         try:
             async with asyncio.timeout(None) as asked.judging:
-                return await self.panel.judged(report, key.quiz, needed, again)
+                await self.panel.judge(judged, key.quiz, needed, again)
         except TimeoutError:
             if not asked.not_needed:
                 raise
-            return Judged(report, dict.fromkeys(needed, asked.not_needed))
+            judged.given_up(needed, asked.not_needed)
         finally:
             asked.judging = None
+        return judged
 
     async def give_up(
         self,

@@ -44,6 +44,13 @@ def recomputed(
             raise KeyError(name)
     if settings.formula and settings.formula not in FORMULAS:
         raise KeyError(settings.formula)
+    return rescored(machine, groups, outcomes, settings)
+
+
+def rescored(
+    machine: Machine, groups: Sequence[Group], outcomes: Mapping[Evaluate, EvaluationOutcome], settings: RewardSettings
+) -> RepeatsOf:
+    """`recomputed` of a part of a run's outcomes, in which a grader may well have graded nothing."""
 
     def repeats(group: Group, edit: str, student: str) -> Repeats:
         works = [Evaluate(group.round, group.task, edit, student, repeat) for repeat in range(machine.plan.repeats)]

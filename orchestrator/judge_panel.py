@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
 
 from orchestrator import metrics
 from orchestrator.config import RetrySettings
@@ -23,11 +23,19 @@ from tutelage.domain.task import Quiz
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Judged:
+    """A report on its way through the judges."""
+
     report: EvaluationReport
-    missing: Mapping[str, str]
+    missing: dict[str, str] = field(default_factory=dict)
     """By judge that did not grade it, why."""
+
+    def given_up(self, judges: Collection[str], why: str) -> None:
+        """Those of the judges that have not ended will not."""
+        self.missing |= {
+            name: why for name in judges if name not in self.report.after.scores.keys() | self.missing.keys()
+        }
 
 
 @dataclass(frozen=True)
@@ -38,23 +46,22 @@ class JudgePanel:
     paused: asyncio.Event
     """Set once nobody is to be asked again."""
 
-    async def judged(
+    async def judge(
         self,
-        report: EvaluationReport,
+        judged: Judged,
         quiz: Quiz,
         needed: Collection[str],
         told: Callable[[TutelageError, int, float], Awaitable[None]] | None = None,
-    ) -> Judged:
-        """The report with the scores of those that graded it; `told` of each time that one of `needed` is asked again.
+    ) -> None:
+        """Adds each judge's scores as they come; `told` of each time that one of `needed` is asked again.
 
         Paused when one of them would be asked again, and is not to be.
         """
-        missing: dict[str, str] = {}
         deadlines = self.config.deadlines
         for name in self.config.judges:
             try:
-                report = await patiently(
-                    lambda so_far=report, judge=name: self.judges.judged(so_far, quiz, [judge]),  # type: ignore[misc]
+                judged.report = await patiently(
+                    lambda judge=name: self.judges.judged(judged.report, quiz, [judge]),  # type: ignore[misc]
                     "judge",
                     self.retry,
                     attempts=deadlines.attempts if name in needed else 1,
@@ -65,5 +72,4 @@ class JudgePanel:
             except TutelageError as error:
                 metrics.JUDGED.labels("missing").inc()
                 logger.warning("a report stays without judge %r: %s", name, error)
-                missing[name] = str(error)
-        return Judged(report, missing)
+                judged.missing[name] = str(error)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from orchestrator.group_rewards import RepeatsOf, group_rewards, measured, recomputed
+from orchestrator.group_rewards import RepeatsOf, group_rewards, measured, rescored
 from orchestrator.machine import Machine
 from orchestrator.plan import Across, Group
 from orchestrator.rebuilding import rebuild
@@ -21,9 +22,9 @@ from orchestrator.run_violations import formula_violations
 from orchestrator.store import Store
 from orchestrator.teaching import first_index
 from tutelage.domain.errors import FieldViolation, InvalidInput
-from tutelage.domain.evaluation import EvaluationOutcome
+from tutelage.domain.evaluation import EvaluationOutcome, EvaluationReport
 from tutelage.domain.recomputed_reward import RecomputedReward
-from tutelage.domain.reward import Repeats, RewardSettings
+from tutelage.domain.reward import Repeats, RewardSettings, Unscored, scored
 from tutelage.settings import parse_settings
 
 FIELD = "reward"
@@ -35,12 +36,15 @@ async def recomputed_rewards(store: Store, run: Run, reward_yaml: str) -> list[R
     settings = reward.to_domain()
     machine = await rebuild(run, store)
     by_round: dict[int, dict[tuple[Group, str, str], Repeats]] = {}
+    found = _Found()
     for task in run.tasks:
         # A task at a time: the answers of all of a long run's reports are most of a gigabyte.
         groups = [group for group in machine.groups if group.task == task]
         outcomes = await _outcomes(store, run, task)
-        for key, repeats in (await asyncio.to_thread(_scored, machine, groups, outcomes, settings)).items():
+        await asyncio.to_thread(found.look_at, outcomes.values(), settings)
+        for key, repeats in (await asyncio.to_thread(rescored, machine, groups, outcomes, settings)).items():
             by_round.setdefault(key[0].round, {})[key] = repeats
+    found.check(settings)
     return await asyncio.to_thread(lambda: list(_rows(run, machine, by_round, settings, reward.across)))
 
 
@@ -91,23 +95,37 @@ async def _outcomes(store: Store, run: Run, task: str) -> dict[Evaluate, Evaluat
     }
 
 
-def _scored(
-    machine: Machine, groups: Sequence[Group], outcomes: Mapping[Evaluate, EvaluationOutcome], settings: RewardSettings
-) -> RepeatsOf:
-    """`recomputed`, whose faults are those of the settings: a formula may do anything."""
-    try:
-        found = recomputed(machine, groups, outcomes, settings)
-    except Exception as error:
+@dataclass
+class _Found:
+    """What a run's reports came to under some settings."""
+
+    rewards: int = 0
+    graders: set[str] = field(default_factory=set)
+    why_not: str = ""
+    """Of the first report without a reward."""
+
+    def look_at(self, outcomes: Iterable[EvaluationOutcome], settings: RewardSettings) -> None:
+        for report in outcomes:
+            if not isinstance(report, EvaluationReport):
+                continue
+            self.graders |= report.after.scores.keys()
+            found = scored(report, settings)
+            if isinstance(found, Unscored):
+                self.why_not = self.why_not or found.reason
+            else:
+                self.rewards += 1
+
+    def check(self, settings: RewardSettings) -> None:
+        """InvalidInput where no report has a reward; one that has none is left out, as in the run itself."""
+        if self.rewards or not self.why_not:
+            return
+        for name in settings.grader_weights:
+            if name not in self.graders:
+                raise InvalidInput.of(f"{FIELD}.grader_weights.{name}", name, "graders that graded some of the reports")
         if settings.formula:
-            allowed = f"a formula that gives every report a reward; {type(error).__name__}: {error}"
-            raise InvalidInput.of(f"{FIELD}.formula", settings.formula, allowed) from error
-        if isinstance(error, KeyError):
-            allowed = "graders that every report of the run has a score by"
-            raise InvalidInput.of(f"{FIELD}.grader_weights", error.args[0], allowed) from error
-        raise
-    for repeats in found.values():
-        _check_finite(repeats.rewards)
-    return found
+            allowed = f"a formula that gives some report a reward; {self.why_not}"
+            raise InvalidInput.of(f"{FIELD}.formula", settings.formula, allowed)
+        raise InvalidInput.of(FIELD, self.why_not, "settings under which some report has a reward")
 
 
 def _check_finite(rewards: Sequence[float | None]) -> None:
@@ -128,6 +146,7 @@ def _rows(
         stored = group_rewards(machine, groups, measured(machine, groups), run.config.reward_settings())
         other = group_rewards(machine, groups, by_round.get(round_, {}), settings, across)
         for group in groups:
+            # Each is a number; their sum may still be none.
             _check_finite(other[group])
             first = first_index(run, group)
             for index, (before, after) in enumerate(zip(stored[group], other[group], strict=True), start=first):

@@ -155,7 +155,7 @@ async def _events(store: Store, run_id: str, everything: bool) -> tuple[list[Run
             if event.kind == "evaluation_done":
                 # A round's last one tells when it was evaluated.
                 ended[event.detail.get("round"), event.detail.get("phase")] = event
-            elif event.kind != "evaluation_started":
+            elif event.kind not in ("evaluation_started", "update_progress"):
                 kept[event.sequence] = event
     kept |= {event.sequence: event for event in (*latest, *ended.values())}
     return [kept[sequence] for sequence in sorted(kept)], count - len(kept)

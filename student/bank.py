@@ -150,10 +150,12 @@ class Bank:
                 torch.set_num_threads(self._threads)
             return [work() for work in works]
         futures: list[Future[Result]] = []
-        ends = [i * self._threads // len(works) for i in range(len(works) + 1)]
+        # Of more works than workers as many are under way as there are workers.
+        among = min(len(works), self.workers)
+        shares = [max(1, (i + 1) * self._threads // among - i * self._threads // among) for i in range(among)]
         try:
-            for work, begin, end in zip(works, ends, ends[1:], strict=False):
-                futures.append(self._pool.submit(_on_threads, max(1, end - begin), work))
+            for i, work in enumerate(works):
+                futures.append(self._pool.submit(_on_threads, shares[i % among], work))
         finally:
             # Also where one could not be begun: nobody may go on while others still compute on the same slots.
             wait(futures)

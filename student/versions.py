@@ -24,7 +24,10 @@ class Versions:
         """Keeps the last `most` that were asked for."""
         self._store, self._base_revision, self._device, self._most = store, base_revision, device, most
         self._kept: OrderedDict[str, BankAdapter] = OrderedDict()
-        self._alive: weakref.WeakSet[BankAdapter] = weakref.WeakSet()
+        self._alive: weakref.WeakValueDictionary[str, BankAdapter] = weakref.WeakValueDictionary()
+        """Those kept, and those that somebody trains over."""
+        self._on_device_now: weakref.WeakSet[BankAdapter] = weakref.WeakSet()
+        """With those that were deleted while somebody trains over them."""
         self._lock = threading.Lock()
 
     def get(self, version: str) -> BankAdapter | None:
@@ -32,15 +35,21 @@ class Versions:
         if not version:
             return None
         with self._lock, memory_faults():
-            adapter = self._kept.get(version)
+            adapter = self._alive.get(version)
             if adapter is None:
                 weights = self._store.load(version, self._base_revision)
-                while len(self._kept) >= self._most:
-                    self._kept.popitem(last=False)
-                adapter = self._kept[version] = self._on_device(weights)
-                self._alive.add(adapter)
+                self._make_room()
+                adapter = self._alive[version] = self._on_device(weights)
+                self._on_device_now.add(adapter)
+            if version not in self._kept:
+                self._make_room()
+                self._kept[version] = adapter
             self._kept.move_to_end(version)
             return adapter
+
+    def _make_room(self) -> None:
+        while len(self._kept) >= self._most:
+            self._kept.popitem(last=False)
 
     def _on_device(self, weights: LoraWeights) -> BankAdapter:
         try:
@@ -54,9 +63,10 @@ class Versions:
         return BankAdapter.frozen(weights, self._device)
 
     def forget(self, version: str) -> None:
-        """Keeps it no longer; who trains over it still does."""
+        """Of a version that was deleted: nobody gets it any more, and who trains over it still does."""
         with self._lock:
             self._kept.pop(version, None)
+            self._alive.pop(version, None)
 
     def let_go(self) -> None:
         """Keeps none but those that somebody trains over."""
@@ -66,4 +76,4 @@ class Versions:
     def held_bytes(self) -> int:
         """Of all on the device: those kept, and those that evaluations still train over."""
         with self._lock:
-            return sum(adapter.values_P.nbytes for adapter in self._alive)
+            return sum(adapter.values_P.nbytes for adapter in self._on_device_now)

@@ -48,9 +48,11 @@ class DirectiveLine:
 
 
 _OBJECT_FIRST = "a JSON object on the first line"
-_OBJECT = re.compile(r"(?P<before>(?:[^\n{]*\n){0,3})[ \t]*\{")
-"""A line that begins with an object, behind at most three others."""
-_FENCE = re.compile(r"^[ \t]*```\w*[ \t]*\n?", re.MULTILINE)
+_OBJECT = re.compile(r"(?P<before>(?:[^\n{]*\n)*?)[ \t]*\{")
+"""A line that begins with an object, and those before it."""
+_FENCE = re.compile(r"[ \t]*```\w*[ \t]*(?:\n|$)")
+_PREAMBLE = 4
+"""Most lines before the object, a fence among them; empty ones are not counted."""
 
 
 class _Refused(ValueError):
@@ -65,9 +67,9 @@ def parse_directives(text: str) -> tuple[DirectiveLine | Rejection, str, int]:
     text = text.strip()
     first = text.partition("\n")[0].strip()
     begun = _OBJECT.match(text)
-    if begun is None:
+    preamble = [line for line in begun.group("before").split("\n") if line.strip()] if begun else []
+    if begun is None or len(preamble) > _PREAMBLE:
         return rejected("directives", first, _OBJECT_FIRST), "", 0
-    preamble = begun.group("before")
     try:
         value, end = _DECODER.raw_decode(text, begun.end() - 1)
     except (ValueError, RecursionError):
@@ -75,10 +77,9 @@ def parse_directives(text: str) -> tuple[DirectiveLine | Rejection, str, int]:
     rest, _, body = text[end:].partition("\n")
     if rest.strip():
         return rejected("directives", first, _OBJECT_FIRST), "", 0
-    if _FENCE.search(preamble):
-        body = _FENCE.sub("", body, count=1) if _FENCE.match(body) else body
-    lines = sum(bool(line.strip()) for line in preamble.split("\n"))
-    return _directive_line(value), body, lines
+    if preamble and _FENCE.match(preamble[-1]):
+        body = _FENCE.sub("", body.lstrip(), count=1) if _FENCE.match(body.lstrip()) else body
+    return _directive_line(value), body, len(preamble)
 
 
 def _directive_line(value: Mapping[str, Any]) -> DirectiveLine | Rejection:

@@ -180,11 +180,12 @@ def _named_format(body: str) -> tuple[str, str, int]:
 
     A chat model may greet first, so that one of the two lines below counts too where it says little but the name.
     """
-    lines = [line for line in body.split("\n") if line.strip()]
-    for before, line in enumerate(lines[:3]):
+    rest = body
+    for before in range(3):
+        line, _, rest = rest.strip().partition("\n")
         name = _format_name(line)
         if name and (not before or len(re.findall(r"[\w-]+", line)) <= NAMING_WORDS):
-            return name, "\n".join(lines[before + 1 :]), before
+            return name, rest, before
     return "", "", 0
 
 

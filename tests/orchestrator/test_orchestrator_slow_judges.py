@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from dataclasses import replace
 from typing import Any
 
@@ -113,3 +114,46 @@ def test_a_group_with_enough_does_not_wait_for_a_judge(world: Any, endpoint: End
             assert all("not needed" in row.reason and isinstance(row.outcome, EvaluationReport) for row in lost)
 
     in_world(world, body)
+
+
+def test_what_a_judge_said_stands_when_another_that_only_informs_is_not_waited_for(
+    world: Any, endpoint: Endpoint
+) -> None:
+    def answering(key: Any) -> Any:
+        whole = FakeStudent.report(world.a, key)
+        if not key.self_edit.documents[0].text.endswith("number 0"):
+            return whole
+        return replace(whole, after=QuizResult.of(tuple(replace(each, text="hm") for each in whole.after.answers)))
+
+    silent, ended = Endpoint(), threading.Event()
+    endpoint.verdict = lambda prompt: (200, "yes")
+
+    def verdict(prompt: str) -> tuple[int, str]:
+        if '"hm"' in prompt:
+            ended.wait(60)
+        return 200, "yes"
+
+    silent.verdict = verdict
+    judges = {
+        "gpt": settings(endpoint).model_dump(),
+        "info": settings(silent, timeout_s=100, attempts=1, concurrency=64).model_dump(),
+    }
+    config = REWARDED.replace("judges: [gpt]", "judges: [gpt, info]").replace("[a, b]", "[a]")
+
+    async def body() -> None:
+        world.a.outcome = answering
+        async with world.engine(judges=judges) as engine:
+            await world.start(engine, config=config + "group: {close: minimum, minimum: 2, wait_s: 1}\n")
+            summary = await world.done(engine, timeout_s=40)
+            assert (summary.state, summary.unscored) == (RunState.DONE, 0), summary.message
+            rows = await engine.store.evaluations("run")
+            assert {row.state for row in rows} == {"report"}
+            scores = [row.outcome.after.scores for row in rows]
+            assert all("gpt" in each for each in scores)
+            assert sum("info" not in each for each in scores) == 8
+
+    try:
+        in_world(world, body)
+    finally:
+        ended.set()
+        silent.close()

@@ -98,7 +98,9 @@ def test_passes_hold_every_row_once_in_order_and_keep_to_the_limit(slots, most):
         assert len({part.slot.first_layer for part in parts}) == 1
 
 
-@pytest.mark.parametrize(("works", "threads"), [(1, [6]), (2, [3, 3]), (3, [2, 2, 2]), (4, [1, 2, 1, 2])])
+@pytest.mark.parametrize(
+    ("works", "threads"), [(1, [6]), (2, [3, 3]), (3, [2, 2, 2]), (4, [1, 2, 1, 2]), (8, 2 * [1, 2, 1, 2])]
+)
 def test_works_side_by_side_have_all_threads_among_them(tiny_path, works, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(6)

@@ -73,6 +73,16 @@ def test_a_version_that_is_asked_for_takes_the_place_of_idle_ones(committed, mon
     assert len(full) == 1
 
 
+def test_a_version_that_somebody_holds_is_no_second_one_when_it_is_asked_for_again(committed):
+    engine, versions = committed
+    held = engine._versions.get(versions[0])
+    one = engine._versions.held_bytes()
+    for _ in range(3):
+        engine._versions.let_go()
+        assert engine._versions.get(versions[0]) is held
+    assert engine._versions.held_bytes() == one
+
+
 def test_without_idle_versions_there_is_no_room_to_be_made(committed, monkeypatch):
     engine, versions = committed
 

@@ -30,6 +30,7 @@ NOTES = "Salt was sold there.\nIt had a bridge."
         ("```\n", 4, "```\n\n", 1),
         ("Sure! Here is the JSON:\n\n", 2, "", 1),
         ("Here you are:\n```json\n", 2, "```\n", 2),
+        ("Sure!\n\nOne moment.\n\nHere you are:\n\n```json\n", 2, "\n```\n", 4),
     ],
 )
 def test_directives_are_found_where_a_chat_model_puts_them(
@@ -47,7 +48,7 @@ def test_directives_are_found_where_a_chat_model_puts_them(
 @pytest.mark.parametrize(
     "written",
     [
-        "one\ntwo\nthree\nfour\n{}\nA note.",
+        "one\ntwo\nthree\nfour\nfive\n{}\nA note.",
         '{"epochs": 3} A note.',
         '{"epochs": 3',
         '["epochs"]\nA note.',
@@ -82,6 +83,12 @@ def test_the_name_of_a_format_may_stand_behind_a_greeting(written: str, chosen: 
     assert isinstance(found.result, SelfEdit), found.result
     assert found.chosen_format == chosen
     assert found.repairs.get("preamble", 0) == preamble
+
+
+def test_behind_the_name_of_a_format_paragraphs_stay_apart() -> None:
+    found = parse_completion("rewrite\nSalt was sold there,\nit is said.\n\nA bridge was built.", MIXED, TASK)
+    assert isinstance(found.result, SelfEdit), found.result
+    assert len(found.result.documents) == 3
 
 
 def test_a_note_that_has_the_name_of_a_format_in_it_names_none() -> None:
