@@ -63,10 +63,11 @@ class Constraint:
             return log_probs_V
         known = self._tokenizer.vocab_size
         llguidance.torch.fill_next_token_bitmask(matcher, self._mask, 0)
-        masked_1V = torch.full((1, len(log_probs_V)), float("-inf"))
-        masked_1V[0, :known] = log_probs_V[:known]
-        llguidance.torch.apply_token_bitmask_inplace(masked_1V[:, :known], self._mask)
-        return masked_1V[0]
+        # llguidance's own way compiles a program for it, which a machine without a compiler cannot.
+        bits_W32 = (self._mask.view(-1, 1) >> torch.arange(32, dtype=torch.int32)) & 1
+        masked_V = torch.full((len(log_probs_V),), float("-inf"))
+        masked_V[:known] = log_probs_V[:known].masked_fill(bits_W32.flatten()[:known] == 0, float("-inf"))
+        return masked_V
 
     def take(self, row: int, token: int) -> None:
         """A row goes on with a token."""

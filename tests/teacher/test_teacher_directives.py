@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -108,6 +112,28 @@ def test_behind_directives_the_notes_are_begun(writer: Writer) -> None:
         rollout = policy_pb2.Rollout.FromString(candidate.rollout)
         # What it had no choice about is marked, so that grpo and rloo do not learn it.
         assert sum(rollout.forced) >= len("Question:")
+
+
+def test_a_machine_without_a_compiler_holds_writers_to_a_form(tmp_path: Path) -> None:
+    """Images of services have none, and a mask over a vocabulary wants none."""
+    program = """
+import sys
+import torch
+from teacher.constrained import Constraint
+from tutelage.models.loading import load_model
+from tutelage.models.tiny import write_tiny_model
+from pathlib import Path
+
+tokenizer = load_model(str(write_tiny_model(Path(sys.argv[1]) / "model")), threads=1).tokenizer
+allowed_V = Constraint(tokenizer, 'start: "yes"', 1).allowed(0, torch.zeros(len(tokenizer)))
+print(sorted({tokenizer.decode([i])[:1] for i in allowed_V.isfinite().nonzero().flatten().tolist()}))
+"""
+    environment = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "compiled")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines()[-1] == "['y']"
 
 
 def test_only_formats_that_begin_with_a_form_are_held_to_one() -> None:
