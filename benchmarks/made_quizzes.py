@@ -1,10 +1,11 @@
 """Do rewards from made quizzes rank self-edits as those from given ones do? Spearman's correlation, with intervals.
 
 For each document the untrained teacher writes a quiz, kept as far as it passes the checks of `orchestrator.adapt_quiz`
-and `orchestrator.answer_check`, and some self-edits. A student is trained on each self-edit and asked the given and the
-made questions in one quiz, so that both rewards are of the same training. Ranks are compared within documents, which is
-what a policy learns from: the rewards of a document less their mean, all documents together; and over all self-edits as
-they are. Intervals: 95 %, bootstrap over documents.
+and `orchestrator.answer_check`, and some self-edits; with `--written` the quiz is of another model, out of a file of
+its self-edits. A student is trained on each self-edit and asked the given and the made questions in one quiz, so that
+both rewards are of the same training. Ranks are compared within documents, which is what a policy learns from: the
+rewards of a document less their mean, all documents together; and over all self-edits as they are. Intervals: 95 %,
+bootstrap over documents.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from benchmarks.classroom import GRADERS, Classroom, Setup, documents
 from orchestrator.adapt_quiz import FORMAT, SAMPLING, TRIES, questions_of
 from orchestrator.answer_check import ANSWER_TOKENS, prompts_of, verdict
+from teacher.parsing import parse_completion
 from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.made_quiz import DEFAULT_CHECK, Dropped, QuizCheck
 from tutelage.domain.policy import Sampling
@@ -51,15 +53,31 @@ class Rewards:
     made: tuple[float, ...]
 
 
-def made_questions(
-    room: Classroom, item: TaskWithQuiz, most: int, check: QuizCheck
-) -> tuple[tuple[Question, ...], Counter[Dropped]]:
-    """What the untrained teacher asks, as far as it passes the checks, and what does not."""
+def written_by_teacher(room: Classroom, item: TaskWithQuiz) -> list[SelfEdit]:
+    """What the untrained teacher writes when it is asked for a quiz."""
     room.formats[FORMAT.name] = FORMAT
-    first = room.policies.initial.version
     sampling = replace(SAMPLING, max_new_tokens=24) if room.setup.model == "tiny" else SAMPLING
-    written = room.write(item, FORMAT.name, TRIES, first, "quiz", sampling)
-    edits = [each.result for each in written if isinstance(each.result, SelfEdit)]
+    written = room.write(item, FORMAT.name, TRIES, room.policies.initial.version, "quiz", sampling)
+    return [each.result for each in written if isinstance(each.result, SelfEdit)]
+
+
+def written_before(path: Path, items: Sequence[TaskWithQuiz]) -> dict[str, list[SelfEdit]]:
+    """By task, the questions of a file of self-edits, as another model wrote them."""
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    tasks = {item.task.id: item.task for item in items}
+    parsed = {
+        line["task_id"]: parse_completion(line["text"], FORMAT, tasks[line["task_id"]]).result
+        for line in lines
+        if line["task_id"] in tasks
+    }
+    return {name: [edit] for name, edit in parsed.items() if isinstance(edit, SelfEdit)}
+
+
+def made_questions(
+    room: Classroom, item: TaskWithQuiz, edits: Sequence[SelfEdit], most: int, check: QuizCheck
+) -> tuple[tuple[Question, ...], Counter[Dropped]]:
+    """What was asked, as far as it passes the checks, and what does not."""
+    first = room.policies.initial.version
     questions, dropped = questions_of(item.task, edits)
     assert isinstance(item.task.content, DocumentTask)
     prompts = [prompts_of(item.task.content, question, check) for question in questions]
@@ -126,8 +144,12 @@ def evaluated(
     And why questions were dropped.
     """
 
+    items = documents("train" if args.written is None else "heldout", args.documents, args.model)
+    before = {} if args.written is None else written_before(args.written, items)
+
     def reports_of(item: TaskWithQuiz) -> tuple[int, list[EvaluationReport], Counter[Dropped]]:
-        made, dropped = made_questions(room, item, args.questions, QuizCheck(args.check))
+        asking = written_by_teacher(room, item) if args.written is None else before.get(item.task.id, [])
+        made, dropped = made_questions(room, item, asking, args.questions, QuizCheck(args.check))
         if args.model == "tiny":
             # Tiny models write no questions: the given ones stand in, which shows the machinery and nothing else.
             made = item.quiz.questions[:2]
@@ -140,7 +162,7 @@ def evaluated(
         outcomes = room.each(lambda edit: room.evaluate(asked, edit)[1], edits)
         return len(made), [outcome for outcome in outcomes if isinstance(outcome, EvaluationReport)], dropped
 
-    found = room.each(reports_of, documents("train", args.documents, args.model))
+    found = room.each(reports_of, items)
     used = [(made, reports) for made, reports, _ in found if len(reports) > 1]
     dropped = sum((each for _, _, each in found), Counter[Dropped]())
     return [reports for _, reports in used], sum(made for made, _ in used), len(found) - len(used), dropped
@@ -154,6 +176,7 @@ def main() -> None:
     parser.add_argument("--candidates", type=int, default=5)
     parser.add_argument("--questions", type=int, default=6, help="most questions made for a document")
     parser.add_argument("--least", type=int, default=2, help="with fewer a document is left out")
+    parser.add_argument("--written", type=Path, help="self-edits about the held-out documents to take questions from")
     parser.add_argument("--check", default=DEFAULT_CHECK, choices=list(QuizCheck), help="what made questions must pass")
     parser.add_argument("--format", default="self-qa+directives")
     parser.add_argument("--temperature", type=float, default=0.7, help="that self-edits are written at; top_p is 1")
