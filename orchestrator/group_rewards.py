@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from orchestrator.machine import Machine
 from orchestrator.plan import Across, Group
 from orchestrator.run_events import Evaluate
-from tutelage.domain.evaluation import EvaluationOutcome, EvaluationReport
-from tutelage.domain.reward import FORMULAS, Repeats, RewardSettings, candidate_rewards, repeats_of
+from tutelage.domain.evaluation import EvaluationOutcome
+from tutelage.domain.reward import Repeats, RewardSettings, candidate_rewards, repeats_of
 
 Rewards = tuple[float | None, ...]
 RepeatsOf = Mapping[tuple[Group, str, str], Repeats]
@@ -35,22 +35,8 @@ def recomputed(
 ) -> RepeatsOf:
     """The same from stored outcomes, scored by `settings`, without a student.
 
-    A report that a judge did not grade counts only where `settings` do without that judge. KeyError for a weighted
-    grader that graded no report at all, or a formula that no package gives.
+    A report that earns nothing under them, as one that a judge did not grade, is left out.
     """
-    reports = [outcome for outcome in outcomes.values() if isinstance(outcome, EvaluationReport)]
-    for name in settings.grader_weights:
-        if reports and not any(name in report.after.scores for report in reports):
-            raise KeyError(name)
-    if settings.formula and settings.formula not in FORMULAS:
-        raise KeyError(settings.formula)
-    return rescored(machine, groups, outcomes, settings)
-
-
-def rescored(
-    machine: Machine, groups: Sequence[Group], outcomes: Mapping[Evaluate, EvaluationOutcome], settings: RewardSettings
-) -> RepeatsOf:
-    """`recomputed` of a part of a run's outcomes, in which a grader may well have graded nothing."""
 
     def repeats(group: Group, edit: str, student: str) -> Repeats:
         works = [Evaluate(group.round, group.task, edit, student, repeat) for repeat in range(machine.plan.repeats)]

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 
 from orchestrator import metrics
 from orchestrator.config import RetrySettings
@@ -61,7 +62,7 @@ class JudgePanel:
         for name in self.config.judges:
             try:
                 judged.report = await patiently(
-                    lambda judge=name: self.judges.judged(judged.report, quiz, [judge]),  # type: ignore[misc]
+                    partial(self.judges.judged, judged.report, quiz, [name]),
                     "judge",
                     self.retry,
                     attempts=deadlines.attempts if name in needed else 1,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.group_rewards import RepeatsOf, group_rewards, measured, rescored
+from orchestrator.group_rewards import RepeatsOf, group_rewards, measured, recomputed
 from orchestrator.machine import Machine
 from orchestrator.plan import Across, Group
 from orchestrator.rebuilding import rebuild
@@ -42,7 +42,7 @@ async def recomputed_rewards(store: Store, run: Run, reward_yaml: str) -> list[R
         groups = [group for group in machine.groups if group.task == task]
         outcomes = await _outcomes(store, run, task)
         await asyncio.to_thread(found.look_at, outcomes.values(), settings)
-        for key, repeats in (await asyncio.to_thread(rescored, machine, groups, outcomes, settings)).items():
+        for key, repeats in (await asyncio.to_thread(recomputed, machine, groups, outcomes, settings)).items():
             by_round.setdefault(key[0].round, {})[key] = repeats
     found.check(settings)
     return await asyncio.to_thread(lambda: list(_rows(run, machine, by_round, settings, reward.across)))
