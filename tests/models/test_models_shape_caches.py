@@ -1,4 +1,4 @@
-"""Products of ever new shapes do not fill the memory: in processes of their own, as torch reads the bounds at its start."""
+"""Products of ever new shapes do not fill the memory; each in a process of its own, as torch reads the bounds once."""
 
 from __future__ import annotations
 
