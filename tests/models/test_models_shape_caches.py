@@ -12,10 +12,11 @@ from tutelage.models.shape_caches import CAPACITIES
 
 SAYS = "import student, os, sys; assert 'torch' not in sys.modules; print(*(os.environ[name] for name in sys.argv[1:]))"
 GROWS = """
+import resource
 import student
 import torch
 torch.set_num_threads(1)
-def resident(): return int(open("/proc/self/statm").read().split()[1]) * 4 / 1024
+def resident(): return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 weight = torch.randn(64, 64, dtype=torch.bfloat16)
 before = resident()
 for tokens in range(1, 600):
