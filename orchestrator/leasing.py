@@ -12,6 +12,10 @@ class LeaseLost(TutelageError):
     """Another orchestrator drives the run now, or nobody does: what this one would write is void."""
 
 
+class EndedElsewhere(LeaseLost):
+    """Nobody drives the run any more: somebody else has ended it."""
+
+
 @dataclass(frozen=True)
 class Lease:
     """What an orchestrator holds of a run."""

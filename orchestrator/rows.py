@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from orchestrator import schema as s
 from orchestrator.database import now_us, reading, to_datetime
-from orchestrator.leasing import LeaseLost
+from orchestrator.leasing import EndedElsewhere, LeaseLost
 from orchestrator.store_fault import StoreContradiction, StoreFault
 from tutelage.domain.run import RunEvent, RunState
 
@@ -104,7 +104,7 @@ class Rows:
         if (run_id, epoch) != (self.fence.run_id, self.fence.epoch):
             raise LeaseLost(f"run {run_id!r} is driven by another orchestrator now")
         if RunState(state).ended and not also_ended:
-            raise LeaseLost(f"run {run_id!r} is {state}")
+            raise EndedElsewhere(f"run {run_id!r} is {state}")
 
     async def _append(self, connection: AsyncConnection, run_id: str, events: Iterable[Event]) -> None:
         await self._locked(connection, run_id)

@@ -22,7 +22,7 @@ from orchestrator.evaluation_keys import RoundKeys
 from orchestrator.group_closing import GroupClosing
 from orchestrator.handing_out import HandingOut
 from orchestrator.judging import Judges
-from orchestrator.leasing import Lease, LeaseLost
+from orchestrator.leasing import EndedElsewhere, Lease, LeaseLost
 from orchestrator.ledger import Ledger
 from orchestrator.machine import Machine
 from orchestrator.open_work import OpenWork
@@ -124,6 +124,10 @@ class Runner:
                     self._begin(self.machine.feed(fact))
                     if isinstance(fact, Evaluated):
                         self._groups.look(self.machine.group_of(fact.work))
+        except EndedElsewhere:
+            # Whoever ended it may know nothing of those who evaluate for it.
+            await self.cancel_evaluations()
+            raise
         except STORE_FAULTS:
             raise
         except Exception as error:

@@ -127,6 +127,21 @@ def test_a_run_that_was_cancelled_elsewhere_commits_nothing_more(world: Any) -> 
     in_world(world, body)
 
 
+def test_students_stop_for_a_run_whose_driver_learns_of_its_end_by_what_it_may_not_write(world: Any) -> None:
+    async def body() -> None:
+        world.a.delay_s, world.b.delay_s = 0.5, 60
+        # It looks at the run's state only every hundred seconds.
+        async with world.engine(run_lease_s=300) as engine:
+            await world.start(engine)
+            await world.until(lambda: world.a.running > 0 and world.b.running > 0)
+            await engine.store.end_run("run", RunState.CANCELLED, "")
+            await world.until(lambda: engine._driving.runner("run") is None)
+            evaluating = {key_id for key_id in world.b.keys if key_id not in world.b.reports}
+            assert set(world.b.cancelled) == evaluating != set()
+
+    in_world(world, body)
+
+
 def test_rounds_that_are_added_are_those_of_a_longer_run(world: Any, tmp_path: Any) -> None:
     calm = type(world)(f"sqlite:///{tmp_path / 'calm.sqlite'}")
     longer = SMALL.replace("rounds: 1", "rounds: 3")
