@@ -108,7 +108,7 @@ class Runner:
     async def drive(self) -> None:
         """Until the run has ended or was paused; cancelling leaves it to be resumed.
 
-        LeaseLost when another orchestrator has it; a database's errors are raised, and the rows stand.
+        LeaseLost when another orchestrator has it or has ended it; a database's errors are raised, and the rows stand.
         """
         bind(run_id=self.run.run_id)
         stop_listening = self._dispatcher.listen(self._room_changed)

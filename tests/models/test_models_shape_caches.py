@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +43,12 @@ def test_a_student_bounds_them_before_torch_is_imported():
 
 def test_what_the_operator_set_stays():
     assert said_by(SAYS, *CAPACITIES, LRU_CACHE_CAPACITY="7") == "128 7"
+
+
+@pytest.mark.parametrize("page", ["operate-student.md", "operate-teacher.md"])
+def test_the_operator_reads_what_holds(page):
+    text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    assert all(f"`{name}` ({capacity}" in text for name, capacity in CAPACITIES.items())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 CAPACITIES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128", "LRU_CACHE_CAPACITY": "64"}
-"""By the variable of the environment. A pass over texts of a dozen lengths asks for about a hundred."""
+"""By the variable of the environment."""
 
 
 def bound_shape_caches() -> None:
