@@ -22,18 +22,7 @@ from collections.abc import Hashable, Iterable
 
 from orchestrator.alarms import Alarms
 from orchestrator.backoff import RetryBudget, backoff_s
-from orchestrator.dispatch_decisions import (
-    Again,
-    Decision,
-    Fault,
-    GiveUp,
-    Job,
-    Limits,
-    Probe,
-    Rules,
-    Start,
-    Stop,
-)
+from orchestrator.dispatch_decisions import Again, Decision, Fault, GiveUp, Job, Limits, Probe, Rules, Start, Stop
 from orchestrator.dispatch_state import KnownStudent, Waiting
 from orchestrator.replica import Replica, Standing
 
@@ -136,11 +125,7 @@ class Dispatch:
         if job not in self._jobs:
             return []
         waiting = self._forget(job)
-        out: list[Decision] = []
-        if waiting.running is not None:
-            out.append(Stop(waiting.running))
-            self._free(waiting.running)
-        return out + self._fill(waiting.student, now)
+        return self._stop(waiting) + self._fill(waiting.student, now)
 
     def ended(self, attempt: int, now: float) -> list[Decision]:
         """An attempt gave its job's final outcome; one of a withdrawn job is ignored."""
@@ -287,15 +272,18 @@ class Dispatch:
         student.queue.ended(owner)
         return job, replica
 
+    def _stop(self, waiting: Waiting) -> list[Decision]:
+        if waiting.running is None:
+            return []
+        self._free(waiting.running)
+        return [Stop(waiting.running)]
+
     def _give_up(self, job: Job, reason: str) -> GiveUp:
         waiting = self._forget(job)
         return GiveUp(job, waiting.attempts, reason)
 
     def _expired(self, job: Job, waiting: Waiting, now: float) -> list[Decision]:
-        out: list[Decision] = []
-        if waiting.running is not None:
-            out.append(Stop(waiting.running))
-            self._free(waiting.running)
+        out = self._stop(waiting)
         last = f": {waiting.reason}" if waiting.reason else ""
         if waiting.first_start is None:
             reason = f"student {waiting.student!r} did not answer for {waiting.limits.total_s:g} s{last}"

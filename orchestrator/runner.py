@@ -58,9 +58,6 @@ from tutelage.rpc.logging import bind
 
 logger = logging.getLogger(__name__)
 
-CANCEL_S = 5.0
-"""Seconds a student has to say that it stops an evaluation nobody waits for."""
-
 STORE_FAULTS = (StoreFault, SQLAlchemyError, LeaseLost, OSError)
 """The database is away or refuses; what is stored stands, and the run can be driven on from there."""
 
@@ -160,11 +157,7 @@ class Runner:
         await asyncio.gather(*(self._cancel(asked) for asked in running), return_exceptions=True)
 
     async def _cancel(self, asked: Asked) -> None:
-        for client in await self._dispatcher.students.clients(asked.work.student):
-            try:
-                await asyncio.wait_for(client.cancel_evaluation(asked.evaluation_id), CANCEL_S)
-            except (TutelageError, TimeoutError):
-                continue
+        await self._dispatcher.students.cancel_evaluation(asked.work.student, asked.evaluation_id)
 
     async def _restore(self) -> None:
         run_id = self.run.run_id
@@ -264,13 +257,7 @@ class Runner:
         )
         try:
             stored = await self._evaluator.evaluate(
-                work,
-                key,
-                "round",
-                candidate_ids,
-                evaluation_id=evaluation_id,
-                known=self._before,
-                watching=watching,
+                work, key, "round", candidate_ids, evaluation_id=evaluation_id, known=self._before, watching=watching
             )
         finally:
             self._groups.ended(work)

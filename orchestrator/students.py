@@ -13,6 +13,9 @@ from tutelage.domain.description import StudentDescription
 from tutelage.domain.errors import NotFound, TutelageError, Unavailable
 from tutelage.domain.run import StudentReplica
 
+CANCEL_S = 5.0
+"""Seconds a replica has to say that it stops an evaluation nobody waits for."""
+
 
 class Students:
     """Shared by everything in an orchestrator that calls students."""
@@ -73,6 +76,14 @@ class Students:
     async def clients(self, name: str) -> list[StudentClient]:
         """A client a replica."""
         return [self.replica(name, address) for address in await self.addresses(name)]
+
+    async def cancel_evaluation(self, name: str, evaluation_id: str) -> None:
+        """Asks every replica to stop it; best effort: whoever does not answer stops when its lease is over."""
+        for client in await self.clients(name):
+            try:
+                await asyncio.wait_for(client.cancel_evaluation(evaluation_id), CANCEL_S)
+            except (TutelageError, TimeoutError):
+                continue
 
     async def describe(self, name: str) -> StudentDescription:
         """What the student says it is, by the first replica that answers; Unavailable names it and its address."""

@@ -8,7 +8,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestrator.backoff import RetryBudget, backoff_s
+from orchestrator.backoff import RetryBudget
 from orchestrator.dispatch import Dispatch
 from orchestrator.dispatch_decisions import Again, Decision, Fault, GiveUp, Limits, Probe, Rules, Start, Stop
 from orchestrator.replica import Standing
@@ -347,7 +347,3 @@ def test_a_spent_budget_slows_retries_down() -> None:
         decisions = dispatch.failed(attempt(dispatch.submit(job, "a", LIMITS, 0.0)), Fault.LOST, "x", 0.0)
         waits += [each.wait_s for each in decisions if isinstance(each, Again)]
     assert waits == [1, 30, 30, 30]
-
-
-def test_waits_double_up_to_the_longest() -> None:
-    assert [backoff_s(n, 0.5, 2, 30) for n in (1, 2, 3, 7, 8, 100000)] == [0.5, 1, 2, 30, 30, 30]
