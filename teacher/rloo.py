@@ -92,10 +92,14 @@ class RLOO(Algorithm):
         rewards = [_clipped(sample.reward, options) for sample in samples]
         if options.beta > 0:
             references = log_probs_of(trainer, samples, reference=True)
-            rewards = [
-                reward - options.beta * float(((old - reference) * free_tokens(sample)).sum())
-                for reward, old, reference, sample in zip(rewards, olds, references, samples, strict=True)
+            kls = [
+                float(((old - reference) * free_tokens(sample)).sum())
+                for old, reference, sample in zip(olds, references, samples, strict=True)
             ]
+            rewards = [reward - options.beta * kl for reward, kl in zip(rewards, kls, strict=True)]
+            # By a token, as TRL logs it where it generates; with the first step, for the samples stay the same.
+            tokens = sum(int(free_tokens(sample).sum()) for sample in samples)
+            trainer._metrics["train"]["kl"].append(sum(kls) / max(1, tokens))
         left = iter(rewards)
         grouped = [[next(left) for _ in group.samples] for group in training.groups]
         advantages = [value for group in leave_one_out(grouped, options.normalise_advantages) for value in group]

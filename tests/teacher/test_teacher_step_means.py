@@ -51,7 +51,7 @@ ALWAYS = {"loss", "grad_norm", "learning_rate", "entropy"}
 LOGGED = {
     "rest_em": ({}, {"mean_token_accuracy"}),
     "grpo": ({"beta": 0.04}, {"kl", "clip_ratio/low_mean", "clip_ratio/high_mean"}),
-    "rloo": ({}, {"clip_ratio/region_mean"}),
+    "rloo": ({}, {"kl", "clip_ratio/region_mean"}),
     "dpo": ({}, {"rewards/margins", "rewards/accuracies", "logps/chosen"}),
 }
 
