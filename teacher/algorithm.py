@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
-from tutelage.domain.policy import UpdateSettings
+from tutelage.domain.policy import UpdateSettings, told_apart
 from tutelage.settings import Settings
 
 NOTHING_LOGGED: Mapping[str, float] = MappingProxyType({})
@@ -60,7 +60,7 @@ class SampleGroup:
     def spread(self) -> float:
         """Best reward less worst."""
         rewards = [sample.reward for sample in self.samples]
-        return max(rewards) - min(rewards) if rewards else 0.0
+        return told_apart(max(rewards) - min(rewards)) if rewards else 0.0
 
 
 class NoOptions(Settings):

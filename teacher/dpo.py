@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, in_order, why_no_spread, with_spread
-from tutelage.domain.policy import UpdateSettings
+from tutelage.domain.policy import UpdateSettings, told_apart
 from tutelage.settings import Settings
 
 
@@ -42,8 +42,8 @@ class DPO(Algorithm):
         """Of each group its best and its worst, in this order; among equals the shorter, then the lower id."""
         pairs = []
         for group in with_spread(groups, options.min_gap):
-            best = min(group.samples, key=lambda s: (-s.reward, len(s.completion_ids), s.candidate_id))
-            worst = min(group.samples, key=lambda s: (s.reward, len(s.completion_ids), s.candidate_id))
+            best = min(group.samples, key=lambda s: (-told_apart(s.reward), len(s.completion_ids), s.candidate_id))
+            worst = min(group.samples, key=lambda s: (told_apart(s.reward), len(s.completion_ids), s.candidate_id))
             pairs.append(SampleGroup(group.group_id, (best, worst)))
         return tuple(pairs)
 

@@ -18,11 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tutelage.domain.errors import FieldViolation, InvalidInput
-from tutelage.domain.policy import CandidateGroup, ScoredCandidate
+from tutelage.domain.policy import CandidateGroup, ScoredCandidate, told_apart
 from tutelage.extensions import SELECTION_RULES, Extended
-
-_SAME = 1e-9
-"""Rewards closer than this are equal: sums of the same numbers differ in the last digit."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +123,7 @@ def _lead(
     for group in sorted(groups, key=lambda group: group.group_id):
         rewards = [item.reward for item in group.candidates if item.reward is not None]
         mean = math.fsum(rewards) / len(rewards) if rewards else 0.0
-        ahead = [item for item in _above((group,), settings.min_reward) if (item.reward or 0.0) > mean + _SAME]
+        ahead = [item for item in _above((group,), settings.min_reward) if told_apart((item.reward or 0.0) - mean) > 0]
         kept += ahead
         leads += [(item.reward or 0.0) - mean for item in ahead]
     return _in_proportion(kept, leads)
@@ -142,12 +139,12 @@ def _above(groups: Sequence[CandidateGroup], min_reward: float) -> list[ScoredCa
         item
         for group in sorted(groups, key=lambda group: group.group_id)
         for item in sorted(group.candidates, key=lambda item: item.candidate_id)
-        if item.reward is not None and item.reward > min_reward
+        if item.reward is not None and told_apart(item.reward) > min_reward
     ]
 
 
 def _rank(item: ScoredCandidate, lengths: Mapping[str, int]) -> tuple[float, int, str]:
-    return -(item.reward or 0.0), lengths[item.candidate_id], item.candidate_id
+    return -told_apart(item.reward or 0.0), lengths[item.candidate_id], item.candidate_id
 
 
 Rule = Callable[[Sequence[CandidateGroup], Mapping[str, int], SelectionSettings], tuple[Kept, ...]]

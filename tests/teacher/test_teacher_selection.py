@@ -6,12 +6,15 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from teacher.algorithm import Sample, SampleGroup, with_spread
+from teacher.dpo import DPO, DPOOptions
 from teacher.selection import (
     RULES,
     Kept,
@@ -60,6 +63,27 @@ def test_selection(shape: list[list[tuple[float | None, int]]], threshold: float
     order.shuffle(mixed)
     assert best_of_each_group(mixed, lengths, threshold) == kept
     assert named(mixed) == named(groups)
+
+
+def test_a_sum_in_another_order_is_the_same_reward() -> None:
+    # Means of three seeds: two differ in which seed gave what, and one comes to 0 but for its last digit.
+    first, second, nothing = ((0.1 + 0.2 + 0.3) / 3, (0.3 + 0.2 + 0.1) / 3, (0.1 + 0.2 - 0.3) / 3)
+    assert first > second
+    assert nothing > 0
+    groups, lengths = built([[(first, 9), (second, 2)], [(nothing, 1)]])
+    assert [item.candidate_id for item in best_of_each_group(groups, lengths, 0.0)] == ["0-1"]
+    top = kept_by(groups, lengths, SelectionSettings("top", 0.0, 0.4))
+    assert [item.candidate.candidate_id for item in top] == ["0-1"]
+    samples = [
+        Sample(name, (5,), (6,) * length, reward) for name, reward, length in (("a", first, 9), ("b", second, 2))
+    ]
+    assert not with_spread([SampleGroup("g", tuple(samples))], 0.0)
+    worse = replace(samples[0], candidate_id="c", reward=0.0)
+    (pair,) = DPO().select([SampleGroup("g", (*samples, worse))], UpdateSettings(), DPOOptions())
+    assert [sample.candidate_id for sample in pair.samples] == ["b", "c"]
+    almost = replace(samples[0], reward=0.8), replace(samples[1], reward=0.7)
+    assert almost[0].reward - almost[1].reward > 0.1
+    assert not DPO().select([SampleGroup("g", almost)], UpdateSettings(), DPOOptions(min_gap=0.1))
 
 
 def named(groups: list[CandidateGroup], seed: int = 1) -> str:

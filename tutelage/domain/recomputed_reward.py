@@ -10,8 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-DIGITS = 9
-"""To which rewards are told apart: the last digit of a mean makes no ranks of equal ones."""
+from tutelage.domain.policy import told_apart
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float | No
 
 
 def _ranks(values: Sequence[float]) -> list[float]:
-    rounded = [round(value, DIGITS) for value in values]
+    rounded = [told_apart(value) for value in values]
     ordered = sorted(rounded)
     first = {value: place for place, value in reversed(list(enumerate(ordered, start=1)))}
     return [first[value] + (ordered.count(value) - 1) / 2 for value in rounded]
