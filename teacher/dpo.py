@@ -61,7 +61,7 @@ class DPO(Algorithm):
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
 
-        from teacher.trl_training import Progress, common_arguments, train_in_float32
+        from teacher.trl_training import Progress, common_arguments, lora_unrounded, train_in_float32
 
         class Tokenised(DPOTrainer):
             """Takes ids as they are; TRL would tokenise texts again."""
@@ -74,19 +74,20 @@ class DPO(Algorithm):
             {"prompt_ids": best.prompt_ids, "chosen_ids": best.completion_ids, "rejected_ids": worst.completion_ids}
             for best, worst in (group.samples for group in training.groups)
         ]
-        trainer = Tokenised(
-            model=training.model,
-            args=DPOConfig(
-                **common_arguments(training, len(pairs)),
-                beta=options.beta,
-                loss_type=[options.loss_type],
-                label_smoothing=options.label_smoothing,
-                max_length=None,
-            ),
-            train_dataset=Dataset.from_list(pairs),
-            processing_class=training.tokenizer,
-            callbacks=[Progress(training.report)],
-        )
+        with lora_unrounded(training.model):
+            trainer = Tokenised(
+                model=training.model,
+                args=DPOConfig(
+                    **common_arguments(training, len(pairs)),
+                    beta=options.beta,
+                    loss_type=[options.loss_type],
+                    label_smoothing=options.label_smoothing,
+                    max_length=None,
+                ),
+                train_dataset=Dataset.from_list(pairs),
+                processing_class=training.tokenizer,
+                callbacks=[Progress(training.report)],
+            )
         if options.reference == "initial":
             # TRL's reference is the adapter `ref`, a copy of the parent; with its B at zero it is the untouched model.
             for name, parameter in trainer.model.named_parameters():

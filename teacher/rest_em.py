@@ -83,7 +83,7 @@ class RestEM(Algorithm):
         from trl import SFTConfig, SFTTrainer
 
         from teacher.anchor import ROWS, STARTS, held
-        from teacher.trl_training import Progress, common_arguments, train_in_float32
+        from teacher.trl_training import Progress, common_arguments, lora_unrounded, train_in_float32
         from teacher.weighted_sft import WEIGHT, AnchoredSFTTrainer
 
         options, anchor = training.options, _anchor(training.options)
@@ -108,13 +108,14 @@ class RestEM(Algorithm):
         arguments = SFTConfig(
             **common_arguments(at_once, len(rows)), completion_only_loss=True, packing=False, max_length=None
         )
-        trainer = (AnchoredSFTTrainer if weighted else SFTTrainer)(
-            model=training.model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=training.tokenizer,
-            callbacks=[Progress(training.report)],
-        )
+        with lora_unrounded(training.model):
+            trainer = (AnchoredSFTTrainer if weighted else SFTTrainer)(
+                model=training.model,
+                args=arguments,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=training.tokenizer,
+                callbacks=[Progress(training.report)],
+            )
         with held(trainer, [whole for whole, _ in pairs], samples, anchor):
             train_in_float32(trainer)
 

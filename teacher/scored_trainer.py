@@ -19,7 +19,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from teacher.algorithm import Sample, Training, free_flags
 from teacher.anchor import ROWS, STARTS, AnchoredLoss
-from teacher.trl_training import Progress
+from teacher.trl_training import Progress, lora_unrounded
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,15 @@ def build_trainer(kind: type[Any], arguments: Any, training: Training) -> Any:
     def scored_elsewhere(prompts: Sequence[object], **_: object) -> list[float]:
         raise RuntimeError("candidates are scored before they come here")
 
-    return kind(
-        model=training.model,
-        reward_funcs=scored_elsewhere,
-        args=arguments,
-        train_dataset=Dataset.from_list([{"prompt": "", "row": row} for row in range(len(training.samples))]),
-        processing_class=training.tokenizer,
-        callbacks=[Progress(training.report)],
-    )
+    with lora_unrounded(training.model):
+        return kind(
+            model=training.model,
+            reward_funcs=scored_elsewhere,
+            args=arguments,
+            train_dataset=Dataset.from_list([{"prompt": "", "row": row} for row in range(len(training.samples))]),
+            processing_class=training.tokenizer,
+            callbacks=[Progress(training.report)],
+        )
 
 
 def shape_arguments(training: Training) -> dict[str, Any]:

@@ -6,6 +6,8 @@ One candidate a pass by default: no pads, and the logits of one row are what fil
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import trl.trainer.utils as trl_utils
@@ -79,8 +81,22 @@ def common_arguments(training: Training, rows: int) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def lora_unrounded(model: Any) -> Iterator[None]:
+    """Keeps the LoRA as it is while a trainer is built on its model.
+
+    On a quantised base TRL's trainers round it to bfloat16: by more than ten steps of 2e-5 change, and what they round
+    is what the parent has learnt.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    values = [parameter.data for parameter in parameters]
+    yield
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.data = value
+
+
 def lora_in_float32(model: Any) -> None:
-    """On a quantised base trainers cast it to bfloat16, and steps of 1e-4 need more than eight bits."""
+    """Steps of 1e-4 need more than the eight bits of bfloat16, in which a quantised base may carry it."""
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from teacher.algorithms import BUILT_IN, algorithm_names
 from teacher.config import TeacherSettings
 from teacher.policies import ADAPTER_FILES, PolicyStore
-from teacher.policy_lora import save_lora
+from teacher.policy_lora import attach_lora, save_lora
+from teacher.update_child import learn
 from teacher.update_request import lessons_of
 from teacher.updates import Updates
 from tests.teacher.scored_groups import HASH, learnt, relative_log_prob, request, result_of
@@ -98,6 +100,31 @@ def test_continues_a_trained_parent(name: str, settings: TeacherSettings, loaded
     assert relative_log_prob(model) == pytest.approx(before, abs=1e-5)
     asked = request(model, "p", name, options)
     assert relative_log_prob(learnt(settings, asked, tmp_path, tmp_path / "parent")) > before
+
+
+@pytest.mark.parametrize("name", list(BUILT_IN))
+def test_what_a_parent_has_learnt_is_not_rounded_on_a_quantised_base(
+    name: str, settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
+) -> None:
+    def nf4() -> LoadedModel:
+        kept = {"quantisation": "nf4", "dequantise": "each-pass", "device": "cpu", "threads": 1}
+        return load_model(settings.model, compute_dtype="float32", **kept)
+
+    asked = request(loaded.model, "p", name, {})
+    still = dataclasses.replace(asked.settings, learning_rate=1e-12, epochs=1)
+    parent = attach_lora(nf4().model, still, None)
+    for parameter in lora_of(parent).values():
+        torch.nn.init.normal_(parameter, std=0.02)
+    save_lora(parent, tmp_path / "parent", "tiny", 1e-3)
+    groups = lessons_of(asked, HASH, {"p": 0}).groups
+    made = learn(nf4(), name, still, groups, 1, tmp_path, lambda *step: None, parent=tmp_path / "parent")
+    before, after = lora_of(parent), lora_of(made)
+    assert before.keys() == after.keys()
+    assert max(float((after[each] - before[each]).abs().max()) for each in before) < 1e-8
+
+
+def lora_of(model: Any) -> dict[str, torch.Tensor]:
+    return {name: each.data for name, each in model.named_parameters() if each.requires_grad}
 
 
 def test_kl_holds_the_policy_to_the_first(settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path) -> None:
