@@ -6,6 +6,7 @@ What does not get better by asking again (a wrong key, an unknown model, a reque
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ _BUSY = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 """Answers that another attempt may turn into a reply."""
 _GIVEN_UP = frozenset({"error", "abort"})
 """Why a reply ended whose writing broke off on the other side, whatever there is of it."""
+_LONGEST_WAIT_S = 86_400.0
+"""An endpoint that asks for more is as good as gone, and not every number of seconds can be told to others."""
 _KEPT_BACK = "content_filter"
 """Why a reply ended of which a filter cut or kept back a part."""
 
@@ -137,7 +140,7 @@ class ChatEndpoint:
             raise PreconditionFailed(f"{where} answered {answer.status_code}: {_detail(answer)}")
         try:
             return _reply(answer.json(), where)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
             raise Unavailable(f"{where} answered with what is no chat completion: {_detail(answer)}") from error
 
 
@@ -152,11 +155,25 @@ def _reply(content: Any, where: str) -> Reply:
     usage = content.get("usage") or {}
     return Reply(
         # A model that only refuses, or only calls tools, has no content: an empty reply, not a fault.
-        text="" if text is None else str(text),
+        text="" if text is None else _text(text),
         ended=reason != "length",
-        prompt_tokens=int(usage.get("prompt_tokens") or 0),
-        completion_tokens=int(usage.get("completion_tokens") or 0),
+        prompt_tokens=_count(usage.get("prompt_tokens")),
+        completion_tokens=_count(usage.get("completion_tokens")),
     )
+
+
+def _text(content: Any) -> str:
+    """What a model said; some endpoints send it in parts, thoughts among them. TypeError for anything else."""
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content if part["type"] == "text")
+    if not isinstance(content, str):
+        raise TypeError(f"a reply of type {type(content).__name__}")
+    return content
+
+
+def _count(value: Any) -> int:
+    """Tokens, as far as what the endpoint says can be a number of them: no reply is worth less for it."""
+    return int(value) if isinstance(value, int | float) and 0 <= value < 2**31 else 0
 
 
 def _detail(answer: httpx2.Response) -> str:
@@ -165,6 +182,7 @@ def _detail(answer: httpx2.Response) -> str:
 
 def _retry_after(answer: httpx2.Response) -> float | None:
     try:
-        return max(0.0, float(answer.headers.get("retry-after", "")))
+        wait_s = float(answer.headers.get("retry-after", ""))
     except ValueError:
         return None
+    return None if math.isnan(wait_s) else min(max(0.0, wait_s), _LONGEST_WAIT_S)
