@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from google.protobuf.message import DecodeError
 from teacher.algorithm import Algorithm, Sample, SampleGroup, in_order
 from teacher.algorithms import find_algorithm, options_of, settings_violations
 from tutelage.domain.canonical import content_hash
-from tutelage.domain.errors import FieldViolation, InvalidInput, PreconditionFailed
+from tutelage.domain.errors import FieldViolation, InvalidInput, PreconditionFailed, TutelageError
 from tutelage.domain.policy import StaleCandidates, UpdateRequest
 from tutelage.v1 import policy_pb2
 
@@ -150,11 +151,27 @@ def _chosen(
         reason = f"none of the {every} candidates was scored" if unscored == every else "no scored candidate is fresh"
         detail = f" ({unscored} unscored, {stale} stale)" if stale else ""
         return Lessons((), unscored, stale, 0, reason + detail)
-    chosen = algorithm.select(groups, request.settings, options)
-    kept = sum(len(group.samples) for group in chosen)
-    message = "" if kept else algorithm.why_nothing(groups, request.settings, options)
-    weights = algorithm.weights(chosen, options) if kept else {}
+    try:
+        chosen = algorithm.select(groups, request.settings, options)
+        kept = sum(len(group.samples) for group in chosen)
+        message = "" if kept else algorithm.why_nothing(groups, request.settings, options)
+        weights = _finite(algorithm.weights(chosen, options)) if kept else {}
+    except TutelageError:
+        raise
+    except Exception as error:
+        # Most likely a package's: whoever is refused is told whose.
+        rule = getattr(options, "rule", "")
+        named = f"algorithm {request.algorithm!r}" + (f" with rule {rule!r}" if rule else "")
+        raise PreconditionFailed(f"{named} chooses nothing to learn from: {type(error).__name__}: {error}") from error
     return Lessons(chosen if kept else (), unscored, stale, fit - kept, message, weights)
+
+
+def _finite(weights: Mapping[str, float]) -> dict[str, float]:
+    """ValueError or TypeError for what is no number: it would be stored with the result, which nobody could read."""
+    for candidate, weight in weights.items():
+        if not math.isfinite(weight):
+            raise ValueError(f"candidate {candidate!r} has the weight {weight}")
+    return {candidate: float(weight) for candidate, weight in weights.items()}
 
 
 def _read(content: bytes, field: str, tokenizer_hash: str) -> policy_pb2.Rollout:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -18,13 +19,19 @@ import pytest
 
 from orchestrator.run_config import RunConfig
 from orchestrator.run_violations import formula_violations
+from teacher.algorithm import SampleGroup
 from teacher.algorithms import algorithm_names, settings_violations
 from teacher.own_formats import all_formats
+from teacher.rest_em import RestEM
+from teacher.selection import Kept
+from teacher.update_request import lessons_of
 from tutelage import extensions
-from tutelage.domain.policy import Format, Parser, UpdateSettings
+from tutelage.domain.errors import PreconditionFailed
+from tutelage.domain.policy import CandidateGroup, Format, Parser, ScoredCandidate, UpdateRequest, UpdateSettings
 from tutelage.extensions import ALGORITHMS, FORMATS, REWARDS, SELECTION_RULES, Extended, extension_names
 from tutelage.grading import STRING_GRADERS
 from tutelage.settings import parse_settings
+from tutelage.v1 import policy_pb2
 
 PLUGIN = Path(__file__).resolve().parents[2] / "examples" / "plugin"
 
@@ -195,6 +202,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
             (FORMATS, "missing", "NOT_THERE"),
             (SELECTION_RULES, "number", "NUMBER"),
             (SELECTION_RULES, "missing", "NOT_THERE"),
+            (SELECTION_RULES, "dividing", "dividing"),
+            (SELECTION_RULES, "weightless", "weightless"),
+            (ALGORITHMS, "telling", "Telling"),
             (REWARDS, "number", "NUMBER"),
             (REWARDS, "missing", "NOT_THERE"),
         )
@@ -203,6 +213,23 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     all_formats.cache_clear()
     yield monkeypatch
     all_formats.cache_clear()
+
+
+def dividing(groups: Sequence[CandidateGroup], lengths: Mapping[str, int], settings: object) -> tuple[Kept, ...]:
+    return (Kept(groups[0].candidates[0], len(groups) / sum(lengths.get("nobody", 0) for _ in groups)),)
+
+
+def weightless(groups: Sequence[CandidateGroup], lengths: Mapping[str, int], settings: object) -> tuple[Kept, ...]:
+    return tuple(Kept(item, math.nan) for item in groups[0].candidates)
+
+
+class Telling(RestEM):
+    """Chooses well, and tells of it what is no number."""
+
+    summary = "tells nonsense"
+
+    def weights(self, groups: Sequence[SampleGroup], options: object) -> dict[str, float]:
+        return {"a": None}  # type: ignore[dict-item]
 
 
 GOOD = Format("good", "Write about {text}", Parser.LINES)
@@ -225,6 +252,24 @@ def test_a_broken_format_is_left_out_and_hides_no_other(
     for name in ("misnamed", "missing", "number", "promptless", "unsendable"):
         assert any(f"format {name!r} is left out" in line for line in told), name
     assert any("NOT_THERE" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "options", "reason"),
+    [
+        ("rest_em", {"rule": "dividing"}, "'rest_em' with rule 'dividing' .* ZeroDivisionError: division by zero"),
+        ("rest_em", {"rule": "weightless"}, "'rest_em' with rule 'weightless' .* 'a' has the weight nan"),
+        ("telling", {"rule": "above"}, "'telling' .* TypeError: must be real number"),
+    ],
+)
+def test_what_chooses_nonsense_is_named_before_anything_is_trained(
+    installed: pytest.MonkeyPatch, algorithm: str, options: dict[str, object], reason: str
+) -> None:
+    rollout = policy_pb2.Rollout(policy_version="p", prompt_ids=[5], completion_ids=[6], tokenizer_hash="h")
+    group = CandidateGroup("g", (ScoredCandidate("a", rollout.SerializeToString(), 1.0),))
+    asked = UpdateRequest("p", algorithm, UpdateSettings(options=options), (group,), 1, "run", 1)
+    with pytest.raises(PreconditionFailed, match=reason):
+        lessons_of(asked, "h", {"p": 0})
 
 
 @pytest.mark.parametrize(("name", "reason"), [("missing", "does not load: AttributeError"), ("number", "is a int")])
