@@ -206,7 +206,7 @@ class Updates:
         started = time.monotonic()
         try:
             self._write_request(work, request, lessons)
-            trained = self._run_child(work, job)
+            trained = self._run_child(work, job, request.algorithm)
             seconds = time.monotonic() - started
             lineage = Policy(
                 version="",
@@ -255,7 +255,7 @@ class Updates:
         (work / "request.json").write_text(json.dumps(content), encoding="utf-8")
         write_groups(lessons.groups, work / "groups.safetensors")
 
-    def _run_child(self, work: Path, job: _Job) -> _Trained:
+    def _run_child(self, work: Path, job: _Job, algorithm: str) -> _Trained:
         """Run the update's process to its end."""
         command = [sys.executable, "-m", "teacher.update_child", str(work.absolute())]
         environment = {**os.environ, **_QUIET, **one_device(self._settings.device, os.environ)[1]}
@@ -294,9 +294,10 @@ class Updates:
             # Killed from outside, most often for memory: nothing says that it would happen again.
             raise Unavailable(f"the update's process was ended by signal {-code}", retry_after_s=10)
         if code:
-            raise RuntimeError(
-                f"the update's process ended with code {code}: {log.read_text(errors='replace')[-2000:]}"
-            )
+            told = log.read_text(errors="replace").strip()[-2000:]
+            _log.error("the update's process ended with code %d: %s", code, told)
+            # Who asked may not see the log, and the algorithm may be a package's.
+            raise TutelageError(f"algorithm {algorithm!r} failed in training: {told.rpartition(chr(10))[2][:500]}")
         return trained
 
     def _stored(self, name: str) -> UpdateResult | None:

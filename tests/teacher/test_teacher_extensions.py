@@ -37,6 +37,7 @@ PLUGIN = Path(__file__).resolve().parents[2] / "examples" / "plugin"
 
 PROGRAM = """
 import json, sys
+from dataclasses import replace
 from pathlib import Path
 from orchestrator.run_config import RunConfig
 from orchestrator.run_violations import formula_violations
@@ -101,6 +102,7 @@ print(json.dumps({
     "kept": result.kept_candidates, "algorithm": result.policy.algorithm, "wrong": [item.field for item in wrong],
     "scores": [grade("begins_with", text, ["Orr"]) for text in ("Orr, I think", "I think Orr")], "broken": broken,
     "refused": fault_of(lambda: list(Updates(settings, store, "h").update(refusal))),
+    "failed": fault_of(lambda: list(Updates(settings, store, "h").update(replace(refusal, algorithm="fails")))),
     "rule": rule.kept, "reward": value_of({"gain_contains": 0.5, "forgotten": 0.1}, RewardSettings(formula="careful")),
 }))
 """
@@ -116,6 +118,13 @@ class Refuses(RestEM):
 
     def train(self, training):
         raise InvalidInput.of("settings.epochs", training.settings.epochs, "two, with a llama")
+
+
+class Fails(RestEM):
+    summary = "breaks in its training"
+
+    def train(self, training):
+        raise ZeroDivisionError("in the package")
 """
 
 
@@ -138,7 +147,9 @@ def test_a_plugin_installed_into_a_folder(tmp_path: Path) -> None:
     refuses = site / "refuses-1.dist-info"
     refuses.mkdir()
     (refuses / "METADATA").write_text("Metadata-Version: 2.1\nName: refuses\nVersion: 1\n")
-    (refuses / "entry_points.txt").write_text("[tutelage.algorithms]\nrefuses = refuses:Refuses\n")
+    (refuses / "entry_points.txt").write_text(
+        "[tutelage.algorithms]\nrefuses = refuses:Refuses\nfails = refuses:Fails\n"
+    )
     (site / "refuses.py").write_text(REFUSES)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     done = subprocess.run(
@@ -146,7 +157,7 @@ def test_a_plugin_installed_into_a_folder(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["algorithms"][-3:] == ["best_few", "broken", "refuses"]
+    assert found["algorithms"][-4:] == ["best_few", "broken", "fails", "refuses"]
     assert "begins_with" in found["graders"]
     assert "glossary" in found["formats"]
     assert "broken" not in found["formats"]
@@ -155,6 +166,7 @@ def test_a_plugin_installed_into_a_folder(tmp_path: Path) -> None:
     assert found["wrong"] == ["settings.options.count"]
     assert found["scores"] == [1.0, 0.0]
     assert found["refused"] == "settings.epochs: '1' is not allowed; allowed: two, with a llama"
+    assert found["failed"] == "algorithm 'fails' failed in training: ZeroDivisionError: in the package"
     assert found["rule"] == 2
     assert found["reward"] == pytest.approx(0.3)
     for part, fault in found["broken"].items():
