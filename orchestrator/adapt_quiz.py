@@ -72,7 +72,7 @@ def questions_of(task: Task, edits: Iterable[SelfEdit]) -> tuple[tuple[Question,
     asked: set[str] = set()
     answered: set[str] = set()
     found: list[Question] = []
-    for question, answer in (pair for edit in edits for pair in _pairs(edit)):
+    for question, answer in (pair for edit in edits for pair in _pairs(edit, content.text)):
         plain, gold = normalise(question), normalise(answer)
         support = _support(question, gold, title, sentences)
         if not (1 <= len(gold.split()) <= LONGEST_ANSWER and len(plain.split()) >= SHORTEST_QUESTION):
@@ -119,14 +119,20 @@ def _stems(text: str) -> frozenset[str]:
     return frozenset(term.text for term in terms(text) if term.word not in stop)
 
 
-def _pairs(edit: SelfEdit) -> list[tuple[str, str]]:
+def _pairs(edit: SelfEdit, text: str) -> list[tuple[str, str]]:
+    """What was asked about a text. The text itself, which each edit begins with, nobody wrote."""
     pairs = []
     for document in edit.documents:
         if isinstance(document, ChatDocument) and len(document.messages) == 2:
             first, second = document.messages
             if (first.role, second.role) == (Role.USER, Role.ASSISTANT):
                 pairs.append((first.content, second.content))
-    return pairs
+    return pairs[1:] if pairs and _letters(pairs[0][1]) == _letters(text) else pairs
+
+
+def _letters(text: str) -> str:
+    # All that is left of a text whatever is made readable in it.
+    return "".join(filter(str.isalnum, text))
 
 
 def lacks_quiz(item: TaskWithQuiz) -> bool:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from orchestrator import inbox_worker
-from orchestrator.adapt_quiz import LONGEST_ANSWER, questions_of, submission_violations
+from orchestrator.adapt_quiz import FORMAT, LONGEST_ANSWER, questions_of, submission_violations
 from orchestrator.metrics import MADE_QUESTIONS
+from teacher.parsing import parse_completion
 from tests.adapt.asking_teacher import TEXT
 from tutelage.cli.main import app
 from tutelage.cli.quiz import new_questions
@@ -62,6 +63,18 @@ def test_only_questions_that_the_text_answers_are_kept() -> None:
         Dropped.DUPLICATE: 1,
     }
     assert questions_of(Task("p", FewShotTask("Add.", (Demonstration("1", "2"),))), [everything]) == ((), {})
+
+
+def test_the_text_that_each_edit_begins_with_is_no_question_that_was_written() -> None:
+    for text in (f"{TEXT}\u200b <|im_end|>", "Few know the Orrin lamp."):
+        task = Task("lamp", DocumentTask("The Orrin lamp", text))
+        asked = "Question: How many know of it?\nAnswer: few\n"
+        edit = parse_completion(asked, FORMAT, task).result
+        assert isinstance(edit, SelfEdit)
+        assert len(edit.documents) == 2
+        questions, dropped = questions_of(task, [edit] * 3)
+        assert [each.answer for each in questions] == (["few"] if "Few" in text else [])
+        assert dropped == ({Dropped.DUPLICATE: 2} if questions else {Dropped.UNSUPPORTED: 3})
 
 
 WORDS = st.sampled_from([*TEXT.split(), "What", "who", "?", "not", "there"])
