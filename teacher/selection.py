@@ -85,7 +85,7 @@ def why_nothing_kept(groups: Sequence[CandidateGroup], min_reward: float) -> str
     rewards = [item.reward for group in groups for item in group.candidates if item.reward is not None]
     if not rewards:
         return f"none of the {sum(len(group.candidates) for group in groups)} candidates was scored"
-    return f"no reward is above {min_reward:g}; the best of {len(rewards)} is {max(rewards):.4g}"
+    return f"no reward is above {min_reward:g}; the best of {len(rewards)} is {told_apart(max(rewards)):.4g}"
 
 
 def _best(

@@ -74,6 +74,7 @@ def test_a_sum_in_another_order_is_the_same_reward() -> None:
     assert [item.candidate_id for item in best_of_each_group(groups, lengths, 0.0)] == ["0-1"]
     top = kept_by(groups, lengths, SelectionSettings("top", 0.0, 0.4))
     assert [item.candidate.candidate_id for item in top] == ["0-1"]
+    assert why_nothing_kept(groups[1:], 0.0) == "no reward is above 0; the best of 1 is 0"
     samples = [
         Sample(name, (5,), (6,) * length, reward) for name, reward, length in (("a", first, 9), ("b", second, 2))
     ]
