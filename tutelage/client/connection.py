@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -101,7 +101,9 @@ class SyncConnection:
             raise from_rpc_error(error, self.address) from None
         return _decoded(decode, message, self.address)
 
-    def _stream(self, method: Any, request: Any, decode: Callable[[Any], T], timeout_s: float) -> Iterator[T]:
+    def _stream(
+        self, method: Any, request: Any, decode: Callable[[Any], T], timeout_s: float
+    ) -> Generator[T, None, None]:
         """The answers as they come; leaving the loop early cancels the call."""
         call = method(request, timeout=timeout_s, metadata=self._metadata)
         try:

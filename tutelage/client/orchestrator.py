@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Generator, Iterable
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.inbox import Inbox, InboxDocument
@@ -241,7 +241,7 @@ class SyncOrchestratorClient(SyncConnection):
 
     def watch_run(
         self, run_id: str, after_sequence: int = 0, *, timeout_s: float = LONG_S
-    ) -> Iterator[tuple[RunSummary, RunEvent | None]]:
+    ) -> Generator[tuple[RunSummary, RunEvent | None], None, None]:
         """The run with each event after a sequence number, until the run ends."""
         return self._stream(self._stub.WatchRun, _watch(run_id, after_sequence), _watched, timeout_s)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.description import Adapter, EvaluationProgress, EvaluationStatus, StudentDescription
@@ -170,7 +170,7 @@ class SyncStudentClient(SyncConnection):
 
     def evaluate(
         self, key: EvaluationKey, *, lease_s: float = 0, run_id: str = "", timeout_s: float = LONG_S
-    ) -> Iterator[EvaluationProgress | EvaluationOutcome]:
+    ) -> Generator[EvaluationProgress | EvaluationOutcome, None, None]:
         """Progress, then the outcome; starts, attaches to or reads the evaluation of that id."""
         return self._stream(self._stub.Evaluate, _evaluate(key, lease_s, run_id), _event, timeout_s)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
 
 from tutelage.client.connection import LONG_S, QUICK_S, WORK_S, AsyncConnection, SyncConnection
 from tutelage.domain.description import TeacherDescription, UpdateProgress
@@ -236,21 +236,21 @@ class SyncTeacherClient(SyncConnection):
         seed: int,
         run_id: str = "",
         timeout_s: float = WORK_S,
-    ) -> Iterator[Candidate]:
+    ) -> Generator[Candidate, None, None]:
         """The candidates of one task as they are parsed."""
         request = _write(task, format, candidates, sampling, policy_version, seed, run_id)
         return self._stream(self._stub.WriteSelfEdits, request, _candidate, timeout_s)
 
     def answer_prompts(
         self, prompts: Sequence[str], *, policy_version: str, max_new_tokens: int, timeout_s: float = WORK_S
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Generator[tuple[int, str], None, None]:
         """Place and text of the first policy's greedy answer to each prompt, as they end; all in one call's batches."""
         request = _answer(prompts, policy_version, max_new_tokens)
         return self._stream(self._stub.AnswerPrompts, request, _answered, timeout_s)
 
     def update_policy(
         self, request: UpdateRequest, *, timeout_s: float = LONG_S
-    ) -> Iterator[UpdateProgress | UpdateResult]:
+    ) -> Generator[UpdateProgress | UpdateResult, None, None]:
         """Progress, then the result; the same content updates once."""
         messages = iter(list(update_request_to_wire(request)))
         return self._stream(self._stub.UpdatePolicy, messages, _update, timeout_s)
@@ -301,6 +301,6 @@ class SyncTeacherClient(SyncConnection):
 
     def export_policy(
         self, version: str, form: PolicyForm = PolicyForm.PEFT, *, timeout_s: float = WORK_S
-    ) -> Iterator[ExportedFile | bytes]:
+    ) -> Generator[ExportedFile | bytes, None, None]:
         """Each file's head, then its bytes; `tutelage.client.exported.ExportFolder` takes them."""
         return self._stream(self._stub.ExportPolicy, _export(version, form), export_part_from_wire, timeout_s)
