@@ -190,8 +190,6 @@ def make_key(own: StudentDescription, kind: str, number: int, seed: int) -> Eval
     settings = InnerLoopSettings(8, 16.0, target_modules, epochs=2, batch_size=draw.randint(1, 2))
     if kind == "out of bounds":
         directives = replace(directives, rank=4096)
-    elif kind == "too large":
-        documents.append(TextDocument("a heron " * 200))
     elif kind == "empty":
         documents = []
     elif kind == "diverged":
@@ -202,9 +200,10 @@ def make_key(own: StudentDescription, kind: str, number: int, seed: int) -> Eval
         # Long enough to be there still when it is told to stop.
         directives, settings = replace(directives, epochs=30), replace(settings, batch_size=1)
         documents = [question_answer(f"What is {words(3, 6)}?", words(8, 12)) for _ in range(20)]
+    large = [TextDocument("a heron " * 200)] if kind == "too large" else []
     quiz = Quiz(tuple(Question(f"q{i}", f"Which {words(1, 4)}?", words(1, 2)) for i in range(draw.randint(1, 3))))
     return EvaluationKey(
-        own.base_model, own.base_revision, own.quantisation, "", SelfEdit(tuple(documents), directives),
+        own.base_model, own.base_revision, own.quantisation, "", SelfEdit((*documents, *large), directives),
         quiz, Quiz(), ("contains", "loglik"), settings, own.engine_revision, number,
     )  # fmt: skip
 

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
-from graders import DATA, development, judged_answers
+# This file's folder would make `orchestrator` mean the benchmark of that name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
+
+from benchmarks.graders import DATA, development, judged_answers
 from tutelage.grading.likeness import NAMES, likeness
 
 RIDGE = 3.0

@@ -79,7 +79,8 @@ def matmul_rate(loaded: LoadedModel) -> float:
     """FLOP a second of the base's largest kind of product; small ones of a GPU would be bound by its memory."""
     config, device = loaded.model.config.get_text_config(), torch.device(loaded.device)
     dtype = torch.bfloat16 if loaded.compute_dtype == "bfloat16" else torch.float32
-    tokens, features, out = 640 if device.type == "cpu" else 8192, config.hidden_size, config.intermediate_size
+    tokens = 640 if device.type == "cpu" else 8192
+    features, out = int(config.hidden_size), int(config.intermediate_size)
     a = torch.randn(tokens, features, dtype=dtype, device=device)
     b = torch.randn(out, features, dtype=dtype, device=device)
     for _ in range(5):
@@ -177,23 +178,23 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        tiny = {"context": 4096, "chat_template": True}
-        model = str(write_tiny_model(Path(folder) / "tiny", **tiny)) if args.quick else args.model
+        model = str(write_tiny_model(Path(folder) / "tiny", context=4096)) if args.quick else args.model
         if args.geometry:
-            models = [random_model(args.geometry, args.device, args.seed, tokenizer_of(model)) for _ in range(2)]
-            figures = {}
+            ours = random_model(args.geometry, args.device, args.seed, tokenizer_of(model))
+            theirs = random_model(args.geometry, args.device, args.seed, tokenizer_of(model))
+            figures: dict[str, float] = {}
             if args.placement != "all-linear":
-                figures |= measure(args, *models, rank=32, targets=("q_proj", "v_proj"))
+                figures |= measure(args, ours, theirs, rank=32, targets=("q_proj", "v_proj"))
             if args.placement != "published":
-                everywhere = measure(args, *models, rank=32, targets=())
+                everywhere = measure(args, ours, theirs, rank=32, targets=())
                 figures |= {f"{name}_all_linear": value for name, value in everywhere.items()}
         else:
             on_cpu = choose_device(args.device).type == "cpu"
             held: Dequantise = "once" if on_cpu else "each-pass"
             ours = load_model(model, device=args.device, threads=args.threads, dequantise=held)
-            theirs = None if on_cpu else load_model(model, device=args.device, threads=args.threads)
+            beside = None if on_cpu else load_model(model, device=args.device, threads=args.threads)
             args.model = model
-            figures = measure(args, ours, theirs, rank=16, targets=())
+            figures = measure(args, ours, beside, rank=16, targets=())
     print(f"whole run {time.monotonic() - begun:.0f} s", file=sys.stderr)
     print(json.dumps({**{name: round(value, 3) for name, value in figures.items()}, "seed": args.seed}))
 
@@ -266,6 +267,7 @@ def measure(
         figures["tokens_per_s_bytes_floor"] = bytes_floor(ours, bank, load, max(args.slots))
         print(f"| floor of bytes, {max(args.slots)} slots | | | {figures['tokens_per_s_bytes_floor']:.0f} | |")
         figures["seconds_an_evaluation"] = 3600 / mean
+        assert theirs is not None
         figures["most_slots"] = most_slots(ours, bank, load, HELD_GIB, theirs)
         print(f"\nmost slots within {HELD_GIB} GiB: {figures['most_slots']:.0f}")
     print()

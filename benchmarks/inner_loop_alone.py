@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from benchmarks.inner_loop_ways import by_peft, by_trainer, published_step_seconds, workload
-from tutelage.models.loading import LoadedModel, load_model
+from tutelage.models.loading import Dequantise, LoadedModel, load_model
 
 WAYS = {"peft": by_peft, "peft-unpacked": by_peft, "trainer": by_trainer}
 
@@ -64,7 +64,7 @@ def alone(asked: Asked, loaded: LoadedModel | None = None, beside: LoadedModel |
 def _load_and_do(asked: Asked) -> list[Took]:
     torch.set_num_threads(asked.threads)
     unpacked = asked.way == "peft-unpacked"
-    held = "once" if unpacked else "each-pass"
+    held: Dequantise = "once" if unpacked else "each-pass"
     return _do(asked, load_model(asked.model, device="cpu", threads=asked.threads, dequantise=held), None)
 
 

@@ -20,7 +20,7 @@ from benchmarks.peft_loop import fresh_parameters, peft_adapted, train_alone
 from student.bank import Bank
 from student.bank_step import Limits
 from student.capacity import Capacity
-from student.evaluation import Evaluation, QuizSettings
+from student.evaluation import Ended, Evaluation, QuizSettings
 from student.evaluations import EvaluationStore
 from student.inner_loop import Row
 from student.quiz_room import take_quizzes
@@ -95,11 +95,11 @@ def by_bank(
                 ("contains",), load.loop, "benchmark", i,
             )  # fmt: skip
             waiting.append(Evaluation(loaded, key, None, bounds=Bounds(), quiz=quiz, store=store))
-        asked = {key: sitting for evaluation in waiting for key, sitting in evaluation.missing_baselines().items()}
+        asked = {name: sitting for evaluation in waiting for name, sitting in evaluation.missing_baselines().items()}
         known = take_quizzes(bank, list(asked.values()), max_new_tokens=max_new_tokens, batch_size=64)
-        for key, answers in zip(asked, known, strict=True):
+        for name, answers in zip(asked, known, strict=True):
             assert not isinstance(answers, ArithmeticError)
-            store.keep_baseline(key, QuizResult.of(answers))
+            store.keep_baseline(name, QuizResult.of(answers))
         ended = 0
         begun = time.monotonic()
         while ended < edits:
@@ -108,7 +108,7 @@ def by_bank(
             departures = room.advance()
             training += room.last_step_seconds or 0.0
             for _, outcome in departures:
-                assert not isinstance(outcome, Exception), outcome
+                assert isinstance(outcome, Ended), outcome
                 assert isinstance(outcome.outcome, EvaluationReport), outcome.outcome
                 ended += 1
         seconds = time.monotonic() - begun

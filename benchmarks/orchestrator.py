@@ -32,10 +32,11 @@ ROOT = str(Path(__file__).resolve().parent.parent)
 sys.path[:] = [ROOT, *(each for each in sys.path if Path(each or ".").resolve() != Path(__file__).resolve().parent)]
 
 from benchmarks.simulated_services import Simulation
-from orchestrator.config import OrchestratorSettings
+from orchestrator.config import OrchestratorSettings, StudentChannel
 from orchestrator.engine import Engine
 from tutelage.domain.run import RunState, TaskWithQuiz
 from tutelage.domain.task import DocumentTask, Question, Quiz, Task
+from tutelage.rpc.config import ChannelSettings
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,10 @@ QUICK = (Size(1, 2, 5, 0.2), Size(8, 4, 5, 0.4), Size(64, 4, 5, 1.0))
 async def _measure(size: Size, simulation: Simulation, database: str) -> dict[str, Any]:
     settings = OrchestratorSettings(
         database_url=database,
-        teacher={"address": simulation.teacher},
-        students={f"s{number:04d}": {"address": address} for number, address in enumerate(simulation.students)},
+        teacher=ChannelSettings(address=simulation.teacher),
+        students={
+            f"s{number:04d}": StudentChannel(address=address) for number, address in enumerate(simulation.students)
+        },
     )
     tasks = tuple(
         TaskWithQuiz(
@@ -120,7 +123,7 @@ def main() -> None:
     if options.one:
         print(json.dumps(_one(Size(**json.loads(options.one)), options.database)))
         return
-    sizes = QUICK if options.quick else FULL
+    sizes: tuple[Size, ...] = QUICK if options.quick else FULL
     if options.size:
         students, tasks, candidates, seconds = options.size.split(",")
         sizes = (Size(int(students), int(tasks), int(candidates), float(seconds)),)

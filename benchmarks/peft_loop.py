@@ -141,7 +141,7 @@ def train_alone(
         supervised, mean = sum(row.supervised for row in batch), 0.0
         for row in batch:
             share = row_loss(model, row) / supervised
-            share.backward()
+            share.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             mean += float(share.detach())
         nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm or math.inf)
         optimiser.step()

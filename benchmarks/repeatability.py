@@ -302,8 +302,7 @@ def main() -> None:
     begun = time.monotonic()
     load = workload(args.edits, args.rows, args.epochs)
     with tempfile.TemporaryDirectory() as folder:
-        tiny = {"hidden": 64, "context": 1024}
-        model = str(write_tiny_model(Path(folder) / "tiny", **tiny)) if args.quick else args.model
+        model = str(write_tiny_model(Path(folder) / "tiny", hidden=64, context=1024)) if args.quick else args.model
         rows = statistics.mean(len(edit.documents) for edit in load.edits)
         print(f"{args.model if not args.quick else 'tiny'}, NF4, {platform.machine()}, {args.threads} threads")
         print(f"seed {args.seed}, {args.edits} edits of {rows:.1f} rows, {args.epochs} epochs, batch 1, rank 16\n")

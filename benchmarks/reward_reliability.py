@@ -11,9 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+# This file's folder would make `orchestrator` mean the benchmark of that name.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
@@ -62,7 +66,7 @@ def table(named: Mapping[str, Groups], seed: int) -> dict[str, dict[str, float]]
 def evaluated(args: argparse.Namespace) -> list[list[list[EvaluationReport]]]:
     """Reports by document, candidate and seed; rejected candidates are left out, they have no noise."""
     # The classroom loads torch; the published rewards need none.
-    from classroom import Classroom, Setup, documents
+    from benchmarks.classroom import Classroom, Setup, documents
 
     setup = Setup(args.model, "nf4", args.threads, args.seed, args.slots)
     sampling = Sampling(temperature=args.temperature, max_new_tokens=args.new_tokens)

@@ -109,7 +109,8 @@ def outcome(rule: str, estimate: str, gains_DCS: np.ndarray, lengths: Sequence[S
 
 def advantages(gains_DCS: np.ndarray) -> np.ndarray:
     """Gains over the mean of the same document's candidates under the same seed."""
-    return gains_DCS - gains_DCS.mean(axis=1, keepdims=True)
+    advantages_DCS: np.ndarray = gains_DCS - gains_DCS.mean(axis=1, keepdims=True)
+    return advantages_DCS
 
 
 def difference(one: np.ndarray, other: np.ndarray, values_DCS: np.ndarray, seed: int) -> tuple[float, float, float]:

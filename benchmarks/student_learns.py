@@ -47,7 +47,8 @@ class Table:
         items: Sequence[TaskWithQuiz],
         edit_of: Callable[[TaskWithQuiz], SelfEdit | Rejection],
     ) -> None:
-        begun, scores, rejected = time.monotonic(), {grader: [] for grader in GRADERS}, 0
+        begun, rejected = time.monotonic(), 0
+        scores: Scores = {grader: [] for grader in GRADERS}
         first = name == "passage"
 
         def outcome_of(item: TaskWithQuiz) -> EvaluationReport | Rejection:

@@ -52,7 +52,8 @@ def main() -> None:
     room = Classroom(Setup(args.model, "nf4", args.threads, args.seed))
     try:
         matrix = [[quizzed(room, item, "") for item in items]]
-        version, ranks = "", []
+        version = ""
+        ranks: list[int] = []
         for item in items:
             evaluation_id, outcome = room.evaluate(item, edit_of(room, item, args.source), adapter_version=version)
             if not isinstance(outcome, EvaluationReport):

@@ -75,9 +75,9 @@ def main() -> None:
     )
     print(f"document, {args.documents} documents, {args.format}, the prompt's reading included\n")
     print("| weights unpacked | tokens a second | range |\n|---|---|---|")
-    for way, found in rates.items():
-        print(f"| {way} | {statistics.mean(found):.1f} | {min(found):.1f} to {max(found):.1f} |")
-    means = {way: round(statistics.mean(found), 2) for way, found in rates.items()}
+    for name, found in rates.items():
+        print(f"| {name} | {statistics.mean(found):.1f} | {min(found):.1f} to {max(found):.1f} |")
+    means = {name: round(statistics.mean(found), 2) for name, found in rates.items()}
     print("\n" + json.dumps({"tokens_per_s": means, "candidates": args.candidates, "seed": args.seed}))
 
 

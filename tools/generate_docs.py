@@ -11,6 +11,7 @@ import importlib
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,12 @@ def settings_part(target: str) -> str:
 def _collectors(module_name: str) -> list[Any]:
     """The metrics of a module: those its `...Metrics` class registers, or those that stand in the module itself."""
     module = importlib.import_module(module_name)
-    found = [value for value in vars(module).values() if isinstance(value, MetricWrapperBase)]
+    found: list[Any] = [value for value in vars(module).values() if isinstance(value, MetricWrapperBase)]
     for name, owner in vars(module).items():
         if name.endswith("Metrics") and inspect.isclass(owner) and owner.__module__ == module_name:
             registry = CollectorRegistry()
-            owner(registry=registry)
+            make: Callable[..., object] = owner
+            make(registry=registry)
             found += list(registry._collector_to_names)
     if not found:
         raise SystemExit(f"{module_name} has no metrics")
