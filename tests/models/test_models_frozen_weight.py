@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from tutelage.models.loading import load_model
+from tutelage.models.loading import Quantisation, load_model
 from tutelage.models.quantised import frozen_weight
 from tutelage.models.tiny import write_tiny_model
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4", "int8"])
-def test_a_layer_multiplies_by_its_frozen_weight(tmp_path, quantisation):
+def test_a_layer_multiplies_by_its_frozen_weight(tmp_path: Path, quantisation: Quantisation) -> None:
     path = str(write_tiny_model(tmp_path / "model"))
     loaded = load_model(path, quantisation=quantisation, device="cpu", compute_dtype="float32")
     layers = [m for m in loaded.model.modules() if isinstance(m, nn.Linear) and "lm_head" not in str(m)]
@@ -26,7 +28,7 @@ def test_a_layer_multiplies_by_its_frozen_weight(tmp_path, quantisation):
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4", "int8"])
-def test_a_row_that_is_large_changes_no_other(tmp_path, quantisation):
+def test_a_row_that_is_large_changes_no_other(tmp_path: Path, quantisation: Quantisation) -> None:
     """Also where it is large enough for bitsandbytes' int8 to compute columns of all rows otherwise."""
     path = str(write_tiny_model(tmp_path / "model"))
     loaded = load_model(path, quantisation=quantisation, device="cpu", compute_dtype="float32", threads=1)
@@ -38,7 +40,7 @@ def test_a_row_that_is_large_changes_no_other(tmp_path, quantisation):
         assert torch.equal(layer(x_NI)[:4], layer(beside_NI)[:4])
 
 
-def test_an_int8_layer_is_the_same_after_its_first_pass(tmp_path):
+def test_an_int8_layer_is_the_same_after_its_first_pass(tmp_path: Path) -> None:
     """bitsandbytes' own moves its codes there, which two threads at once would not survive."""
     path = str(write_tiny_model(tmp_path / "model"))
     loaded = load_model(path, quantisation="int8", device="cpu", compute_dtype="float32", threads=1)

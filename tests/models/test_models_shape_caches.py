@@ -37,22 +37,22 @@ def said_by(program: str, *arguments: str, **environment: str) -> str:
     ).stdout.strip()
 
 
-def test_a_student_bounds_them_before_torch_is_imported():
+def test_a_student_bounds_them_before_torch_is_imported() -> None:
     assert said_by(SAYS, *CAPACITIES) == " ".join(CAPACITIES.values())
 
 
-def test_what_the_operator_set_stays():
+def test_what_the_operator_set_stays() -> None:
     assert said_by(SAYS, *CAPACITIES, LRU_CACHE_CAPACITY="7") == "128 7"
 
 
 @pytest.mark.parametrize("page", ["operate-student.md", "operate-teacher.md"])
-def test_the_operator_reads_what_holds(page):
+def test_the_operator_reads_what_holds(page: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
     assert all(f"`{name}` ({capacity}" in text for name, capacity in CAPACITIES.items())
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_grows_by_less_than_half_of_what_it_would():
+def test_memory_grows_by_less_than_half_of_what_it_would() -> None:
     large = dict.fromkeys(CAPACITIES, "1024")
     unbounded, bounded = float(said_by(GROWS, **large)), float(said_by(GROWS))
     if unbounded < 100:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -15,8 +15,10 @@ from benchmarks.peft_loop import fresh_weights, peft_adapted, train_alone
 from student.bank import Bank
 from student.bank_step import Limits, step
 from student.inner_loop import Row
+from student.lora import LoraWeights
 from student.packing import enable_packing
 from student.slot import Slot
+from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.self_edit import Rejection
 from tutelage.models.loading import LoadedModel, load_model
 from tutelage.models.tiny import write_tiny_model
@@ -24,7 +26,7 @@ from tutelage.models.tiny import write_tiny_model
 RELATIVE = 1e-4
 
 
-def make_pair(tmp_path_factory, batched=None):
+def make_pair(tmp_path_factory: pytest.TempPathFactory, batched: bool | None = None) -> tuple[Bank, LoadedModel]:
     """The same NF4 model twice: for the bank, and for PEFT."""
     path = write_tiny_model(tmp_path_factory.mktemp("bank") / "model")
     # At their random start the weights pass on gradients so small that AdamW's epsilon and rounding decide steps.
@@ -36,6 +38,11 @@ def make_pair(tmp_path_factory, batched=None):
     )
     enable_packing(bank_model.model)
     return Bank(bank_model, batched), peft_model
+
+
+def keeping(losses: list[float]) -> Callable[[int, int, float], None]:
+    """A slot's progress that keeps each step's loss."""
+    return lambda _done, _total, loss: losses.append(loss)
 
 
 def row(length: int, at: int, masked: int = 0) -> Row:
@@ -70,21 +77,23 @@ def smooth_steps() -> Iterator[None]:
         yield
 
 
-def alone(loaded: LoadedModel, rows, loop, seed, parent=None):
+def alone(
+    loaded: LoadedModel, rows: Sequence[Row], loop: InnerLoopSettings, seed: int, parent: LoraWeights | None = None
+) -> tuple[list[float], LoraWeights]:
     losses: list[float] = []
     with peft_adapted(loaded, parent=parent, fresh=loop, seed=seed) as model:
         train_alone(model, rows, loop, seed, losses.append)
         return losses, fresh_weights(model)
 
 
-def difference(one, other) -> float:
+def difference(one: LoraWeights, other: LoraWeights) -> float:
     """Of the effects B A of two adapters, over all projections, relative to the first's."""
     effects = [(b @ a, other.modules[name][1] @ other.modules[name][0]) for name, (a, b) in one.modules.items()]
     apart = sum(float((mine - theirs).norm() ** 2) for mine, theirs in effects)
     return math.sqrt(apart / sum(float(mine.norm() ** 2) for mine, _ in effects))
 
 
-def apart(one, other) -> float:
+def apart(one: LoraWeights, other: LoraWeights) -> float:
     """Of the values of two adapters, of A and of B each by itself, relative to the first's; the greater.
 
     A hardly moves from its start: next to it B could be wrong by a tenth and not be seen.
@@ -92,12 +101,12 @@ def apart(one, other) -> float:
     return max(_relative(one, other, [0]), _relative(one, other, [1]))
 
 
-def together(one, other) -> float:
+def together(one: LoraWeights, other: LoraWeights) -> float:
     """Of all values of two adapters, relative to the first's."""
     return _relative(one, other, [0, 1])
 
 
-def _relative(one, other, factors: list[int]) -> float:
+def _relative(one: LoraWeights, other: LoraWeights, factors: list[int]) -> float:
     pairs = [(pair[i], other.modules[name][i]) for name, pair in one.modules.items() for i in factors]
     norm = math.sqrt(sum(float(mine.norm() ** 2) for mine, _ in pairs))
     difference = math.sqrt(sum(float((mine - theirs).norm() ** 2) for mine, theirs in pairs))

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
+from student.bank import Bank
 from student.config import StudentSettings
 from student.engine import StudentEngine
 from student.metrics import StudentMetrics
@@ -32,6 +33,7 @@ def tiny(tiny_path: Path) -> LoadedModel:
 
 
 EngineFactory = Callable[..., StudentEngine]
+KeyFactory = Callable[..., EvaluationKey]
 
 
 @pytest.fixture
@@ -70,7 +72,7 @@ SETTINGS = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=4, batc
 
 
 @pytest.fixture
-def make_key() -> Callable[..., EvaluationKey]:
+def make_key() -> KeyFactory:
     def make(engine: StudentEngine, **changes: Any) -> EvaluationKey:
         own = engine.describe()
         key = EvaluationKey(
@@ -92,6 +94,6 @@ def make_key() -> Callable[..., EvaluationKey]:
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["stretched", "batched"])
-def pair(request, tmp_path_factory):
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Bank, LoadedModel]:
     """With the products of CPUs and with those of GPUs, which a CPU can also make."""
     return make_pair(tmp_path_factory, request.param)

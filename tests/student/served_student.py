@@ -76,7 +76,12 @@ async def served(tiny_path: Path, folder: Path, **settings: object) -> AsyncIter
 async def held(engine: StudentEngine) -> AsyncIterator[threading.Event]:
     """Within the block, until the event is set, the worker is busy with a call and does nothing else."""
     gate, entered = threading.Event(), threading.Event()
-    engine._scheduler.call(lambda: (entered.set(), gate.wait(PATIENCE_S)))
+
+    def wait() -> None:
+        entered.set()
+        gate.wait(PATIENCE_S)
+
+    engine._scheduler.call(wait)
     assert await asyncio.to_thread(entered.wait, PATIENCE_S)
     try:
         yield gate

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import math
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,11 +21,11 @@ from student.bank_step import Limits
 from student.packing import enable_packing, packed_inputs
 from student.routing import Stretch
 from student.slot import Slot
-from tests.student.bank_cases import RELATIVE, alone, apart, difference, row, run, smooth_steps, together
+from tests.student.bank_cases import RELATIVE, alone, apart, difference, keeping, row, run, smooth_steps, together
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.self_edit import Schedule
-from tutelage.models.loading import load_model
+from tutelage.models.loading import LoadedModel, Quantisation, load_model
 from tutelage.models.tiny import TINY_FAMILIES, write_tiny_model
 
 loops = st.builds(
@@ -54,14 +56,16 @@ edits = st.lists(st.builds(row, st.integers(3, 40), st.integers(0, 50), st.integ
     kept=st.sampled_from([0, 50, 4096]),
     smooth=st.booleans(),
 )
-def test_each_slot_of_a_mix_learns_what_it_would_learn_alone(pair, mix, most, kept, smooth):
+def test_each_slot_of_a_mix_learns_what_it_would_learn_alone(
+    pair: tuple[Bank, LoadedModel], mix: list[Any], most: int, kept: int, smooth: bool
+) -> None:
     """With AdamW's own epsilon all values together; with a smooth one A and B, each by itself."""
     bank, reference = pair
     losses: list[list[float]] = [[] for _ in mix]
     measure = apart if smooth else together
     with smooth_steps() if smooth else nullcontext():
         slots = [
-            Slot(bank, rows, loop, seed, progress=lambda _done, _total, loss, own=own: own.append(loss))
+            Slot(bank, rows, loop, seed, progress=keeping(own))
             for seed, ((rows, loop), own) in enumerate(zip(mix, losses, strict=True))
         ]
         assert set(run(bank, slots, Limits(most, kept)).values()) == {None}
@@ -71,7 +75,7 @@ def test_each_slot_of_a_mix_learns_what_it_would_learn_alone(pair, mix, most, ke
             assert measure(weights, slots[seed].adapter.weights()) < RELATIVE
 
 
-def test_the_effects_of_a_bank_of_eight_are_those_of_eight_alone(pair):
+def test_the_effects_of_a_bank_of_eight_are_those_of_eight_alone(pair: tuple[Bank, LoadedModel]) -> None:
     """Different rates, ranks, epochs, batches, schedules and lengths; neighbours end long before others.
 
     With AdamW's own epsilon the losses of each step. With a smooth one the effects too: over ten epochs some values
@@ -96,8 +100,7 @@ def test_the_effects_of_a_bank_of_eight_are_those_of_eight_alone(pair):
         losses: list[list[float]] = [[] for _ in mix]
         with smooth_steps() if smooth else nullcontext():
             slots = [
-                Slot(bank, rows, loop, seed, progress=lambda _done, _total, loss, own=losses[seed]: own.append(loss))
-                for seed, (rows, loop) in enumerate(mix)
+                Slot(bank, rows, loop, seed, progress=keeping(losses[seed])) for seed, (rows, loop) in enumerate(mix)
             ]
             assert set(run(bank, slots).values()) == {None}
             for seed, (rows, loop) in enumerate(mix):
@@ -106,7 +109,7 @@ def test_the_effects_of_a_bank_of_eight_are_those_of_eight_alone(pair):
                 assert not smooth or difference(weights, slots[seed].adapter.weights()) < RELATIVE
 
 
-def test_a_neighbour_that_is_not_a_number_ends_alone_and_changes_nothing(pair):
+def test_a_neighbour_that_is_not_a_number_ends_alone_and_changes_nothing(pair: tuple[Bank, LoadedModel]) -> None:
     bank, reference = pair
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=4, batch_size=2)
     rows = [row(20, 1), row(9, 2, 2), row(33, 3)]
@@ -115,11 +118,13 @@ def test_a_neighbour_that_is_not_a_number_ends_alone_and_changes_nothing(pair):
     broken.adapter.values_P.fill_(math.nan)
     ends = run(bank, [broken, good])
     assert ends[good] is None
-    assert "diverged" in ends[broken].message
+    rejection = ends[broken]
+    assert rejection is not None
+    assert "diverged" in rejection.message
     assert difference(alone(reference, rows, loop, 1)[1], good.adapter.weights()) < RELATIVE
 
 
-def test_a_slot_over_a_parent_learns_what_peft_learns_over_it(pair, tmp_path):
+def test_a_slot_over_a_parent_learns_what_peft_learns_over_it(pair: tuple[Bank, LoadedModel], tmp_path: Path) -> None:
     bank, reference = pair
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=1)
     rows = [row(20, 1), row(9, 2, 2)]
@@ -132,7 +137,9 @@ def test_a_slot_over_a_parent_learns_what_peft_learns_over_it(pair, tmp_path):
     assert difference(parent, frozen.weights()) == 0
 
 
-def test_the_exported_adapter_gives_the_same_logits_through_peft(pair, tmp_path):
+def test_the_exported_adapter_gives_the_same_logits_through_peft(
+    pair: tuple[Bank, LoadedModel], tmp_path: Path
+) -> None:
     bank, _ = pair
     slot = Slot(bank, [row(20, 1)], InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3), 5)
     run(bank, [slot])
@@ -153,7 +160,7 @@ def test_the_exported_adapter_gives_the_same_logits_through_peft(pair, tmp_path)
 @pytest.mark.parametrize("batched", [False, True], ids=["stretched", "batched"])
 @pytest.mark.parametrize("quantisation", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_other_families_work_unchanged(family, quantisation, batched, tmp_path):
+def test_other_families_work_unchanged(family: str, quantisation: Quantisation, batched: bool, tmp_path: Path) -> None:
     """Losses of packed rows equal those of each row alone, and training lowers them."""
     path = str(write_tiny_model(tmp_path / "model", family=family))
     loaded = load_model(path, quantisation=quantisation, device="cpu", compute_dtype="float32", threads=1)
@@ -175,13 +182,13 @@ def test_other_families_work_unchanged(family, quantisation, batched, tmp_path):
     assert losses[-1] < losses[0] - 0.01
 
 
-def test_unknown_projections_are_named(pair):
+def test_unknown_projections_are_named(pair: tuple[Bank, LoadedModel]) -> None:
     with pytest.raises(InvalidInput, match=r"target_modules.*q_proj"):
         Slot(pair[0], [row(9, 1)], InnerLoopSettings(target_modules=("nope",)), 1)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_batched_products_are_those_of_each_stretch(dtype, tmp_path):
+def test_batched_products_are_those_of_each_stretch(dtype: str, tmp_path: Path) -> None:
     """Parents, ranks and scalings of all kinds, stretches with no adapter between others, and short ones."""
     path = str(write_tiny_model(tmp_path / "model"))
     loaded = load_model(path, quantisation="nf4", device="cpu", compute_dtype=dtype, threads=1)

@@ -6,6 +6,8 @@ import gc
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,17 +21,19 @@ from student.packing import enable_packing
 from student.slot import Slot
 from tests.student.bank_cases import RELATIVE, WHOLE, alone, difference, row, run, smooth_steps
 from tutelage.domain.evaluation import InnerLoopSettings
-from tutelage.models.loading import load_model
+from tutelage.models.loading import LoadedModel, load_model
 
 
-def test_a_failed_step_leaves_the_slots_as_they_were(pair, monkeypatch):
+def test_a_failed_step_leaves_the_slots_as_they_were(
+    pair: tuple[Bank, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     bank, reference = pair
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3, batch_size=1)
     rows = [row(20, 1), row(9, 2)]
     slot = Slot(bank, rows, loop, 1)
     forward = bank.loaded.model.get_submodule("model.layers.0").forward
 
-    def broken(*args, **kwargs):
+    def broken(*args: Any, **kwargs: Any) -> Any:
         forward(*args, **kwargs)
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -42,14 +46,16 @@ def test_a_failed_step_leaves_the_slots_as_they_were(pair, monkeypatch):
     assert difference(alone(reference, rows, loop, 1)[1], slot.adapter.weights()) < RELATIVE
 
 
-def test_layers_computed_anew_by_a_thread_of_autograd_have_their_adapters(pair, monkeypatch):
+def test_layers_computed_anew_by_a_thread_of_autograd_have_their_adapters(
+    pair: tuple[Bank, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As on a GPU, where the backward pass is not in the thread that called it."""
     bank, reference = pair
     assert bank.workers == 1
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=2)
     rows, backward = [row(20, 1), row(9, 2)], torch.Tensor.backward
 
-    def elsewhere(*args, **kwargs):
+    def elsewhere(*args: Any, **kwargs: Any) -> Any:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(backward, *args, **kwargs).result()
 
@@ -60,7 +66,7 @@ def test_layers_computed_anew_by_a_thread_of_autograd_have_their_adapters(pair, 
     assert difference(alone(reference, rows, loop, 1)[1], slot.adapter.weights()) < RELATIVE
 
 
-def test_nothing_of_a_pass_is_left_behind(pair):
+def test_nothing_of_a_pass_is_left_behind(pair: tuple[Bank, LoadedModel]) -> None:
     bank, _ = pair
     seen: list[weakref.ref[object]] = []
     layer = bank.loaded.model.get_submodule("model.layers.0")
@@ -87,7 +93,7 @@ sizes = st.builds(Sized, st.lists(st.integers(1, 300), min_size=1, max_size=5), 
 
 
 @given(st.lists(sizes, min_size=1, max_size=12), st.integers(1, 600))
-def test_passes_hold_every_row_once_in_order_and_keep_to_the_limit(slots, most):
+def test_passes_hold_every_row_once_in_order_and_keep_to_the_limit(slots: list[Any], most: int) -> None:
     passes = passes_of(slots, most)
     for slot in slots:
         parts = [part for parts in passes for part in parts if part.slot is slot]
@@ -101,7 +107,7 @@ def test_passes_hold_every_row_once_in_order_and_keep_to_the_limit(slots, most):
 @pytest.mark.parametrize(
     ("works", "threads"), [(1, [6]), (2, [3, 3]), (3, [2, 2, 2]), (4, [1, 2, 1, 2]), (8, 2 * [1, 2, 1, 2])]
 )
-def test_works_side_by_side_have_all_threads_among_them(tiny_path, works, threads):
+def test_works_side_by_side_have_all_threads_among_them(tiny_path: Path, works: int, threads: list[int]) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(6)
     try:
@@ -115,7 +121,7 @@ def test_works_side_by_side_have_all_threads_among_them(tiny_path, works, thread
         torch.set_num_threads(before)
 
 
-def test_passes_on_several_cores_learn_what_passes_in_turn_learn(pair):
+def test_passes_on_several_cores_learn_what_passes_in_turn_learn(pair: tuple[Bank, LoadedModel]) -> None:
     """And each slot's step is taken once."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -141,7 +147,9 @@ def test_passes_on_several_cores_learn_what_passes_in_turn_learn(pair):
     shared.close()
 
 
-def test_no_pass_beside_another_is_computed_again(pair, monkeypatch):
+def test_no_pass_beside_another_is_computed_again(
+    pair: tuple[Bank, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The layers are told so for all threads: the first pass to end would end it for the others."""
     bank, _ = pair
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=1, batch_size=4)
@@ -149,7 +157,7 @@ def test_no_pass_beside_another_is_computed_again(pair, monkeypatch):
     taken: list[tuple[int, int]] = []
     real = bank_step.backward
 
-    def watched(bank, parts, limits):
+    def watched(bank: Any, parts: Any, limits: Any) -> Any:
         taken.append((sum(part.tokens for part in parts), limits.kept_tokens))
         return real(bank, parts, limits)
 
@@ -161,13 +169,13 @@ def test_no_pass_beside_another_is_computed_again(pair, monkeypatch):
     assert sum(tokens for tokens, _ in taken) == sum(len(each.ids) for slot in slots for each in slot._batches[0])
 
 
-def test_a_pass_that_fails_on_one_core_leaves_the_others_steps(pair):
+def test_a_pass_that_fails_on_one_core_leaves_the_others_steps(pair: tuple[Bank, LoadedModel]) -> None:
     shared = pair[0]
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3)
     good, bad = Slot(shared, [row(20, 1)], loop, 1), Slot(shared, [row(9, 2)], loop, 2)
     real = bank_step.backward
 
-    def broken(bank, parts, limits):
+    def broken(bank: Any, parts: Any, limits: Any) -> Any:
         if any(part.slot is bad for part in parts):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(bank, parts, limits)
@@ -181,19 +189,21 @@ def test_a_pass_that_fails_on_one_core_leaves_the_others_steps(pair):
     assert (good.trained().steps, bad.trained().steps) == (1, 0)
 
 
-def test_where_a_pass_cannot_be_begun_those_begun_are_waited_for(pair, monkeypatch):
+def test_where_a_pass_cannot_be_begun_those_begun_are_waited_for(
+    pair: tuple[Bank, LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Such as for want of threads: else they would still compute on slots that others have gone on with."""
     release, ended = threading.Event(), []
     pool = ThreadPoolExecutor(1)
     begin = pool.submit
 
-    def full(on_threads, threads, work):
+    def full(on_threads: Any, threads: Any, work: Any) -> Any:
         if work is not slow:
             threading.Timer(0.05, release.set).start()
             raise RuntimeError("can't start new thread")
         return begin(on_threads, threads, work)
 
-    def slow():
+    def slow() -> None:
         release.wait(20)
         ended.append(True)
 
@@ -205,7 +215,7 @@ def test_where_a_pass_cannot_be_begun_those_begun_are_waited_for(pair, monkeypat
     pool.shutdown()
 
 
-def test_a_slot_that_cannot_learn_fails_alone(pair, monkeypatch):
+def test_a_slot_that_cannot_learn_fails_alone(pair: tuple[Bank, LoadedModel], monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as one whose optimiser finds no memory: who comes after it takes the same step again."""
     bank, reference = pair
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=3)
@@ -228,7 +238,7 @@ def test_a_slot_that_cannot_learn_fails_alone(pair, monkeypatch):
         assert difference(expected, slot.adapter.weights()) < RELATIVE
 
 
-def test_a_gradient_is_written_anew_each_step_and_is_zero_where_no_token_came(pair):
+def test_a_gradient_is_written_anew_each_step_and_is_zero_where_no_token_came(pair: tuple[Bank, LoadedModel]) -> None:
     """What the vector held before, not a number or a part of another step, is never read."""
     bank, reference = pair
     loop = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=2, batch_size=2)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,29 +22,33 @@ from student.bank_step import Limits, Part, backward
 from student.capacity import Capacity, Load, pass_bytes, slot_bytes
 from student.config import BoundsSettings, StudentSettings
 from student.cross_entropy import CHUNK
+from student.engine import StudentEngine
 from student.heads import plain_head
 from student.inner_loop import Row
 from student.metrics import StudentMetrics
 from student.packing import enable_packing
 from student.slot import Slot
-from tutelage.domain.evaluation import EvaluationReport, Failure, InnerLoopSettings
+from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, Failure, InnerLoopSettings
 from tutelage.domain.self_edit import Directives, SelfEdit, TextDocument
-from tutelage.models.loading import load_model
+from tutelage.models.loading import Dequantise, LoadedModel, load_model
 from tutelage.models.quantised import FrozenLinear
 from tutelage.models.tiny import TINY_FAMILIES, write_tiny_model
+
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
 
 LOOP = InnerLoopSettings(rank=4, alpha=8, learning_rate=5e-3, epochs=2)
 GIB = 2**30
 
 
 @pytest.fixture
-def bank(tiny):
+def bank(tiny: LoadedModel) -> Bank:
     enable_packing(tiny.model)
     return Bank(tiny)
 
 
-def settings_of(**changes) -> StudentSettings:
-    return StudentSettings(model="tiny", data_dir="unused", **changes)
+def settings_of(**changes: Any) -> StudentSettings:
+    return StudentSettings(model="tiny", data_dir=Path("unused"), **changes)
 
 
 def row(length: int) -> Row:
@@ -51,7 +56,7 @@ def row(length: int) -> Row:
     return Row(ids, ids)
 
 
-def test_slots_follow_the_memory_that_training_may_take(bank):
+def test_slots_follow_the_memory_that_training_may_take(bank: Bank) -> None:
     slots = [Capacity.of(bank, settings_of(max_training_gib=size)).slots for size in (1e-6, 0.012, 0.02, 64)]
     assert slots == sorted(slots)
     assert slots[0] == 1
@@ -60,7 +65,7 @@ def test_slots_follow_the_memory_that_training_may_take(bank):
     assert Capacity.of(bank, settings_of(slots=3, max_training_gib=1e-6)).slots == 3
 
 
-def test_the_prediction_of_a_slot_is_what_it_holds(bank):
+def test_the_prediction_of_a_slot_is_what_it_holds(bank: Bank) -> None:
     for loop in (LOOP, dataclasses.replace(LOOP, adapt_last_layers=1)):
         slot = Slot(bank, [row(9), row(30), row(9)], loop, 1)
         for _ in range(3):
@@ -92,7 +97,7 @@ class Peak(TorchDispatchMode):
         return output
 
 
-def bank_of(path, family: str, dtype: str = "float32", **changes) -> Bank:
+def bank_of(path: Path, family: str, dtype: str = "float32", **changes: Any) -> Bank:
     folder = str(write_tiny_model(path / "model", family=family, hidden=128, layers=4))
     loaded = load_model(folder, quantisation="none", device="cpu", compute_dtype=dtype, threads=1)
     vars(loaded.model.config).update(changes)
@@ -104,14 +109,15 @@ def peak_of(bank: Bank, lengths: list[int], *, kept: bool, rank: int = LOOP.rank
     loop = dataclasses.replace(LOOP, batch_size=len(lengths), rank=rank)
     parent = BankAdapter(bank.projections, below, 1.0, bank.device, trainable=False) if below else None
     slot = Slot(bank, [row(length) for length in lengths], loop, 1, parent=parent)
-    with Peak() as peak:
+    peak = Peak()
+    with peak:
         backward(bank, [Part(slot, tuple(slot.batch), last=True)], Limits(4096, 4096 if kept else 0))
     return peak.bytes
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "anew"])
 @pytest.mark.parametrize(("family", "dtype"), [*((each, "float32") for each in TINY_FAMILIES), ("llama", "bfloat16")])
-def test_a_pass_takes_no_more_than_predicted(family, dtype, kept, tmp_path):
+def test_a_pass_takes_no_more_than_predicted(family: str, dtype: str, kept: bool, tmp_path: Path) -> None:
     """Nor very much less: rows whose attention is formed whole, and longer ones."""
     bank = bank_of(tmp_path, family, dtype)
     lengths = [200, 250, 9, 300, 250]
@@ -123,7 +129,9 @@ def test_a_pass_takes_no_more_than_predicted(family, dtype, kept, tmp_path):
 @pytest.mark.parametrize("batched", [False, True], ids=["stretched", "batched"])
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "anew"])
 @pytest.mark.parametrize(("rank", "below"), [(128, 0), (128, 256)])
-def test_a_pass_under_adapters_of_high_rank_takes_no_more_than_predicted(rank, below, kept, batched, tmp_path):
+def test_a_pass_under_adapters_of_high_rank_takes_no_more_than_predicted(
+    rank: int, below: int, kept: bool, batched: bool, tmp_path: Path
+) -> None:
     bank = bank_of(tmp_path, "llama", "bfloat16")
     bank = Bank(bank.loaded, batched=batched)
     lengths = [200, 250, 9, 300, 250]
@@ -134,7 +142,7 @@ def test_a_pass_under_adapters_of_high_rank_takes_no_more_than_predicted(rank, b
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "anew"])
-def test_a_pass_of_a_head_that_caps_its_logits_takes_no_more_than_predicted(kept, tmp_path):
+def test_a_pass_of_a_head_that_caps_its_logits_takes_no_more_than_predicted(kept: bool, tmp_path: Path) -> None:
     """Such a head gives those of all labels at once."""
     bank = bank_of(tmp_path, "gemma3", final_logit_softcapping=30.0)
     assert not plain_head(bank.loaded.model)
@@ -146,7 +154,7 @@ def test_a_pass_of_a_head_that_caps_its_logits_takes_no_more_than_predicted(kept
     assert peak > 2 * CHUNK * 8000 * 16
 
 
-def test_what_is_remembered_below_the_adapted_layers_takes_room(bank):
+def test_what_is_remembered_below_the_adapted_layers_takes_room(bank: Bank) -> None:
     capacity = Capacity.of(bank, settings_of(max_training_gib=0.08))
     last = dataclasses.replace(LOOP, adapt_last_layers=1)
     budget = pass_bytes(bank, 2048, rank=last.rank) + slot_bytes(bank, last)
@@ -156,7 +164,7 @@ def test_what_is_remembered_below_the_adapted_layers_takes_room(bank):
     assert dataclasses.replace(full, budget=budget + 9 * 32 * 4).fits(Load(last, [row(9), row(9)]))
 
 
-def test_rows_longer_than_a_pass_take_the_room_that_they_need(bank):
+def test_rows_longer_than_a_pass_take_the_room_that_they_need(bank: Bank) -> None:
     settings = settings_of(max_training_gib=0.08, max_step_tokens=64)
     capacity = Capacity.of(bank, settings)
     short, long = Load(LOOP, [row(64)]), Load(LOOP, [row(65)])
@@ -169,7 +177,7 @@ def test_rows_longer_than_a_pass_take_the_room_that_they_need(bank):
     assert dataclasses.replace(full, budget=budget + more).fits(short, [long])
 
 
-def test_a_pass_takes_what_the_ranks_of_all_its_adapters_take(bank):
+def test_a_pass_takes_what_the_ranks_of_all_its_adapters_take(bank: Bank) -> None:
     """Of a frozen version below the fresh adapter as well, and of a neighbour's."""
     parent = BankAdapter(bank.projections, 4, 1.0, bank.device, trainable=False)
     alone, above = Load(LOOP), Load(LOOP, parent=parent)
@@ -186,7 +194,7 @@ def test_a_pass_takes_what_the_ranks_of_all_its_adapters_take(bank):
         assert not dataclasses.replace(capacity, budget=budget - 1).fits(load, beside)
 
 
-def test_a_pass_computed_again_is_bounded_as_well(bank):
+def test_a_pass_computed_again_is_bounded_as_well(bank: Bank) -> None:
     """But for a deterministic student, whose passes are the same whatever memory is free."""
     size = 0.004
     limits = Capacity.of(bank, settings_of(max_training_gib=size)).limits
@@ -199,7 +207,9 @@ def test_a_pass_computed_again_is_bounded_as_well(bank):
     assert needed == slot_bytes(bank, LOOP) + pass_bytes(bank, 2048, kept=False, rank=LOOP.rank)
 
 
-def test_versions_that_are_trained_over_are_counted_once_while_they_are_in_memory(bank, student, make_key):
+def test_versions_that_are_trained_over_are_counted_once_while_they_are_in_memory(
+    bank: Bank, student: EngineFactory, make_key: KeyFactory
+) -> None:
     capacity = Capacity.of(bank, settings_of(max_training_gib=0.08))
     budget = pass_bytes(bank, 2048, rank=LOOP.rank) + slot_bytes(bank, LOOP)
     full = dataclasses.replace(capacity, budget=budget)
@@ -223,7 +233,7 @@ def test_versions_that_are_trained_over_are_counted_once_while_they_are_in_memor
     assert engine._versions.held_bytes() == slot_bytes(bank, LOOP) / 2
 
 
-def test_above_the_limit_layers_are_computed_twice_and_learn_the_same(bank):
+def test_above_the_limit_layers_are_computed_twice_and_learn_the_same(bank: Bank) -> None:
     passes = {}
     weights = {}
     for kept in (4096, 10):
@@ -240,12 +250,14 @@ def test_above_the_limit_layers_are_computed_twice_and_learn_the_same(bank):
     assert not any(layer.training for layer in bank.loaded.model.get_decoder().layers)
 
 
-def of_rank(make_key, engine, rank: int, seed: int):
+def of_rank(make_key: KeyFactory, engine: StudentEngine, rank: int, seed: int) -> EvaluationKey:
     edit = SelfEdit((TextDocument("The arms of Ostrevane show a heron."),), Directives(rank=rank))
     return make_key(engine, self_edit=edit, seed=seed)
 
 
-def test_an_evaluation_too_large_for_the_machine_is_refused_with_its_size_and_the_limit(student, make_key):
+def test_an_evaluation_too_large_for_the_machine_is_refused_with_its_size_and_the_limit(
+    student: EngineFactory, make_key: KeyFactory
+) -> None:
     engine = student(slots=2, max_training_gib=0.012, bounds=BoundsSettings(max_rank=4096))
     large = engine.evaluate(of_rank(make_key, engine, 4096, 1), lease_s=60)
     small = engine.evaluate(of_rank(make_key, engine, 2, 2), lease_s=60)
@@ -259,14 +271,21 @@ def test_an_evaluation_too_large_for_the_machine_is_refused_with_its_size_and_th
     assert isinstance(small.outcome, EvaluationReport)
 
 
-def test_who_does_not_fit_beside_the_others_waits(student, make_key, monkeypatch):
+def test_who_does_not_fit_beside_the_others_waits(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(slots=4, max_training_gib=0.08, bounds=BoundsSettings(max_rank=4096))
     bank = engine._bank
     rank = int(0.6 * (0.08 * GIB - pass_bytes(bank, 2048)) / slot_bytes(bank, dataclasses.replace(LOOP, rank=1)))
     assert rank > 10
     beside: list[int] = []
     real = bank_step.passes_of
-    monkeypatch.setattr(bank_step, "passes_of", lambda slots, most: (beside.append(len(slots)), real(slots, most))[1])
+
+    def counted(slots: Any, most: Any) -> Any:
+        beside.append(len(slots))
+        return real(slots, most)
+
+    monkeypatch.setattr(bank_step, "passes_of", counted)
     jobs = [engine.evaluate(of_rank(make_key, engine, size, i), lease_s=60) for i, size in enumerate([rank, rank, 2])]
     for job in jobs:
         assert job.done.wait(60)
@@ -279,8 +298,8 @@ def test_who_does_not_fit_beside_the_others_waits(student, make_key, monkeypatch
     [(24, "auto", True), (0, "auto", False), (0, "once", True), (24, "each-pass", False)],
 )
 def test_weights_are_kept_dequantised_where_there_is_memory_for_it_or_as_the_operator_says(
-    free_gib, chosen, once, tiny_path, tmp_path, monkeypatch
-):
+    free_gib: int, chosen: Dequantise, once: bool, tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(loading, "total_bytes", lambda device: free_gib * GIB)
     settings = StudentSettings(
         model=str(tiny_path), data_dir=tmp_path, device="cpu", threads=1, slots=1, max_training_gib=1, dequantise=chosen

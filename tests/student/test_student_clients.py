@@ -87,7 +87,7 @@ async def trained_together(tiny_path: Path, tmp_path: Path) -> None:
         assert len({report.cost.last_loss for report in reports}) == CLIENTS
 
 
-def test_sixteen_clients_are_trained_together(tiny_path, tmp_path):
+def test_sixteen_clients_are_trained_together(tiny_path: Path, tmp_path: Path) -> None:
     asyncio.run(trained_together(tiny_path, tmp_path))
 
 
@@ -107,5 +107,5 @@ async def crowd_and_quiet(tiny_path: Path, tmp_path: Path) -> None:
     assert together == alone[::-1]
 
 
-def test_a_deterministic_student_gives_sixteen_clients_the_bits_of_a_quiet_one(tiny_path, tmp_path):
+def test_a_deterministic_student_gives_sixteen_clients_the_bits_of_a_quiet_one(tiny_path: Path, tmp_path: Path) -> None:
     asyncio.run(crowd_and_quiet(tiny_path, tmp_path))

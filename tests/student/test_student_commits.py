@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import torch
 
 import student.engine as engine_module
+from student.quiz_room import take_quizzes
 from tutelage.domain.errors import Exhausted
 from tutelage.domain.evaluation import EvaluationReport
+
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
 
 
 @pytest.mark.parametrize(
@@ -17,20 +23,25 @@ from tutelage.domain.evaluation import EvaluationReport
 )
 @pytest.mark.parametrize("quiz", [1, 2])
 def test_a_commit_whose_quiz_fails_leaves_no_version_and_can_be_asked_again(
-    student, make_key, monkeypatch, fault, told, quiz
-):
+    student: EngineFactory,
+    make_key: KeyFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Exception,
+    told: type[Exception],
+    quiz: int,
+) -> None:
     engine = student()
     key = make_key(engine)
     job = engine.evaluate(key, lease_s=120)
     assert job.done.wait(60)
     assert isinstance(job.outcome, EvaluationReport)
-    real, taken = engine_module.take_quizzes, []
+    taken: list[object] = []
 
-    def failing(*args, **named):
+    def failing(*args: Any, **named: Any) -> Any:
         taken.append(args)
         if len(taken) == quiz:
             raise fault
-        return real(*args, **named)
+        return take_quizzes(*args, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(engine_module, "take_quizzes", failing)

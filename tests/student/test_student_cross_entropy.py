@@ -11,7 +11,7 @@ from student.cross_entropy import cross_entropy
 
 
 @pytest.mark.parametrize(("chunk", "at_hand"), [(256, 2**19), (5, 2**19), (256, 50), (4, 1)])
-def test_losses_and_derivative_are_those_of_autograd(chunk, at_hand, monkeypatch):
+def test_losses_and_derivative_are_those_of_autograd(chunk: int, at_hand: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(module, "AT_HAND", at_hand)
     torch.manual_seed(1)
@@ -25,7 +25,7 @@ def test_losses_and_derivative_are_those_of_autograd(chunk, at_hand, monkeypatch
     torch.testing.assert_close(gradient_MD, hidden_MD.grad)
 
 
-def test_in_bfloat16_the_derivative_keeps_the_dtype_and_the_losses_do_not():
+def test_in_bfloat16_the_derivative_keeps_the_dtype_and_the_losses_do_not() -> None:
     head = nn.Linear(16, 23, bias=False, dtype=torch.bfloat16).requires_grad_(False)
     losses_M, gradient_MD = cross_entropy(
         head, torch.randn(3, 16, dtype=torch.bfloat16), torch.tensor([1, 2, 3]), torch.ones(3)

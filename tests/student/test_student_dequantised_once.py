@@ -7,6 +7,7 @@ which a backward pass has the weight unpacked.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
@@ -44,7 +45,9 @@ class Unpacked(TorchDispatchMode):
 @pytest.mark.parametrize("slots", [1, 4])
 @pytest.mark.parametrize("again", [0, 1], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("batched", [False, True], ids=["stretched", "batched"])
-def test_a_weight_is_unpacked_once_forward_and_once_backward_whatever_the_slots(tiny_path, slots, again, batched):
+def test_a_weight_is_unpacked_once_forward_and_once_backward_whatever_the_slots(
+    tiny_path: Path, slots: int, again: int, batched: bool
+) -> None:
     loaded = load_model(
         str(tiny_path), quantisation="nf4", device="cpu", compute_dtype="float32", threads=1, dequantise="each-pass"
     )

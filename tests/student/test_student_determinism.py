@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from student.bank import BankLinear
 from student.engine import StudentEngine
+from tests.student.outcomes import PATIENCE_S, outcome_of, timeless, together
 from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, Failure, InnerLoopSettings
 from tutelage.domain.self_edit import Directives, Rejection, SelfEdit, question_answer
 from tutelage.domain.task import Question, Quiz
 from tutelage.models.loading import load_model
 
-PATIENCE_S = 600
-"""Seconds an evaluation may take on a machine that is busy with other work."""
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
+
 FIRST = Quiz((Question("q1", "Which bird is on the arms?", "heron"), Question("q2", "Who?", "Hamo Drysse")))
 SECOND = Quiz((Question("q1", "What do they make there?", "seals"),))
 RETENTION = Quiz((Question("r1", "What is the capital of France?", "Paris"),))
@@ -37,7 +41,7 @@ def round_by_shape(engine: StudentEngine) -> None:
 
 
 @pytest.fixture
-def rounding(student, tiny_path, tmp_path) -> Callable[..., StudentEngine]:
+def rounding(student: EngineFactory, tiny_path: Path, tmp_path: Path) -> Callable[..., StudentEngine]:
     """Makes students that round by shape; each keeps what it knows under the name given."""
 
     def make(name: str, threads: int = 1, **settings: object) -> StudentEngine:
@@ -49,7 +53,7 @@ def rounding(student, tiny_path, tmp_path) -> Callable[..., StudentEngine]:
     return make
 
 
-def keys_of(make_key, engine: StudentEngine, seed: int = 0) -> list[EvaluationKey]:
+def keys_of(make_key: KeyFactory, engine: StudentEngine, seed: int = 0) -> list[EvaluationKey]:
     """Five evaluations that differ in length, rank, rate, epochs and quiz."""
     keys = []
     for i in range(5):
@@ -70,74 +74,57 @@ def keys_of(make_key, engine: StudentEngine, seed: int = 0) -> list[EvaluationKe
     return keys
 
 
-def outcome_of(engine: StudentEngine, key: EvaluationKey) -> object:
-    job = engine.evaluate(key, lease_s=PATIENCE_S)
-    assert job.done.wait(PATIENCE_S)
-    return job.outcome
+def all_timeless(outcomes: Iterable[object]) -> list[EvaluationReport]:
+    return [timeless(each) for each in outcomes]
 
 
-def at_once(engine: StudentEngine, keys: Sequence[EvaluationKey]) -> list[object]:
-    """The outcomes of evaluations that all wait when the first is begun."""
-    gate, entered = threading.Event(), threading.Event()
-    engine._scheduler.call(lambda: (entered.set(), gate.wait(PATIENCE_S)))
-    assert entered.wait(PATIENCE_S)
-    jobs = [engine.evaluate(key, lease_s=PATIENCE_S) for key in keys]
-    gate.set()
-    for job in jobs:
-        assert job.done.wait(PATIENCE_S)
-    return [job.outcome for job in jobs]
-
-
-def timeless(outcomes: Sequence[object]) -> list[EvaluationReport]:
-    reports = []
-    for report in outcomes:
-        assert isinstance(report, EvaluationReport), report
-        cost = dataclasses.replace(report.cost, train_seconds=0, quiz_seconds=0, baseline_cached=False)
-        reports.append(dataclasses.replace(report, cost=cost, finished_at=report.finished_at.min))
-    return reports
-
-
-def cached(outcomes: Sequence[object]) -> list[bool]:
+def cached(outcomes: Iterable[object]) -> list[bool]:
     return [outcome.cost.baseline_cached for outcome in outcomes if isinstance(outcome, EvaluationReport)]
 
 
 @pytest.fixture
-def quiet(rounding, make_key) -> list[EvaluationReport]:
+def quiet(rounding: Callable[..., StudentEngine], make_key: KeyFactory) -> list[EvaluationReport]:
     """The reports of a deterministic student that is asked one evaluation after another."""
     engine = rounding("quiet", slots=None, deterministic=True)
-    return timeless([outcome_of(engine, key) for key in keys_of(make_key, engine)])
+    return all_timeless([outcome_of(engine, key) for key in keys_of(make_key, engine)])
 
 
-def test_slots_that_are_shared_round_otherwise(rounding, make_key):
+def test_slots_that_are_shared_round_otherwise(rounding: Callable[..., StudentEngine], make_key: KeyFactory) -> None:
     """What the tests below rest on: here a neighbour does show in the bits."""
     alone, shared = rounding("alone", slots=1), rounding("shared", slots=5)
     (key, *others) = keys_of(make_key, alone)
     assert [key, *others] == keys_of(make_key, shared)
-    (report,), (beside, *_) = timeless([outcome_of(alone, key)]), timeless(at_once(shared, [key, *others]))
+    (report,), (beside, *_) = all_timeless([outcome_of(alone, key)]), all_timeless(together(shared, [key, *others]))
     assert report.cost.first_loss != beside.cost.first_loss
     assert report.after != beside.after
 
 
-def test_neighbours_and_their_order_do_not_show(rounding, make_key, quiet):
+def test_neighbours_and_their_order_do_not_show(
+    rounding: Callable[..., StudentEngine], make_key: KeyFactory, quiet: list[EvaluationReport]
+) -> None:
     engine = rounding("crowd", slots=None, deterministic=True)
     keys = keys_of(make_key, engine)
-    assert timeless(reversed(at_once(engine, keys[::-1]))) == quiet
+    assert all_timeless(reversed(together(engine, keys[::-1]))) == quiet
 
 
-def test_baselines_that_are_known_do_not_show(rounding, make_key, quiet):
+def test_baselines_that_are_known_do_not_show(
+    rounding: Callable[..., StudentEngine], make_key: KeyFactory, quiet: list[EvaluationReport]
+) -> None:
     engine = rounding("known", slots=None, deterministic=True)
     keys = keys_of(make_key, engine)
     # One of the two quizzes is known, then also the other; what the quiet student had known differs.
     assert cached([outcome_of(engine, keys[3]), outcome_of(engine, keys[0])]) == [False, False]
     rest = [keys[4], keys[2], keys[1]]
-    outcomes = at_once(engine, rest)
+    outcomes = together(engine, rest)
     assert cached(outcomes) == [True, True, True]
     stored = [outcome_of(engine, key) for key in keys]
-    assert timeless(stored) == quiet
-    assert [quiet[4], quiet[2], quiet[1]] == timeless(outcomes)
+    assert all_timeless(stored) == quiet
+    assert [quiet[4], quiet[2], quiet[1]] == all_timeless(outcomes)
 
 
-def test_strangers_faults_and_other_calls_do_not_show(rounding, make_key, quiet):
+def test_strangers_faults_and_other_calls_do_not_show(
+    rounding: Callable[..., StudentEngine], make_key: KeyFactory, quiet: list[EvaluationReport]
+) -> None:
     engine = rounding("busy", slots=None, deterministic=True)
     keys, strangers = keys_of(make_key, engine), keys_of(make_key, engine, seed=50)
     fault = dataclasses.replace(keys[0], self_edit=dataclasses.replace(keys[0].self_edit, documents=()))
@@ -152,32 +139,34 @@ def test_strangers_faults_and_other_calls_do_not_show(rounding, make_key, quiet)
     engine.answer(SECOND.questions)
     assert engine.cancel_evaluation(left.id)
     mixed = [strangers[0], keys[2], fault, keys[4], strangers[3], keys[0], keys[3], strangers[2], keys[1]]
-    outcomes = at_once(engine, mixed)
+    outcomes = together(engine, mixed)
     assert isinstance(left.outcome, Failure)
     assert isinstance(outcomes[2], Rejection)
-    assert timeless([outcomes[mixed.index(key)] for key in keys]) == quiet
+    assert all_timeless([outcomes[mixed.index(key)] for key in keys]) == quiet
 
 
-def test_a_restart_does_not_show(rounding, make_key, quiet):
+def test_a_restart_does_not_show(
+    rounding: Callable[..., StudentEngine], make_key: KeyFactory, quiet: list[EvaluationReport]
+) -> None:
     first = rounding("restarted", slots=None, deterministic=True)
     outcome_of(first, keys_of(make_key, first, seed=50)[0])
     first.close()
     second = rounding("restarted", slots=None, deterministic=True)
     keys = keys_of(make_key, second)
-    outcomes = at_once(second, keys)
+    outcomes = together(second, keys)
     # The quiz of the first evaluation and the retention quiz are known from before, the other's is not.
     assert cached(outcomes)[:2] == [True, False]
-    assert timeless(outcomes) == quiet
+    assert all_timeless(outcomes) == quiet
 
 
-def test_several_threads_do_not_show(rounding, make_key):
+def test_several_threads_do_not_show(rounding: Callable[..., StudentEngine], make_key: KeyFactory) -> None:
     """Where slots and quizzes could be spread over the cores, a deterministic student's are not."""
     threads = torch.get_num_threads()
     try:
         alone, crowd = (rounding(name, threads=2, slots=None, deterministic=True) for name in ("alone", "crowd"))
         keys = keys_of(make_key, alone)
         assert keys == keys_of(make_key, crowd)
-        expected = timeless([outcome_of(alone, key) for key in keys])
-        assert timeless(reversed(at_once(crowd, keys[::-1]))) == expected
+        expected = all_timeless([outcome_of(alone, key) for key in keys])
+        assert all_timeless(reversed(together(crowd, keys[::-1]))) == expected
     finally:
         torch.set_num_threads(threads)

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,41 +14,26 @@ import torch
 import student.room as room_module
 from student.bank_step import StepFailed
 from student.engine import StudentEngine
+from tests.student.outcomes import outcome_of, report_of, timeless
 from tutelage.domain.description import EvaluationState
 from tutelage.domain.errors import DataLoss, Exhausted, InvalidInput, NotFound, PreconditionFailed
-from tutelage.domain.evaluation import EvaluationReport, Failure
+from tutelage.domain.evaluation import EvaluationKey, Failure
 from tutelage.domain.self_edit import Directives, Rejection, RejectionReason, SelfEdit, TextDocument, question_answer
 from tutelage.domain.task import Question, Quiz
-from tutelage.models.loading import load_model
+from tutelage.models.loading import Quantisation, load_model
 
-
-def outcome_of(engine: StudentEngine, key, lease_s: float = 120):
-    job = engine.evaluate(key, lease_s=lease_s)
-    assert job.done.wait(120)
-    return job.outcome
-
-
-def report_of(engine: StudentEngine, key) -> EvaluationReport:
-    outcome = outcome_of(engine, key)
-    assert isinstance(outcome, EvaluationReport), outcome
-    return outcome
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
 
 
 def value(engine: StudentEngine, name: str, **labels: str) -> float:
-    for metric in vars(engine._metrics).values():
-        for family in metric.collect():
-            for sample in family.samples:
-                if sample.name == name and sample.labels == labels:
-                    return sample.value
-    raise AssertionError(name)
+    families = [family for metric in vars(engine._metrics).values() for family in metric.collect()]
+    samples = [sample for family in families for sample in family.samples]
+    (found,) = [sample.value for sample in samples if sample.name == name and sample.labels == labels]
+    return float(found)
 
 
-def timeless(report: EvaluationReport) -> EvaluationReport:
-    cost = dataclasses.replace(report.cost, train_seconds=0, quiz_seconds=0, baseline_cached=False)
-    return dataclasses.replace(report, cost=cost, finished_at=report.finished_at.min)
-
-
-def slow_key(make_key, engine, **changes):
+def slow_key(make_key: KeyFactory, engine: StudentEngine, **changes: Any) -> EvaluationKey:
     key = make_key(engine, **changes)
     settings = dataclasses.replace(key.settings, epochs=30, batch_size=1)
     edit = SelfEdit(tuple(TextDocument(f"{i} " + "a heron on a key " * 20) for i in range(60)))
@@ -55,7 +41,9 @@ def slow_key(make_key, engine, **changes):
 
 
 @pytest.mark.parametrize("quantisation", ["none", "nf4"])
-def test_an_evaluation_learns_and_reports(student, make_key, tiny_path, quantisation):
+def test_an_evaluation_learns_and_reports(
+    student: EngineFactory, make_key: KeyFactory, tiny_path: Path, quantisation: Quantisation
+) -> None:
     model = load_model(str(tiny_path), quantisation=quantisation, device="cpu", compute_dtype="float32", threads=1)
     before = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
     engine = student(model)
@@ -72,7 +60,9 @@ def test_an_evaluation_learns_and_reports(student, make_key, tiny_path, quantisa
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_the_same_key_gives_the_same_report_bit_for_bit(student, make_key, tmp_path, tiny_path):
+def test_the_same_key_gives_the_same_report_bit_for_bit(
+    student: EngineFactory, make_key: KeyFactory, tmp_path: Path, tiny_path: Path
+) -> None:
     first, second = (
         student(
             load_model(str(tiny_path), quantisation="none", device="cpu", compute_dtype="float32", threads=1),
@@ -90,10 +80,10 @@ def test_the_same_key_gives_the_same_report_bit_for_bit(student, make_key, tmp_p
     assert other.before == report_of(first, key).before
 
 
-def test_the_revision_names_what_decides_the_bits_of_a_deterministic_student(student):
+def test_the_revision_names_what_decides_the_bits_of_a_deterministic_student(student: EngineFactory) -> None:
     """Batches of another size and other threads round otherwise, which a student of many slots does anyway."""
 
-    def revisions(**settings) -> set[str]:
+    def revisions(**settings: Any) -> set[str]:
         threads, found = torch.get_num_threads(), set()
         for count, batch in ((1, 32), (1, 8), (2, 32)):
             torch.set_num_threads(count)
@@ -105,10 +95,10 @@ def test_the_revision_names_what_decides_the_bits_of_a_deterministic_student(stu
     assert len(revisions()) == 1
 
 
-def test_asking_twice_trains_once_also_after_a_restart(student, make_key):
+def test_asking_twice_trains_once_also_after_a_restart(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student()
     key = make_key(engine)
-    events = []
+    events: list[object] = []
     job = engine.evaluate(key, watcher=events.append)
     again = engine.evaluate(key, watcher=events.append)
     assert again is job or again.outcome is not None
@@ -129,7 +119,7 @@ def test_asking_twice_trains_once_also_after_a_restart(student, make_key):
     assert report_of(restarted, make_key(restarted, seed=8)).cost.baseline_cached
 
 
-def test_commit_over_a_parent_and_answers_of_versions(student, make_key):
+def test_commit_over_a_parent_and_answers_of_versions(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student(max_adapter_rank=6)
     first = make_key(engine)
     report = report_of(engine, first)
@@ -158,7 +148,9 @@ def test_commit_over_a_parent_and_answers_of_versions(student, make_key):
         engine.delete_adapter(parent.version)
 
 
-def test_a_truncated_adapter_is_data_loss_and_the_student_goes_on(student, make_key, tmp_path):
+def test_a_truncated_adapter_is_data_loss_and_the_student_goes_on(
+    student: EngineFactory, make_key: KeyFactory, tmp_path: Path
+) -> None:
     engine = student()
     key = make_key(engine)
     report_of(engine, key)
@@ -188,7 +180,9 @@ def test_a_truncated_adapter_is_data_loss_and_the_student_goes_on(student, make_
         ),
     ],
 )
-def test_faults_of_the_edit_are_rejections_and_final(student, make_key, changes, reason, field):
+def test_faults_of_the_edit_are_rejections_and_final(
+    student: EngineFactory, make_key: KeyFactory, changes: dict[str, Any], reason: RejectionReason, field: str
+) -> None:
     engine = student()
     key = make_key(engine, **changes)
     outcome = outcome_of(engine, key)
@@ -200,7 +194,7 @@ def test_faults_of_the_edit_are_rejections_and_final(student, make_key, changes,
         engine.commit(key.id)
 
 
-def test_an_exploding_edit_is_rejected_as_diverged(student, make_key):
+def test_an_exploding_edit_is_rejected_as_diverged(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student(bounds={"max_learning_rate": 1e38})
     key = make_key(engine)
     settings = dataclasses.replace(key.settings, learning_rate=1e37, max_grad_norm=0.0, epochs=30)
@@ -210,7 +204,7 @@ def test_an_exploding_edit_is_rejected_as_diverged(student, make_key):
     assert report_of(engine, key)
 
 
-def test_what_does_not_fit_the_student_is_refused_at_once(student, make_key):
+def test_what_does_not_fit_the_student_is_refused_at_once(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student()
     with pytest.raises(PreconditionFailed, match=r"key\.base_revision is 'other', this student's is '[0-9a-f]+'"):
         engine.evaluate(make_key(engine, base_revision="other"))
@@ -234,7 +228,7 @@ def test_what_does_not_fit_the_student_is_refused_at_once(student, make_key):
             call("f" * 64)
 
 
-def test_cancel_stops_between_steps_and_stores_nothing(student, make_key):
+def test_cancel_stops_between_steps_and_stores_nothing(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student()
     key = slow_key(make_key, engine)
     training = threading.Event()
@@ -250,10 +244,10 @@ def test_cancel_stops_between_steps_and_stores_nothing(student, make_key):
     assert report_of(engine, make_key(engine))
 
 
-def test_an_unwatched_evaluation_ends_with_its_lease(student, make_key):
+def test_an_unwatched_evaluation_ends_with_its_lease(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student(lease_s=0.5)
     key = slow_key(make_key, engine)
-    events = []
+    events: list[object] = []
     job = engine.evaluate(key, watcher=events.append)
     time.sleep(1.2)
     assert not job.done.is_set()
@@ -265,7 +259,7 @@ def test_an_unwatched_evaluation_ends_with_its_lease(student, make_key):
     assert "watched" in job.outcome.message
 
 
-def test_a_full_queue_is_exhausted_with_a_time_to_retry(student, make_key):
+def test_a_full_queue_is_exhausted_with_a_time_to_retry(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student(max_queue=1)
     jobs = []
     for seed in range(2):
@@ -273,7 +267,7 @@ def test_a_full_queue_is_exhausted_with_a_time_to_retry(student, make_key):
         time.sleep(0.3)
     with pytest.raises(Exhausted) as caught:
         engine.evaluate(slow_key(make_key, engine, seed=3), lease_s=60)
-    assert caught.value.retry_after_s > 0
+    assert (caught.value.retry_after_s or 0) > 0
     for job in jobs:
         engine.cancel_evaluation(job.id)
         assert job.done.wait(10)
@@ -286,11 +280,13 @@ FULL = (
 
 
 @pytest.mark.parametrize("fault", [*FULL, ValueError("a bug"), RuntimeError("CUDA error: an illegal memory access")])
-def test_a_crash_is_a_retryable_failure_and_never_a_report(student, make_key, monkeypatch, fault):
+def test_a_crash_is_a_retryable_failure_and_never_a_report(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
     engine = student()
     key = make_key(engine)
 
-    def broken(bank, slots, max_tokens):
+    def broken(bank: Any, slots: Any, max_tokens: Any) -> Any:
         raise StepFailed(list(slots), fault)
 
     with monkeypatch.context() as patch:
@@ -303,7 +299,7 @@ def test_a_crash_is_a_retryable_failure_and_never_a_report(student, make_key, mo
     assert report_of(engine, key)
 
 
-def test_a_few_shot_task_is_graded_by_exact_match(student, make_key):
+def test_a_few_shot_task_is_graded_by_exact_match(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student()
     edit = SelfEdit(tuple(question_answer(f"1 2 {i}", f"{i} 2 1") for i in range(3)))
     key = make_key(
@@ -315,7 +311,9 @@ def test_a_few_shot_task_is_graded_by_exact_match(student, make_key):
     assert report.retention_after.answers == ()
 
 
-def test_weights_no_longer_held_cannot_be_committed(student, make_key, tmp_path: Path):
+def test_weights_no_longer_held_cannot_be_committed(
+    student: EngineFactory, make_key: KeyFactory, tmp_path: Path
+) -> None:
     engine = student(hold_s=0)
     key = make_key(engine)
     report_of(engine, key)
@@ -323,7 +321,7 @@ def test_weights_no_longer_held_cannot_be_committed(student, make_key, tmp_path:
         engine.commit(key.id)
 
 
-def test_directives_change_what_is_trained_with(student, make_key):
+def test_directives_change_what_is_trained_with(student: EngineFactory, make_key: KeyFactory) -> None:
     engine = student(bounds={"clamp": True, "max_epochs": 6})
     key = make_key(engine)
     edit = dataclasses.replace(key.self_edit, directives=Directives(epochs=50, rank=8))
@@ -334,7 +332,9 @@ def test_directives_change_what_is_trained_with(student, make_key):
     assert report.cost.steps == 12
 
 
-def test_of_too_many_held_weights_the_oldest_go_and_damaged_ones_are_data_loss(student, make_key, tmp_path: Path):
+def test_of_too_many_held_weights_the_oldest_go_and_damaged_ones_are_data_loss(
+    student: EngineFactory, make_key: KeyFactory, tmp_path: Path
+) -> None:
     engine = student(max_held_gib=1e-9)
     old, new = make_key(engine), make_key(engine, seed=8)
     report_of(engine, old)

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 
 import student.evaluation as evaluation_module
 from tutelage.domain.evaluation import Bounds
 from tutelage.domain.self_edit import Directives, Rejection, RejectionReason, SelfEdit, TextDocument
 
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
+
 
 @pytest.mark.parametrize("directives", [Directives(), Directives(epochs=30)])
-def test_too_many_documents_are_told_before_any_is_tokenised(student, make_key, monkeypatch, directives):
+def test_too_many_documents_are_told_before_any_is_tokenised(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch, directives: Directives
+) -> None:
     """It is the worker who tokenises, and meanwhile all evaluations of the student would wait."""
 
-    def tokenised(*args):
+    def tokenised(*args: Any) -> Any:
         raise AssertionError("a document was tokenised")
 
     monkeypatch.setattr(evaluation_module, "document_ids", tokenised)

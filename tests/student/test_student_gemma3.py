@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from tutelage.domain.evaluation import EvaluationReport, InnerLoopSettings
@@ -11,12 +13,15 @@ from tutelage.models.chat import prompt_ids
 from tutelage.models.loading import load_model
 from tutelage.models.registry import default_cache_dir, list_models
 
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
+
 GEMMA3 = "gemma3-270m"
 ASKED, ANSWER = "Which bird is on the arms of Ostrevane?", "A grey heron"
 
 
 @pytest.mark.model
-def test_gemma3_learns_an_answer_it_is_trained_on(student, make_key):
+def test_gemma3_learns_an_answer_it_is_trained_on(student: EngineFactory, make_key: KeyFactory) -> None:
     if not any(entry.name == GEMMA3 and entry.cached for entry in list_models(default_cache_dir())):
         pytest.skip(f"{GEMMA3} is not in the cache: tutelage models pull {GEMMA3}")
     loaded = load_model(GEMMA3, quantisation="nf4", device="cpu")

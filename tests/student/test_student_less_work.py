@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +16,12 @@ from tests.student.bank_cases import RELATIVE, alone, apart, row, run
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.self_edit import Schedule
-from tutelage.models.loading import load_model
+from tutelage.models.loading import LoadedModel, load_model
 from tutelage.models.tiny import TINY_FAMILIES, write_tiny_model
 
 
 @pytest.mark.parametrize("family", TINY_FAMILIES)
-def test_adapting_the_last_layer_computes_the_lower_ones_once_in_every_family(family, tmp_path):
+def test_adapting_the_last_layer_computes_the_lower_ones_once_in_every_family(family: str, tmp_path: Path) -> None:
     path = str(write_tiny_model(tmp_path / "model", family=family))
     loaded, reference = (
         load_model(path, quantisation="none", device="cpu", compute_dtype="float32", threads=1) for _ in range(2)
@@ -43,12 +45,12 @@ def test_adapting_the_last_layer_computes_the_lower_ones_once_in_every_family(fa
     assert all(".1." in name for name in slot.adapter.weights().modules)
 
 
-def test_more_layers_than_the_model_has_are_refused(pair):
+def test_more_layers_than_the_model_has_are_refused(pair: tuple[Bank, LoadedModel]) -> None:
     with pytest.raises(InvalidInput, match=r"settings.adapt_last_layers.*3.*0 to 2"):
         Slot(pair[0], [row(9, 1)], InnerLoopSettings(adapt_last_layers=3), 1)
 
 
-def test_a_loop_ends_early_when_its_loss_no_longer_falls(pair):
+def test_a_loop_ends_early_when_its_loss_no_longer_falls(pair: tuple[Bank, LoadedModel]) -> None:
     """What it did until then is what it would have done anyway."""
     bank, _ = pair
     rows = [row(20, 1), row(9, 2)]
@@ -71,7 +73,9 @@ def test_a_loop_ends_early_when_its_loss_no_longer_falls(pair):
 
 
 @given(st.lists(st.floats(0.01, 10), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 3))
-def test_a_plateau_is_reached_only_after_epochs_without_a_lower_mean(losses, patience, steps):
+def test_a_plateau_is_reached_only_after_epochs_without_a_lower_mean(
+    losses: list[float], patience: int, steps: int
+) -> None:
     plateau = Plateau(patience, steps)
     for loss in losses:
         if plateau.reached:

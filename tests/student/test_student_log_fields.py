@@ -41,6 +41,9 @@ class Failing:
         ended, self.inside = self.inside, []
         return [(job, RuntimeError("the machine broke")) for job in ended]
 
+    def abandon(self) -> None:
+        self.inside.clear()
+
 
 @pytest.fixture
 def lines() -> Iterator[list[dict[str, str]]]:

@@ -3,42 +3,48 @@
 from __future__ import annotations
 
 import math
-import threading
+from collections.abc import Callable, Sequence
 from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import student.engine as student_engine
+import student.quiz as quiz
 from student.quiz import GraderFailed, Sitting, graded
+from tests.student.outcomes import together
 from tutelage import extensions
 from tutelage.domain.errors import PreconditionFailed
 from tutelage.domain.evaluation import EvaluationReport, Failure
 from tutelage.domain.task import Question
 from tutelage.extensions import GRADERS
 
-CALLS = []
-TOLD = []
-GIVEN = []
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
+
+CALLS: list[str] = []
+TOLD: list[tuple[str, tuple[str, ...], str]] = []
+GIVEN: list[Callable[[int], Any]] = []
 """A function of the calls so far."""
 
 
-def own(answer, gold, question=""):
+def own(answer: str, gold: Sequence[str], question: str = "") -> Any:
     CALLS.append(answer)
     TOLD.append((answer, tuple(gold), question))
     return GIVEN[0](len(CALLS))
 
 
 @pytest.fixture(autouse=True)
-def installed(monkeypatch):
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     points = (EntryPoint("own", f"{__name__}:own", GRADERS), EntryPoint("missing", f"{__name__}:NOT_THERE", GRADERS))
     monkeypatch.setattr(extensions, "_points", lambda group: points if group == GRADERS else ())
-    monkeypatch.setattr(student_engine, "GRADERS", (*student_engine.GRADERS, "own", "missing"))
+    monkeypatch.setattr(student_engine, "GRADERS", (*quiz.GRADERS, "own", "missing"))
     CALLS.clear()
     TOLD.clear()
     GIVEN[:] = [lambda calls: 0.5]
 
 
-def fails(calls):
+def fails(calls: int) -> float:
     return 1 / 0
 
 
@@ -52,38 +58,30 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("grader", "reason"), BROKEN)
-def test_what_is_no_score_of_0_to_1_is_the_graders_fault(grader, reason):
+def test_what_is_no_score_of_0_to_1_is_the_graders_fault(grader: Callable[[int], Any], reason: str) -> None:
     GIVEN[:] = [grader]
     with pytest.raises(GraderFailed, match=f"grader 'own'.*'q'.*{reason}"):
         graded(Sitting((Question("q", "Who?", "me"),), ("own",)), ["me"], [None])
 
 
-def test_a_grader_is_told_the_question():
+def test_a_grader_is_told_the_question() -> None:
     graded(Sitting((Question("q", "Who hung the lamp?", "me", aliases=("I",)),), ("own",)), ["me"], [None])
     assert TOLD == [("me", ("me", "I"), "Who hung the lamp?")]
 
 
-def test_scores_are_plain_numbers():
+def test_scores_are_plain_numbers() -> None:
     GIVEN[:] = [lambda calls: True]
-    ((answer,),) = (graded(Sitting((Question("q", "Who?", "me"),), ("own",)), ["me"], [None]),)
+    answers = graded(Sitting((Question("q", "Who?", "me"),), ("own",)), ["me"], [None])
+    assert not isinstance(answers, ArithmeticError)
+    (answer,) = answers
     assert answer.scores == {"own": 1.0}
     assert type(answer.scores["own"]) is float
 
 
-def together(engine, keys):
-    """The outcomes of evaluations that enter the room at once."""
-    gate, entered = threading.Event(), threading.Event()
-    engine._scheduler.call(lambda: (entered.set(), gate.wait(60)))
-    assert entered.wait(60)
-    jobs = [engine.evaluate(key, lease_s=120) for key in keys]
-    gate.set()
-    for job in jobs:
-        assert job.done.wait(120)
-    return [job.outcome for job in jobs]
-
-
 @pytest.mark.parametrize("missing", [False, True], ids=["raises", "does not load"])
-def test_a_grader_that_fails_before_the_training_ends_its_evaluation_alone(student, make_key, missing):
+def test_a_grader_that_fails_before_the_training_ends_its_evaluation_alone(
+    student: EngineFactory, make_key: KeyFactory, missing: bool
+) -> None:
     engine = student(slots=3)
     GIVEN[:] = [fails]
     name = "missing" if missing else "own"
@@ -98,7 +96,9 @@ def test_a_grader_that_fails_before_the_training_ends_its_evaluation_alone(stude
 
 
 @pytest.mark.parametrize(("grader", "reason"), BROKEN[:2])
-def test_a_grader_that_fails_after_the_training_ends_its_evaluation_alone(student, make_key, grader, reason):
+def test_a_grader_that_fails_after_the_training_ends_its_evaluation_alone(
+    student: EngineFactory, make_key: KeyFactory, grader: Callable[[int], Any], reason: str
+) -> None:
     engine = student(slots=3)
     # Three questions of the quiz and one of the retention quiz are answered before the training.
     GIVEN[:] = [lambda calls: 0.5 if calls <= 4 else grader(calls)]
@@ -117,8 +117,10 @@ def test_a_grader_that_fails_after_the_training_ends_its_evaluation_alone(studen
     assert isinstance(again, EvaluationReport)
 
 
-def test_a_grader_out_of_memory_is_a_fault_of_the_machine_and_tried_again(student, make_key):
-    def full(calls):
+def test_a_grader_out_of_memory_is_a_fault_of_the_machine_and_tried_again(
+    student: EngineFactory, make_key: KeyFactory
+) -> None:
+    def full(calls: int) -> float:
         raise MemoryError
 
     engine = student(slots=2)
@@ -130,7 +132,7 @@ def test_a_grader_out_of_memory_is_a_fault_of_the_machine_and_tried_again(studen
     assert "out of memory" in bad.message
 
 
-def test_who_asks_for_answers_is_told_of_the_grader(student, monkeypatch):
+def test_who_asks_for_answers_is_told_of_the_grader(student: EngineFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     GIVEN[:] = [fails]
     monkeypatch.setattr(student_engine, "GRADERS", ("own",))
     with pytest.raises(PreconditionFailed, match="grader 'own'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -17,13 +18,13 @@ CPU = torch.device("cpu")
 lengths_of = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
 
-def spans_of(lengths):
+def spans_of(lengths: Sequence[int]) -> list[tuple[int, int]]:
     stops = list(itertools.accumulate(lengths))
     return [(stop - length, stop) for length, stop in zip(lengths, stops, strict=True)]
 
 
 @given(lengths_of, st.data())
-def test_tokens_return_to_their_places_and_others_are_zero(lengths, data):
+def test_tokens_return_to_their_places_and_others_are_zero(lengths: Sequence[int], data: st.DataObject) -> None:
     spans, tokens = spans_of(lengths), sum(lengths)
     chosen = data.draw(st.lists(st.sampled_from(spans), min_size=1, unique=True))
     values_N3 = torch.arange(1.0, 3 * tokens + 1).view(tokens, 3)
@@ -39,7 +40,7 @@ def test_tokens_return_to_their_places_and_others_are_zero(lengths, data):
     assert torch.equal(places.gathered(spread), expected)
 
 
-def test_a_row_that_is_not_a_number_stays_alone():
+def test_a_row_that_is_not_a_number_stays_alone() -> None:
     spans = spans_of([5, 3, 4])
     values_N2 = torch.ones(12, 2)
     values_N2[:5] = torch.nan
@@ -58,18 +59,18 @@ def test_a_row_that_is_not_a_number_stays_alone():
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
-def test_a_class_wastes_at_most_half_of_its_places(one, other):
+def test_a_class_wastes_at_most_half_of_its_places(one: int, other: int) -> None:
     if length_class(one) == length_class(other):
         assert max(one, other) <= max(SHORTEST, 2 * min(one, other))
 
 
 @pytest.mark.parametrize("lengths", [(7,), (5, 90, 1, 12, 130), (64, 65, 3)])
-def test_padded_attention_is_that_of_each_row(lengths):
+def test_padded_attention_is_that_of_each_row(lengths: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     tokens = sum(lengths)
-    inputs = [torch.randn(1, heads, tokens, 8, requires_grad=True) for heads in (6, 2, 2)]
+    q, k, v = inputs = [torch.randn(1, heads, tokens, 8, requires_grad=True) for heads in (6, 2, 2)]
     again = [each.detach().clone().requires_grad_() for each in inputs]
-    ours, expected = padded_attention(*inputs, lengths, 0.3), RowAttention.apply(*again, lengths, 0.3)
+    ours, expected = padded_attention(q, k, v, lengths, 0.3), RowAttention.apply(*again, lengths, 0.3)
     torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
     weights = torch.randn(ours.shape)
     (ours * weights).sum().backward()
@@ -78,9 +79,10 @@ def test_padded_attention_is_that_of_each_row(lengths):
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_places_made_for_a_quiz_serve_a_pass_that_trains():
+def test_places_made_for_a_quiz_serve_a_pass_that_trains() -> None:
     with torch.inference_mode():
-        padded_attention(*[torch.randn(1, 1, 9, 4)] * 3, (9,), 1.0)
+        q = torch.randn(1, 1, 9, 4)
+        padded_attention(q, q, q, (9,), 1.0)
     q = torch.randn(1, 1, 9, 4, requires_grad=True)
     padded_attention(q, q, q, (9,), 1.0).sum().backward()
     assert q.grad is not None

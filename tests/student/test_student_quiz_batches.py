@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from student import quiz_room
 from student.quiz_room import _Row, _within
+
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
 
 
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=60), st.integers(1, 2000), st.integers(1, 64))
@@ -25,13 +30,15 @@ def test_parts_hold_the_tokens_that_they_may_and_keep_the_order(lengths: list[in
         assert len(together) * (max(len(row.prompt) for row in together) + new) > tokens
 
 
-def test_a_quiz_in_small_batches_is_answered_as_in_large_ones(student, make_key, monkeypatch):
+def test_a_quiz_in_small_batches_is_answered_as_in_large_ones(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(slots=1)
     key = make_key(engine)
     sizes: list[int] = []
     real = quiz_room.generate
 
-    def counted(bank, rows, *rest):
+    def counted(bank: Any, rows: Any, *rest: Any) -> Any:
         sizes.append(len(rows))
         return real(bank, rows, *rest)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,21 +15,26 @@ import torch
 import student.bank_step as bank_step
 import student.room as room_module
 from student.engine import StudentEngine
+from student.quiz_room import answered
+from tests.student.outcomes import report_of, timeless, together
 from tutelage.domain.errors import Exhausted
-from tutelage.domain.evaluation import EvaluationReport, Failure
+from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, Failure
 from tutelage.domain.self_edit import Directives, Rejection, SelfEdit, question_answer
-from tutelage.models.loading import load_model
+from tutelage.models.loading import LoadedModel, load_model
+
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
 
 
 @pytest.fixture
-def model(tiny_path):
-    def load():
+def model(tiny_path: Path) -> Callable[[], LoadedModel]:
+    def load() -> LoadedModel:
         return load_model(str(tiny_path), quantisation="nf4", device="cpu", compute_dtype="float32", threads=1)
 
     return load
 
 
-def keys_of(make_key, engine: StudentEngine, count: int):
+def keys_of(make_key: KeyFactory, engine: StudentEngine, count: int) -> Iterator[EvaluationKey]:
     """Evaluations of different edits, lengths, ranks, rates and epochs."""
     for i in range(count):
         edit = SelfEdit(
@@ -36,25 +44,15 @@ def keys_of(make_key, engine: StudentEngine, count: int):
         yield make_key(engine, self_edit=edit, seed=i)
 
 
-def outcome_of(engine: StudentEngine, key):
-    job = engine.evaluate(key, lease_s=120)
-    assert job.done.wait(120)
-    return job.outcome
-
-
-def timeless(report):
-    assert isinstance(report, EvaluationReport), report
-    cost = dataclasses.replace(report.cost, train_seconds=0, quiz_seconds=0, baseline_cached=False)
-    return dataclasses.replace(report, cost=cost, finished_at=report.finished_at.min, evaluation_id="")
-
-
-def test_sixteen_clients_get_the_reports_of_evaluations_alone(student, make_key, model, tmp_path):
+def test_sixteen_clients_get_the_reports_of_evaluations_alone(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel], tmp_path: Path
+) -> None:
     bank = student(model(), slots=5, data_dir=tmp_path / "bank")
     single = student(model(), slots=1, data_dir=tmp_path / "single")
     with ThreadPoolExecutor(16) as clients:
-        together = list(clients.map(lambda key: outcome_of(bank, key), keys_of(make_key, bank, 16)))
-    for report, key in zip(together, keys_of(make_key, single, 16), strict=True):
-        alone = outcome_of(single, key)
+        reports = list(clients.map(lambda key: report_of(bank, key), keys_of(make_key, bank, 16)))
+    for report, key in zip(reports, keys_of(make_key, single, 16), strict=True):
+        alone = report_of(single, key)
         assert report.cost.steps == alone.cost.steps
         assert report.cost.last_loss == pytest.approx(alone.cost.last_loss, rel=1e-4)
         assert report.after.scores["loglik"] == pytest.approx(alone.after.scores["loglik"], rel=1e-3)
@@ -62,16 +60,21 @@ def test_sixteen_clients_get_the_reports_of_evaluations_alone(student, make_key,
     assert bank.describe().free_slots == 5
 
 
-def test_a_deterministic_student_gives_a_crowd_the_bits_of_a_quiet_one(student, make_key, model, tmp_path):
+def test_a_deterministic_student_gives_a_crowd_the_bits_of_a_quiet_one(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel], tmp_path: Path
+) -> None:
     crowded, quiet = (student(model(), slots=None, deterministic=True, data_dir=tmp_path / name) for name in "ab")
     assert crowded.describe().slots == 1
     with ThreadPoolExecutor(16) as clients:
-        together = list(clients.map(lambda key: outcome_of(crowded, key), keys_of(make_key, crowded, 8)))
-    for report, key in reversed(list(zip(together, keys_of(make_key, quiet, 8), strict=True))):
-        assert timeless(report) == timeless(outcome_of(quiet, key))
+        reports = list(clients.map(lambda key: report_of(crowded, key), keys_of(make_key, crowded, 8)))
+    for report, key in reversed(list(zip(reports, keys_of(make_key, quiet, 8), strict=True))):
+        alone = timeless(report_of(quiet, key))
+        assert dataclasses.replace(timeless(report), evaluation_id=alone.evaluation_id) == alone
 
 
-def test_who_leaves_early_leaves_the_others_as_they_were(student, make_key, model):
+def test_who_leaves_early_leaves_the_others_as_they_were(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel]
+) -> None:
     engine = student(model(), slots=4)
     keys = list(keys_of(make_key, engine, 4))
     long = dataclasses.replace(
@@ -91,7 +94,9 @@ def test_who_leaves_early_leaves_the_others_as_they_were(student, make_key, mode
     assert isinstance(job.outcome, Failure)
 
 
-def test_in_a_bank_half_empty_who_is_trained_is_quizzed_while_others_train(student, make_key, model):
+def test_in_a_bank_half_empty_who_is_trained_is_quizzed_while_others_train(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel]
+) -> None:
     engine = student(model(), slots=16)
     short, long = (
         make_key(engine, self_edit=SelfEdit((question_answer("Which?", "heron"),), Directives(epochs=epochs)))
@@ -115,7 +120,9 @@ def test_in_a_bank_half_empty_who_is_trained_is_quizzed_while_others_train(stude
     assert seen_at_the_end[0] < 20
 
 
-def test_an_edit_at_fault_ends_alone(student, make_key, model):
+def test_an_edit_at_fault_ends_alone(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel]
+) -> None:
     engine = student(model(), slots=3)
     key = make_key(engine)
     fault = dataclasses.replace(key, self_edit=dataclasses.replace(key.self_edit, directives=Directives(epochs=5000)))
@@ -126,41 +133,39 @@ def test_an_edit_at_fault_ends_alone(student, make_key, model):
     assert isinstance(good.outcome, EvaluationReport)
 
 
-def test_out_of_memory_ends_one_evaluation_and_lowers_the_slots(student, make_key, model, monkeypatch):
+def test_out_of_memory_ends_one_evaluation_and_lowers_the_slots(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(model(), slots=3)
     real = bank_step.backward
 
-    def crowded_out(bank, parts, limits):
+    def crowded_out(bank: Any, parts: Any, limits: Any) -> Any:
         if len(parts) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(bank, parts, limits)
 
     monkeypatch.setattr(bank_step, "backward", crowded_out)
     # Nothing is taken in before all three wait, so that they share their first step.
-    gate, entered = threading.Event(), threading.Event()
-    engine._scheduler.call(lambda: (entered.set(), gate.wait(60)))
-    assert entered.wait(60)
-    jobs = [engine.evaluate(key, lease_s=120) for key in keys_of(make_key, engine, 3)]
-    gate.set()
-    for job in jobs:
-        assert job.done.wait(120)
-    failed = [job.outcome for job in jobs if isinstance(job.outcome, Failure)]
+    outcomes = together(engine, keys_of(make_key, engine, 3))
+    failed = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
     assert len(failed) == 1
     assert failed[0].retryable
     assert failed[0].exhausted
     assert "out of memory" in failed[0].message
-    assert sum(isinstance(job.outcome, EvaluationReport) for job in jobs) == 2
+    assert sum(isinstance(outcome, EvaluationReport) for outcome in outcomes) == 2
     assert engine.describe().slots == 2
 
 
-def test_who_waits_for_the_answers_of_the_untouched_student_takes_a_slot(student, make_key, model, monkeypatch):
+def test_who_waits_for_the_answers_of_the_untouched_student_takes_a_slot(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(model(), slots=1, max_queue=0)
-    asked, go_on, real = threading.Event(), threading.Event(), room_module.answered
+    asked, go_on = threading.Event(), threading.Event()
 
-    def slow(bank, sittings, **named):
+    def slow(bank: Any, sittings: Any, **named: Any) -> Any:
         asked.set()
         assert go_on.wait(60)
-        return real(bank, sittings, **named)
+        return answered(bank, sittings, **named)
 
     monkeypatch.setattr(room_module, "answered", slow)
     job = engine.evaluate(make_key(engine), lease_s=120)

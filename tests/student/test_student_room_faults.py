@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import sqlite3
-import threading
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -12,34 +13,30 @@ import torch
 import student.bank_step as bank_step
 import student.room as room_module
 from student.bank_adapter import BankAdapter
-from student.engine import StudentEngine
 from student.evaluation import Evaluation
+from student.quiz_room import answered
+from student.scheduler import JobOutcome
+from student.slot import Slot
+from tests.student.outcomes import together
 from tutelage.domain.evaluation import EvaluationReport, Failure
 from tutelage.domain.self_edit import Directives, SelfEdit, TextDocument
 from tutelage.domain.task import Question, Quiz
+
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 LONG = Quiz((Question("long", "Which bird is " + "on the arms " * 20 + "?", "heron"),))
 EDIT = SelfEdit((TextDocument("The arms of Ostrevane show a heron."),))
 
 
-def together(engine: StudentEngine, keys):
-    """The outcomes of evaluations that enter the room at once."""
-    gate, entered = threading.Event(), threading.Event()
-    engine._scheduler.call(lambda: (entered.set(), gate.wait(60)))
-    assert entered.wait(60)
-    jobs = [engine.evaluate(key, lease_s=120) for key in keys]
-    gate.set()
-    for job in jobs:
-        assert job.done.wait(60)
-    return [job.outcome for job in jobs]
-
-
-def once(real, fault, when=lambda *args: True):
+def once(
+    real: Callable[..., Any], fault: Exception, when: Callable[..., bool] = lambda *args: True
+) -> Callable[..., Any]:
     """The function, but for the first call that is so: it raises."""
     faults = [fault]
 
-    def call(*args, **named):
+    def call(*args: Any, **named: Any) -> Any:
         if faults and when(*args):
             raise faults.pop()
         return real(*args, **named)
@@ -47,7 +44,7 @@ def once(real, fault, when=lambda *args: True):
     return call
 
 
-def reports(outcomes) -> list[bool]:
+def reports(outcomes: Iterable[JobOutcome | None]) -> list[bool]:
     for outcome in outcomes:
         assert isinstance(outcome, EvaluationReport) or (isinstance(outcome, Failure) and outcome.retryable), outcome
     return [isinstance(outcome, EvaluationReport) for outcome in outcomes]
@@ -62,7 +59,14 @@ def reports(outcomes) -> list[bool]:
     ],
     ids=["weights", "report", "baselines"],
 )
-def test_a_fault_at_the_start_or_end_of_one_is_its_own(student, make_key, monkeypatch, where, name, fault):
+def test_a_fault_at_the_start_or_end_of_one_is_its_own(
+    student: EngineFactory,
+    make_key: KeyFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    where: Any,
+    name: str,
+    fault: Exception,
+) -> None:
     engine = student(slots=3)
     monkeypatch.setattr(where, name, once(getattr(where, name), fault))
     keys = [make_key(engine, seed=i) for i in range(3)]
@@ -73,9 +77,11 @@ def test_a_fault_at_the_start_or_end_of_one_is_its_own(student, make_key, monkey
     assert engine.describe().free_slots == engine.describe().slots
 
 
-def test_after_an_error_out_of_the_room_nobody_holds_a_slot(student, make_key, monkeypatch):
+def test_after_an_error_out_of_the_room_nobody_holds_a_slot(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(slots=2)
-    monkeypatch.setattr(room_module, "step", once(room_module.step, RuntimeError("can't start new thread")))
+    monkeypatch.setattr(room_module, "step", once(bank_step.step, RuntimeError("can't start new thread")))
     keys = [make_key(engine, seed=i) for i in range(3)]
     assert sorted(reports(together(engine, keys))) == [False, False, True]
     assert engine.describe().free_slots == 2
@@ -84,19 +90,20 @@ def test_after_an_error_out_of_the_room_nobody_holds_a_slot(student, make_key, m
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["baseline", "quiz"])
-def test_a_quiz_too_large_for_the_memory_ends_alone(student, make_key, monkeypatch, after):
-    real = room_module.answered
-
-    def crowded(bank, sittings, **named):
+def test_a_quiz_too_large_for_the_memory_ends_alone(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    def crowded(bank: Any, sittings: Any, **named: Any) -> Any:
         if any(sitting.questions == LONG.questions and bool(sitting.adapters) == after for sitting in sittings):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(bank, sittings, **named)
+        return answered(bank, sittings, **named)
 
     engine = student(slots=3)
     monkeypatch.setattr(room_module, "answered", crowded)
     keys = [make_key(engine, seed=i, **({"quiz": LONG} if i == 1 else {})) for i in range(3)]
     outcomes = together(engine, keys)
     assert reports(outcomes) == [True, False, True]
+    assert isinstance(outcomes[1], Failure)
     assert "out of memory" in outcomes[1].message
     assert engine.describe().slots == 2
     # One that is alone is too large itself, whatever the number of slots.
@@ -105,15 +112,14 @@ def test_a_quiz_too_large_for_the_memory_ends_alone(student, make_key, monkeypat
 
 
 def test_a_slot_that_cannot_be_made_ends_one_and_who_comes_after_waits_until_somebody_leaves(
-    student, make_key, monkeypatch
-):
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(slots=4)
-    real = room_module.Slot
 
-    def crowded(bank, rows, settings, seed, **named):
+    def crowded(bank: Any, rows: Any, settings: Any, seed: Any, **named: Any) -> Any:
         if settings.rank == 8 and engine._room._training:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(bank, rows, settings, seed, **named)
+        return Slot(bank, rows, settings, seed, **named)
 
     monkeypatch.setattr(room_module, "Slot", crowded)
     edits = [SelfEdit(EDIT.documents, Directives(rank=rank)) for rank in (4, 8, 8, 2)]
@@ -122,7 +128,9 @@ def test_a_slot_that_cannot_be_made_ends_one_and_who_comes_after_waits_until_som
     assert engine.describe().slots == 3
 
 
-def test_two_that_do_not_fit_beside_each_other_cost_one_slot_of_many(student, make_key, monkeypatch):
+def test_two_that_do_not_fit_beside_each_other_cost_one_slot_of_many(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(slots=16)
     monkeypatch.setattr(
         bank_step, "backward", once(bank_step.backward, FULL, lambda bank, parts, limits: len(parts) > 1)
@@ -131,12 +139,14 @@ def test_two_that_do_not_fit_beside_each_other_cost_one_slot_of_many(student, ma
     assert engine.describe().slots == 15
 
 
-def test_where_there_is_no_memory_at_all_everybody_is_told(student, make_key, monkeypatch):
+def test_where_there_is_no_memory_at_all_everybody_is_told(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(slots=3)
     keys = [make_key(engine, seed=i) for i in range(5)]
     tried = []
 
-    def full(bank, sittings, **named):
+    def full(bank: Any, sittings: Any, **named: Any) -> Any:
         tried.append(len(sittings))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -148,11 +158,11 @@ def test_where_there_is_no_memory_at_all_everybody_is_told(student, make_key, mo
     assert all(reports(together(engine, keys)))
 
 
-def test_a_baseline_that_is_no_number_fails_those_who_asked_for_it(student, make_key, monkeypatch):
-    real = room_module.answered
-
-    def broken(bank, sittings, **named):
-        given = real(bank, sittings, **named)
+def test_a_baseline_that_is_no_number_fails_those_who_asked_for_it(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(bank: Any, sittings: Any, **named: Any) -> Any:
+        given = answered(bank, sittings, **named)
         of_long = [sitting.questions == LONG.questions for sitting in sittings]
         return [(texts, [math.nan] if bad else values) for bad, (texts, values) in zip(of_long, given, strict=True)]
 
@@ -162,17 +172,20 @@ def test_a_baseline_that_is_no_number_fails_those_who_asked_for_it(student, make
     assert reports(together(engine, keys)) == [True, False, True]
 
 
-def test_who_is_cancelled_in_a_shared_quiz_leaves_no_report_and_the_other_does(student, make_key, monkeypatch):
+def test_who_is_cancelled_in_a_shared_quiz_leaves_no_report_and_the_other_does(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(slots=2)
     # From now on the baseline is known, and the next that is answered is the quiz of both.
     assert reports(together(engine, [make_key(engine, seed=9)])) == [True]
     keys = [make_key(engine, seed=i) for i in range(2)]
-    why, real, sat = Failure("cancelled on request", retryable=False), room_module.answered, []
+    why = Failure("cancelled on request", retryable=False)
+    sat: list[int] = []
 
-    def cancelling(bank, sittings, **named):
+    def cancelling(bank: Any, sittings: Any, **named: Any) -> Any:
         sat.append(len(sittings))
         engine.cancel_evaluation(keys[0].id)
-        return real(bank, sittings, **named)
+        return answered(bank, sittings, **named)
 
     monkeypatch.setattr(room_module, "answered", cancelling)
     gone, stayed = together(engine, keys)
@@ -182,7 +195,9 @@ def test_who_is_cancelled_in_a_shared_quiz_leaves_no_report_and_the_other_does(s
     assert engine._store.outcome(keys[0].id) is None
 
 
-def test_versions_that_nobody_trains_over_are_given_back_when_memory_runs_out(student, make_key, monkeypatch):
+def test_versions_that_nobody_trains_over_are_given_back_when_memory_runs_out(
+    student: EngineFactory, make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = student(slots=2)
     key = make_key(engine, seed=1)
     assert reports(together(engine, [key])) == [True]

@@ -36,8 +36,8 @@ def of_torch(given: Inputs, lengths: list[int], dtype: torch.dtype) -> list[torc
     *qkv, gradient = (each.detach().to(dtype) for each in given)
     q, k, v = (each.requires_grad_() for each in qkv)
     rows = []
-    for each in zip(*(tensor.split(lengths, dim=2) for tensor in (q, k, v)), strict=True):
-        row = scaled_dot_product_attention(*each, is_causal=True, scale=SCALE, enable_gqa=True)
+    for q_row, k_row, v_row in zip(*(tensor.split(lengths, dim=2) for tensor in (q, k, v)), strict=True):
+        row = scaled_dot_product_attention(q_row, k_row, v_row, is_causal=True, scale=SCALE, enable_gqa=True)
         rows.append(row.transpose(1, 2))
     output = torch.cat(rows, dim=1)
     return [output.detach(), *torch.autograd.grad(output, (q, k, v), gradient)]

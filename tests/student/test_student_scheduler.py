@@ -70,7 +70,9 @@ def submit(scheduler: Scheduler, name: str, watcher: Callable[[Any], None] | Non
     return scheduler.submit(key, 60, watcher)
 
 
-def test_after_an_error_out_of_the_work_all_inside_are_told_and_the_next_is_done(work, scheduler):
+def test_after_an_error_out_of_the_work_all_inside_are_told_and_the_next_is_done(
+    work: Faulty, scheduler: Scheduler
+) -> None:
     def both() -> list[Job]:
         work.fault = RuntimeError("a bug")
         return [submit(scheduler, name) for name in "abc"]
@@ -85,7 +87,9 @@ def test_after_an_error_out_of_the_work_all_inside_are_told_and_the_next_is_done
     assert scheduler.free_slots == 2
 
 
-def test_nobody_attaches_to_what_is_being_stopped(work, scheduler, monkeypatch):
+def test_nobody_attaches_to_what_is_being_stopped(
+    work: Faulty, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     begun, go_on = threading.Event(), threading.Event()
     plain = work.advance
 
@@ -109,7 +113,7 @@ def test_nobody_attaches_to_what_is_being_stopped(work, scheduler, monkeypatch):
     assert again.outcome == DONE
 
 
-def test_a_watcher_that_raises_is_left_and_the_others_are_told(scheduler):
+def test_a_watcher_that_raises_is_left_and_the_others_are_told(scheduler: Scheduler) -> None:
     heard: list[Any] = []
 
     def closed(event: Any) -> None:
@@ -129,7 +133,9 @@ def test_a_watcher_that_raises_is_left_and_the_others_are_told(scheduler):
     assert scheduler.alive
 
 
-def test_when_the_worker_dies_nobody_waits_for_it(work, scheduler, monkeypatch):
+def test_when_the_worker_dies_nobody_waits_for_it(
+    work: Faulty, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def dies(job: Job) -> None:
         raise RuntimeError("a bug")
 
@@ -146,11 +152,17 @@ def test_when_the_worker_dies_nobody_waits_for_it(work, scheduler, monkeypatch):
         scheduler.call(lambda: None)
 
 
-def test_a_call_whose_caller_left_is_not_done_and_keeps_nobody_from_closing(scheduler):
-    begun, go_on, done = threading.Event(), threading.Event(), []
-    scheduler.call(lambda: (begun.set(), go_on.wait(10)))
+def test_a_call_whose_caller_left_is_not_done_and_keeps_nobody_from_closing(scheduler: Scheduler) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    done: list[str] = []
+
+    def wait() -> None:
+        begun.set()
+        go_on.wait(10)
+
+    scheduler.call(wait)
     assert begun.wait(10)
-    left, stayed = (scheduler.call(lambda name=name: done.append(name)) for name in "ab")
+    left, stayed = (scheduler.call(functools.partial(done.append, name)) for name in "ab")
     assert left.cancel()
     threading.Timer(0.2, go_on.set).start()
     scheduler.close()
@@ -159,7 +171,7 @@ def test_a_call_whose_caller_left_is_not_done_and_keeps_nobody_from_closing(sche
     assert not done
 
 
-def test_a_worker_that_waits_holds_nothing_of_the_call_before(scheduler):
+def test_a_worker_that_waits_holds_nothing_of_the_call_before(scheduler: Scheduler) -> None:
     class Weights:
         pass
 
@@ -173,7 +185,9 @@ def test_a_worker_that_waits_holds_nothing_of_the_call_before(scheduler):
     assert held() is None
 
 
-def test_who_was_taken_from_the_queue_takes_a_slot_while_calls_are_done_first(work, scheduler):
+def test_who_was_taken_from_the_queue_takes_a_slot_while_calls_are_done_first(
+    work: Faulty, scheduler: Scheduler
+) -> None:
     gates = [(threading.Event(), threading.Event()) for _ in range(2)]
     calls = [lambda entered=entered, left=left: (entered.set(), left.wait(10)) for entered, left in gates]
     (first, go_on), (second, end) = gates

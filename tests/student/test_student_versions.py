@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import torch
 
 import student.bank_step as bank_step
 from student.bank_adapter import BankAdapter
 from student.capacity import slot_bytes
+from student.engine import StudentEngine
 from tutelage.domain.errors import Exhausted
 from tutelage.domain.evaluation import EvaluationReport
+
+if TYPE_CHECKING:
+    from tests.student.conftest import EngineFactory, KeyFactory
 
 FULL = torch.OutOfMemoryError("CUDA out of memory")
 
 
 @pytest.fixture
-def committed(student, make_key):
+def committed(student: EngineFactory, make_key: KeyFactory) -> tuple[StudentEngine, list[str]]:
     """A student of four slots, and the versions that it has."""
     engine = student(slots=4)
     versions = []
@@ -26,7 +32,9 @@ def committed(student, make_key):
     return engine, versions
 
 
-def test_an_idle_version_takes_no_slot_from_who_waits(committed, make_key, monkeypatch):
+def test_an_idle_version_takes_no_slot_from_who_waits(
+    committed: tuple[StudentEngine, list[str]], make_key: KeyFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, versions = committed
     keys = [make_key(engine, seed=10 + i) for i in range(4)]
     capacity = engine._room._capacity
@@ -35,7 +43,7 @@ def test_an_idle_version_takes_no_slot_from_who_waits(committed, make_key, monke
     idle = engine._versions.held_bytes()
     assert idle > 0
 
-    def fits(self, load, beside=()):
+    def fits(self: Any, load: Any, beside: Any = ()) -> Any:
         # Room for all four, but for a byte of an idle version.
         return (1 + len(beside)) * needed + self.parents() <= 4 * needed + idle - 1
 
@@ -43,7 +51,7 @@ def test_an_idle_version_takes_no_slot_from_who_waits(committed, make_key, monke
     passes = []
     real = bank_step.backward
 
-    def counted(bank, parts, limits):
+    def counted(bank: Any, parts: Any, limits: Any) -> Any:
         passes.append(len(parts))
         return real(bank, parts, limits)
 
@@ -56,13 +64,15 @@ def test_an_idle_version_takes_no_slot_from_who_waits(committed, make_key, monke
     assert engine._versions.held_bytes() == 0
 
 
-def test_a_version_that_is_asked_for_takes_the_place_of_idle_ones(committed, monkeypatch):
+def test_a_version_that_is_asked_for_takes_the_place_of_idle_ones(
+    committed: tuple[StudentEngine, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, versions = committed
     for version in versions[:2]:
         engine._versions.get(version)
     real, full = BankAdapter.frozen, []
 
-    def frozen(weights, device):
+    def frozen(weights: Any, device: Any) -> Any:
         if engine._versions._kept:
             full.append(weights)
             raise FULL
@@ -73,7 +83,9 @@ def test_a_version_that_is_asked_for_takes_the_place_of_idle_ones(committed, mon
     assert len(full) == 1
 
 
-def test_a_version_that_somebody_holds_is_no_second_one_when_it_is_asked_for_again(committed):
+def test_a_version_that_somebody_holds_is_no_second_one_when_it_is_asked_for_again(
+    committed: tuple[StudentEngine, list[str]],
+) -> None:
     engine, versions = committed
     held = engine._versions.get(versions[0])
     one = engine._versions.held_bytes()
@@ -83,10 +95,12 @@ def test_a_version_that_somebody_holds_is_no_second_one_when_it_is_asked_for_aga
     assert engine._versions.held_bytes() == one
 
 
-def test_without_idle_versions_there_is_no_room_to_be_made(committed, monkeypatch):
+def test_without_idle_versions_there_is_no_room_to_be_made(
+    committed: tuple[StudentEngine, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine, versions = committed
 
-    def frozen(weights, device):
+    def frozen(weights: Any, device: Any) -> Any:
         raise FULL
 
     engine._versions.let_go()
