@@ -24,9 +24,9 @@ def let_ask(world: Any) -> Any:
     """
     write = world.teacher.WriteSelfEdits
     world.seen = []
-    world.asked: list[Any] = []
+    world.asked = []
     world.known, world.lost, world.refused = set(), set(), set()
-    world.breaks: dict[str, list[Exception]] = {}
+    world.breaks = {}
 
     async def nothing(task_id: str) -> None:
         return None

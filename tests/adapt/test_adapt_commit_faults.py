@@ -89,7 +89,8 @@ def test_damaged_weights_are_trained_again_and_a_broken_call_is_made_again(world
 
 def test_the_replica_that_has_the_weights_may_be_gone_for_good(world: Any) -> None:
     # Two replicas of one student; whichever is asked first to keep a version never answers again.
-    replicas, gone = (world.a, world.b), []
+    replicas = (world.a, world.b)
+    gone: list[Any] = []
     for each in replicas:
 
         async def away(request: Any, context: Any, each: Any = each, plain: Any = each.Commit) -> Any:

@@ -201,7 +201,7 @@ def test_standard_output_and_a_pipe_get_everything_at_the_end(maker: Maker, docu
 
 def test_documents_with_questions_stand_where_they_stood(maker: Maker, tmp_path: Path) -> None:
     path, output = tmp_path / "documents.jsonl", tmp_path / "asked.jsonl"
-    given = {"questions": [{"question": "What is it?", "answer": "a lamp"}]}
+    given: dict[str, Any] = {"questions": [{"question": "What is it?", "answer": "a lamp"}]}
     names = [name for each in IDS for name in (each, f"given-{each}")]
     lines = [_line(name, **(given if name.startswith("given") else {})) for name in names]
     path.write_text("".join(lines), encoding="utf-8")

@@ -65,8 +65,8 @@ def test_a_narrow_terminal_still_shows_every_score() -> None:
         for moment, score in (("quiz_before", -12.34), ("quiz_after", -5.67)):
             commit[moment]["scores"] |= {"f1": 0.25, "loglik": score}
     text = shown(report, width=80)
-    for score in ("0.00 > 0.50", "0.25 > 0.25", "-12.34 > -5.67", "kept"):
-        assert score in text
+    for cell in ("0.00 > 0.50", "0.25 > 0.25", "-12.34 > -5.67", "kept"):
+        assert cell in text
     assert max(len(line) for line in text.splitlines()) <= 80
 
 

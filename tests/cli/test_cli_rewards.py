@@ -25,7 +25,7 @@ def test_the_best_by_the_other_reward_come_first_and_groups_as_they_were() -> No
 
 def test_the_table_for_programs() -> None:
     mean = compared(REWARDS)
-    assert (mean.mean_stored, mean.mean_recomputed) == (pytest.approx(0.875 / 3), pytest.approx(0.5 / 3))
+    assert (mean.mean_stored, mean.mean_recomputed) == pytest.approx((0.875 / 3, 0.5 / 3))
     assert csv_text(best_first(REWARDS), mean).splitlines() == [
         "group,candidate,stored_reward,recomputed_reward,rank_correlation",
         "1/x,r/1/x/2,0.25,0.75,",

@@ -78,7 +78,10 @@ def test_goes_on_after_the_last_sequence_seen() -> None:
 
 @pytest.mark.usefixtures("_no_pause")
 def test_a_run_that_ended_meanwhile_is_told_to_its_end() -> None:
-    pieces = [[(_RUNNING, event(1))], [(_DONE, None), (_DONE, event(2)), (_DONE, event(3)), (_DONE, None)]]
+    pieces: list[list[tuple[RunSummary, RunEvent | None]]] = [
+        [(_RUNNING, event(1))],
+        [(_DONE, None), (_DONE, event(2)), (_DONE, event(3)), (_DONE, None)],
+    ]
     client = RestartingOrchestrator(pieces)
     told: list[int] = []
     display = watching.PlainDisplay(Console(file=io.StringIO()))

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from tutelage.settings import parse_settings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-ROOMS = {"ada": StudentSettings, "teacher": TeacherSettings, "orchestrator": OrchestratorSettings}
+ROOMS: dict[str, type[Any]] = {"ada": StudentSettings, "teacher": TeacherSettings, "orchestrator": OrchestratorSettings}
 
 
 def blocks(kind: str) -> list[str]:

@@ -44,7 +44,7 @@ def _violation(path: Path) -> tuple[str, str]:
 
 def test_documents_and_few_shot_lines_are_read(tmp_path: Path) -> None:
     question = {"question": "And?", "answer": "yes", "aliases": ["aye"], "id": "own", "support": "It holds it."}
-    document = GOOD | {"questions": [*GOOD["questions"], question]}  # type: ignore[misc]
+    document = GOOD | {"questions": [*GOOD["questions"], question]}
     first, second = read_tasks(_write(tmp_path, document, "", FEW_SHOT))
     assert first.task.content == DocumentTask("Kettle", "It holds 1.4 litres.")
     assert first.quiz.questions == (

@@ -61,7 +61,7 @@ class ProxiedStack(stack_conftest.Stack):  # type: ignore[name-defined,misc]
 
     def wait_ready(self, name: str) -> None:
         """An orchestrator that cannot reach its database ends, and is started again as a supervisor would."""
-        deadline = time.monotonic() + stack_conftest.READY_S  # type: ignore[attr-defined]
+        deadline = time.monotonic() + stack_conftest.READY_S
         while name in self._addresses and not self._ready_file(name).exists() and time.monotonic() < deadline:
             if name in self.orchestrators and self._processes[name].poll() is not None:
                 self.start(name)

@@ -32,7 +32,7 @@ class Events(RuleBasedStateMachine):
         self.student_of: dict[int, str] = {}
         self.running: dict[int, Start] = {}
         self.probes: set[tuple[str, str]] = set()
-        self.tried: dict[int, int] = {}
+        self.tried: dict[Any, int] = {}
         for student in STUDENTS:
             self.take(self.dispatch.listed(student, ADDRESSES[:2], self.now))
 
@@ -265,7 +265,7 @@ def test_a_replica_that_fails_repeatedly_is_set_aside_probed_and_tried_with_one(
     for each in attempts[:2]:
         dispatch.failed(each, Fault.LOST, "gone", 1.0)
     replica = dispatch.students["a"].replicas["one"]
-    assert replica.standing is Standing.ASIDE
+    assert (replica.standing, replica.running) == (Standing.ASIDE, 1)
     assert dispatch.submit("new", "a", LIMITS, 1.0) == []
     assert dispatch.tick(1.9) == []
     assert Probe("a", "one") in dispatch.tick(2.0)
@@ -274,8 +274,7 @@ def test_a_replica_that_fails_repeatedly_is_set_aside_probed_and_tried_with_one(
     assert not any(isinstance(each, Probe) for each in dispatch.tick(4.9))
     assert Probe("a", "one") in dispatch.tick(5.0)
     dispatch.reported("a", "one", 4, 4, 5.0)
-    assert replica.standing is Standing.PROBATION
-    assert replica.running == 1
+    assert (replica.standing, replica.running) == (Standing.PROBATION, 1)
     on_trial = dispatch.ended(attempts[2], 6.0)
     assert replica.standing is Standing.READY
     assert len(starts(on_trial)) >= 2

@@ -151,7 +151,7 @@ class History:
                 self.tell(Evaluated(work, None))
 
     def sometimes(self) -> None:
-        if self.facts and self.draw(st.booleans()):
+        if bool(self.facts) and self.draw(st.booleans()):
             before = copy.deepcopy(facts_of(self.machine))
             assert self.machine.feed(self.draw(st.sampled_from(self.facts))) == ()
             assert facts_of(self.machine) == before
@@ -234,4 +234,4 @@ def test_every_run_ends_with_each_reward_once(history: History) -> None:
             scored = [value for value in own if value is not None]
             assert (reward is None) if not scored else (reward is None or min(scored) <= reward <= max(scored))
             if len(scored) == asked and plan.across is not Across.WORST:
-                assert reward == pytest.approx(sum(own) / len(own))
+                assert reward == pytest.approx(sum(scored) / len(scored))

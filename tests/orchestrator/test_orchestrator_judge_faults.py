@@ -43,7 +43,7 @@ def away(_: str) -> tuple[int, str]:
 
 def missing() -> float:
     """Reports that a judge did not grade."""
-    return float(metrics.JUDGED.labels("missing")._value.get())  # type: ignore[attr-defined]
+    return float(metrics.JUDGED.labels("missing")._value.get())
 
 
 def outcomes_of(rows: Any) -> dict[Evaluate, Any]:

@@ -198,7 +198,7 @@ def test_a_report_on_other_questions_than_were_asked_scores_nothing(
     config = world.config.replace("rounds: 2", "rounds: 1").replace("{contains: 1.0}", "{gpt: 1.0}")
     config += "judges: [gpt]\nupdate: {when: never}\ncommit: {when: never}\n"
 
-    def foreign(key: Any) -> EvaluationReport:
+    def foreign(key: Any) -> Any:
         scores = {"contains": 1.0, "loglik": 0.0}
         return replace(world.a.report(key), after=QuizResult.of(tuple(Answer(each, "x", scores) for each in ids)))
 

@@ -90,7 +90,7 @@ def test_the_reward_over_students_is_their_mean_or_their_worst() -> None:
     rewards: dict[tuple[str, str, int], float | None] = {("e", "a", 0): 1.0, ("e", "b", 0): 0.2}
     for across, expected in ((Across.MEAN, 0.6), (Across.WORST, 0.2)):
         machine = scored_by(Plan(("x",), ("a", "b"), 1, 1, 1, False, across=across), rewards, ("e",))
-        assert machine.rewards(Group(1, "x")) == (pytest.approx(expected),)
+        assert machine.rewards(Group(1, "x")) == pytest.approx((expected,))
 
 
 def test_each_student_is_written_for_and_evaluates_its_own() -> None:

@@ -122,7 +122,12 @@ def test_a_replica_without_room_for_an_evaluation_is_full_and_not_broken(world: 
             async with world.engine(students=students, retry=retry, dispatch={"set_aside_after": 1}) as engine:
                 aside = []
                 put_aside = engine.dispatcher._dispatch._aside
-                engine.dispatcher._dispatch._aside = lambda *asked: aside.append(asked) or put_aside(*asked)
+
+                def counted(*asked: Any) -> Any:
+                    aside.append(asked)
+                    return put_aside(*asked)
+
+                engine.dispatcher._dispatch._aside = counted
                 await world.start(engine, config=ONE_STUDENT)
                 summary = await world.done(engine)
                 assert (summary.state, summary.unscored, left, aside) == (RunState.DONE, 0, [], [])

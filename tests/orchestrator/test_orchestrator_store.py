@@ -64,7 +64,7 @@ def test_a_reward_is_written_once(world: Any, url: str) -> None:
             assert await engine.store.write("run", [begun, begun]) == [True, False]
             assert await engine.store.write("run", [TriedAgain("e" * 64, "a", {})]) == [True]
 
-            async def write(value: float) -> list[bool]:
+            async def write(value: float) -> Any:
                 reward = Reward(value, {"gain_contains": value})
                 ended = Ended(begun, Failure("x", False), reward, 1.0, 2, candidate_ids, "one:1")
                 return await engine.store.write("run", [ended, ended])

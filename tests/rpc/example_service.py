@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,11 @@ class ExampleService:
     """A service whose start waits for `may_start`."""
 
     name = "student"
-    grpc_service_names = (NAME,)
+    grpc_service_names: Sequence[str] = (NAME,)
 
     def __init__(self) -> None:
-        self.servicer = Servicer()
+        # What it leaves out is answered with UNIMPLEMENTED; only the stubs call it abstract.
+        self.servicer = Servicer()  # type: ignore[abstract]
         self.may_start = asyncio.Event()
         self.may_start.set()
         self.stopped = False

@@ -19,7 +19,7 @@ from tutelage.domain.task import Question
 from tutelage.rpc.config import ChannelSettings, ServerSettings, TlsSettings, check_exposure
 
 if TYPE_CHECKING:
-    from conftest import Serving
+    from tests.rpc.conftest import Serving
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Papers:
         return TlsSettings(certificate=self.server.certificate, key=self.server.key, client_ca=self.ours.certificate)
 
     def channel(self, address: str, shown: Pair | None, trusted: Pair) -> ChannelSettings:
-        pair = {"certificate": shown.certificate, "key": shown.key} if shown else {}
+        pair: dict[str, Any] = {"certificate": shown.certificate, "key": shown.key} if shown else {}
         return ChannelSettings(address=address, ca=trusted.certificate, **pair)
 
 

@@ -9,6 +9,7 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -32,7 +33,8 @@ def test_health_answers_while_starting_and_calls_are_put_off(tmp_path: Path) -> 
         task = asyncio.create_task(serve(service, ServerSettings(port=port, grace_s=1), stop=stop))
         address = f"127.0.0.1:{port}"
         async with grpc.aio.insecure_channel(address) as channel:
-            check = health_pb2_grpc.HealthStub(channel).Check
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            check = stub.Check
             request = health_pb2.HealthCheckRequest(service=NAME)
             state = await check(request, timeout=10, wait_for_ready=True)
             assert state.status == health_pb2.HealthCheckResponse.NOT_SERVING

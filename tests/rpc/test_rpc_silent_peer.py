@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -18,9 +18,9 @@ from tutelage.domain.task import Question
 from tutelage.rpc.config import ChannelSettings
 
 if TYPE_CHECKING:
-    from conftest import Serving
+    from tests.rpc.conftest import Serving
 
-KEEPALIVE = {"keepalive_s": 1.0, "keepalive_timeout_s": 1.0}
+KEEPALIVE: dict[str, Any] = {"keepalive_s": 1.0, "keepalive_timeout_s": 1.0}
 NOTICED_S = 12.0
 """A ping, its timeout, and the wait of a busy machine."""
 DEADLINE_S = 60.0

@@ -21,7 +21,7 @@ from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 from tutelage.rpc.config import ChannelSettings
 
 if TYPE_CHECKING:
-    from conftest import Service
+    from tests.stack.conftest import Service
 
 CONFIG: dict[str, Any] = {
     "students": ["ada"],

@@ -20,7 +20,7 @@ from tutelage.domain.run import ReportFormat, RunState, RunSummary, TaskWithQuiz
 from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 
 if TYPE_CHECKING:
-    from conftest import Stack
+    from tests.stack.conftest import Stack
 
 RUN_ID = "faults"
 ROUNDS, CANDIDATES, TASKS, STUDENTS = 2, 2, 2, 2
@@ -86,7 +86,8 @@ def wait_for(stack: Stack, reached: Callable[[RunSummary], bool], timeout_s: flo
 
 def report(stack: Stack) -> dict[str, Any]:
     with stack.orchestrator() as client:
-        return json.loads(client.get_report(RUN_ID, ReportFormat.JSON))["report"]
+        found: dict[str, Any] = json.loads(client.get_report(RUN_ID, ReportFormat.JSON))["report"]
+        return found
 
 
 def rewards(tree: dict[str, Any]) -> dict[tuple[str, str, int], float | None]:

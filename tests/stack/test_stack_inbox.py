@@ -20,7 +20,7 @@ from tutelage.domain.task import DocumentTask, Question, Quiz, Task
 from tutelage.rpc.config import ChannelSettings
 
 if TYPE_CHECKING:
-    from conftest import Service
+    from tests.stack.conftest import Service
 
 DOCUMENTS = 4
 INBOX: dict[str, Any] = {

@@ -16,7 +16,7 @@ from tutelage.domain.task import Question, Quiz
 from tutelage.rpc.config import ChannelSettings
 
 if TYPE_CHECKING:
-    from conftest import Service
+    from tests.stack.conftest import Service
 
 OWN_LINE = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z (DEBUG|INFO|WARNING|ERROR) +(tutelage|student|teacher|orchestrator)\.")
 
@@ -67,7 +67,8 @@ def test_orchestrator_prints_its_own_lines_and_what_becomes_of_its_tables(
 ) -> None:
     nobody = {"address": "127.0.0.1:9"}
     settings = {"data_dir": str(tmp_path), "teacher": nobody, "students": {"ada": nobody}}
-    first, second = [], []
+    first: list[str] = []
+    second: list[str] = []
     for lines in (first, second):
         service = start_service("orchestrator", **settings)
         service.wait_ready()

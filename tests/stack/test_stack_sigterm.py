@@ -21,7 +21,7 @@ from tutelage.domain.task import Question, Quiz
 from tutelage.rpc.config import ChannelSettings
 
 if TYPE_CHECKING:
-    from conftest import Service
+    from tests.stack.conftest import Service
 
 OVERHEAD_S = 15.0
 """What a busy machine may take beyond the grace."""

@@ -107,7 +107,7 @@ def test_what_a_parent_has_learnt_is_not_rounded_on_a_quantised_base(
     name: str, settings: TeacherSettings, loaded: LoadedModel, tmp_path: Path
 ) -> None:
     def nf4() -> LoadedModel:
-        kept = {"quantisation": "nf4", "dequantise": "each-pass", "device": "cpu", "threads": 1}
+        kept: dict[str, Any] = {"quantisation": "nf4", "dequantise": "each-pass", "device": "cpu", "threads": 1}
         return load_model(settings.model, compute_dtype="float32", **kept)
 
     asked = request(loaded.model, "p", name, {})

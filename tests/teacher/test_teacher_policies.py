@@ -90,7 +90,8 @@ def run(address: str, *arguments: str) -> Result:
 
 def logits(model: Any) -> torch.Tensor:
     with torch.inference_mode():
-        return model(input_ids=IDS).logits.float()
+        found: torch.Tensor = model(input_ids=IDS).logits
+        return found.float()
 
 
 def test_described_with_lineage(client: SyncTeacherClient, versions: list[str]) -> None:

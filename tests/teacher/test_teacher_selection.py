@@ -99,7 +99,11 @@ def test_update_id_knows_reward_and_seed_and_says_why_nothing_was_kept() -> None
     assert "none of the 1 candidates" in why_nothing_kept(built([[(None, 1)]])[0], 0.0)
 
 
-SMALL = [[(0.5, 3), (0.1, 1), (None, 1)], [(0.3, 1), (0.3, 2)], [(-0.2, 1), (-0.4, 1)]]
+SMALL: list[list[tuple[float | None, int]]] = [
+    [(0.5, 3), (0.1, 1), (None, 1)],
+    [(0.3, 1), (0.3, 2)],
+    [(-0.2, 1), (-0.4, 1)],
+]
 
 
 def names(kept: tuple[Kept, ...]) -> list[str]:

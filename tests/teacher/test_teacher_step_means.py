@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from teacher.algorithm import NOTHING_LOGGED
 from teacher.config import TeacherSettings
 from teacher.step_means import LoggedSteps, StepMeans
 from teacher.update_child import learn
@@ -28,7 +28,8 @@ def of(*steps: tuple[float, Mapping[str, float]]) -> StepMeans:
 
 def test_means_and_the_loss_at_both_ends() -> None:
     found = of((3.0, {"kl": 0.5}), (2.0, {"kl": 1.5, "entropy": 4.0}), (0.5, {}))
-    assert found == StepMeans({"kl": 1.0, "entropy": 4.0, "loss": pytest.approx(5.5 / 3)}, 3.0, 0.5)
+    assert found.metrics == pytest.approx({"kl": 1.0, "entropy": 4.0, "loss": 5.5 / 3})
+    assert (found.first_loss, found.last_loss) == (3.0, 0.5)
     assert of() == StepMeans()
 
 
@@ -65,7 +66,7 @@ def test_what_users_of_trl_look_for_is_logged(algorithm: str, tmp_path: Path) ->
     groups = lessons_of(asked, HASH, {"p": 0}).groups
     steps = LoggedSteps()
 
-    def report(_done: int, _total: int, loss: float, logged: Any) -> None:
+    def report(steps_done: int, steps_total: int, loss: float, logged: Mapping[str, float] = NOTHING_LOGGED) -> None:
         steps.add(loss, logged)
 
     learn(loaded, algorithm, asked.settings, groups, 1, tmp_path, report)

@@ -8,6 +8,7 @@ import json
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -134,8 +135,8 @@ def test_update_once_raises_the_kept_and_continues(settings: TeacherSettings, st
     # So is one that was stored before results told what was logged.
     path = settings.data_dir / "updates" / first.update_id / "result.json"
     now = path.read_text()
-    before = {name: value for name, value in json.loads(now).items() if name not in LOGGED}
-    path.write_text(json.dumps(before))
+    without = {name: value for name, value in json.loads(now).items() if name not in LOGGED}
+    path.write_text(json.dumps(without))
     old = dataclasses.replace(first, metrics={}, first_loss=None, last_loss=None)
     assert list(Updates(settings, store, HASH).update(asked)) == [old]
     path.write_text(now)
@@ -246,7 +247,7 @@ def test_through_grpc(settings: TeacherSettings, tmp_path: Path) -> None:
                 assert about.latest_policy_version == about.initial_policy_version
                 task = Task("t", DocumentTask("Velm", "Velm is a town."))
                 format = Format("own", "{title}: {text}", Parser.LINES)
-                common = {"format": format, "sampling": Sampling(max_new_tokens=8), "seed": 1}
+                common: dict[str, Any] = {"format": format, "sampling": Sampling(max_new_tokens=8), "seed": 1}
 
                 async def written(version: str, candidates: int = 2) -> list[str]:
                     stream = client.write_self_edits(task, candidates=candidates, policy_version=version, **common)
