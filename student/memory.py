@@ -19,12 +19,14 @@ RETRY_AFTER_S = 5.0
 _TOLD = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 """By the CPU's allocator, by CUDA outside of torch's allocator, and by its libraries (cuBLAS), for which torch has no
 class of their own."""
+_TOLD_WHOLE = ("std::bad_alloc", "could not create a primitive")
+"""By C++, and by oneDNN, which names no reason; of products that it does not know it says more."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that the device or the machine has no memory left."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _TOLD)
+        isinstance(error, RuntimeError) and (str(error) in _TOLD_WHOLE or any(words in str(error) for words in _TOLD))
     )
 
 
