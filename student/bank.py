@@ -23,6 +23,7 @@ from student.bank_batched import Batched
 from student.bank_stretched import Stretched
 from student.routing import Family, Routing, Scratch, Stretch
 from tutelage.models.loading import LoadedModel
+from tutelage.models.quantised import is_packed
 
 Result = TypeVar("Result")
 MOST_WORKERS = 4
@@ -101,6 +102,8 @@ class Bank:
     device: torch.device = field(init=False)
     workers: int = field(init=False)
     """Passes that run at once, each on its share of the threads."""
+    unpacked: int = field(init=False)
+    """Values of the largest weight that each pass dequantises, one at a time; 0 where none is."""
     _threads: int = field(init=False)
     _current: _Current = field(init=False)
     _pool: ThreadPoolExecutor | None = field(init=False, default=None)
@@ -113,6 +116,8 @@ class Bank:
                 parent, _, child = name.rpartition(".")
                 setattr(self.loaded.model.get_submodule(parent), child, module.base)
         self.projections = linear_layers(self.loaded)
+        packed = [layer for layer in self.loaded.model.modules() if isinstance(layer, nn.Linear) and is_packed(layer)]
+        self.unpacked = max((layer.in_features * layer.out_features for layer in packed), default=0)
         self._threads = torch.get_num_threads()
         shareable = self.device.type == "cpu" and _shareable(self.loaded.model)
         self.workers = min(self._threads, MOST_WORKERS) if shareable else 1

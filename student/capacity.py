@@ -42,7 +42,7 @@ def slot_bytes(bank: Bank, settings: InnerLoopSettings, rows: Sequence[Row] = ()
 
 
 def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True, rank: int = 0) -> int:
-    """Of the activations of one pass of so many tokens, and of its logits.
+    """Of the activations of one pass of so many tokens, of a weight that it dequantises, and of its logits.
 
     `rank` is that of all adapters which act on a token together: its slot's, and the frozen version's below it.
     Without `kept` each layer keeps its input only, and one layer at a time all of it.
@@ -59,12 +59,14 @@ def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True, rank: int = 0) -> 
     a_layer += 4 * rank * len(bank.projections) // layers
     # The gradients of one layer lie beside what all have kept.
     a_token = a_layer // 2 + (layers * a_layer if kept else a_layer + layers * config.hidden_size * _element(bank))
+    # Each of several passes at once dequantises a weight.
+    fixed = bank.unpacked * _element(bank) * bank.workers
     vocabulary = bank.loaded.model.get_output_embeddings().weight.shape[0]
     if plain_head(bank.loaded.model):
         # Of a chunk, in float32, with its logarithms; of each pass of several at once two chunks without them.
-        return tokens * a_token + CHUNK * vocabulary * 4 * max(4, 2 * bank.workers)
+        return tokens * a_token + fixed + CHUNK * vocabulary * 4 * max(4, 2 * bank.workers)
     # Autograd holds the logits of all labels: capped, in float32, their logarithms and two gradients of them.
-    return tokens * (a_token + vocabulary * 4 * 5)
+    return tokens * (a_token + vocabulary * 4 * 5) + fixed
 
 
 def _element(bank: Bank) -> int:

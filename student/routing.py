@@ -32,8 +32,12 @@ class Family:
         """[N, I], the derivative by what the base's layers read, from those by what each gave."""
         dx_NI: torch.Tensor | None = None
         for name, g_NO in gs_NO.items():
-            weight_OI = frozen_weight(self.layers[name], g_NO.dtype)
-            dx_NI = g_NO @ weight_OI if dx_NI is None else dx_NI.addmm_(g_NO, weight_OI)
+            layer, dtype = self.layers[name], g_NO.dtype
+            # Without a name for the weight, which would be held while the next layer's is unpacked.
+            if dx_NI is None:
+                dx_NI = g_NO @ frozen_weight(layer, dtype)
+            else:
+                dx_NI.addmm_(g_NO, frozen_weight(layer, dtype))
         assert dx_NI is not None
         return dx_NI
 

@@ -97,9 +97,11 @@ class Peak(TorchDispatchMode):
         return output
 
 
-def bank_of(path: Path, family: str, dtype: str = "float32", **changes: Any) -> Bank:
-    folder = str(write_tiny_model(path / "model", family=family, hidden=128, layers=4))
-    loaded = load_model(folder, quantisation="none", device="cpu", compute_dtype=dtype, threads=1)
+def bank_of(
+    path: Path, family: str, dtype: str = "float32", quantisation: str = "none", hidden: int = 128, **changes: Any
+) -> Bank:
+    folder = str(write_tiny_model(path / "model", family=family, hidden=hidden, layers=4))
+    loaded = load_model(folder, quantisation=quantisation, device="cpu", compute_dtype=dtype, threads=1)
     vars(loaded.model.config).update(changes)
     enable_packing(loaded.model)
     return Bank(loaded)
@@ -124,6 +126,16 @@ def test_a_pass_takes_no_more_than_predicted(family: str, dtype: str, kept: bool
     peak, predicted = peak_of(bank, lengths, kept=kept), pass_bytes(bank, sum(lengths), kept=kept)
     assert peak < predicted
     assert predicted - pass_bytes(bank, 0) < 3 * peak
+
+
+@pytest.mark.parametrize("quantisation", ["nf4", "int8"])
+def test_a_short_pass_takes_no_more_than_predicted_beside_a_weight_that_it_dequantises(quantisation, tmp_path):
+    """One at a time: those of a large model are far larger than what few tokens leave behind."""
+    bank = bank_of(tmp_path, "llama", quantisation=quantisation, hidden=512)
+    peak, weight = peak_of(bank, [9], kept=False), 512 * 1024 * 4
+    assert weight < peak < pass_bytes(bank, 9, kept=False)
+    # What the tokens leave behind is less than a second weight.
+    assert peak < 2 * weight
 
 
 @pytest.mark.parametrize("batched", [False, True], ids=["stretched", "batched"])

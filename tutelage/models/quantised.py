@@ -59,6 +59,11 @@ class _Dequantised(torch.autograd.Function):
         return gradients[0] @ frozen_weight(ctx.layer, gradients[0].dtype), None
 
 
+def is_packed(layer: nn.Module) -> bool:
+    """Whether the layer dequantises its weight whenever it computes."""
+    return isinstance(layer, bnb.nn.Linear4bit | bnb.nn.Linear8bitLt)
+
+
 def frozen_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     """The weight [out, in] that a linear layer, quantised or not, computes with, in `dtype`."""
     weight = layer.weight
