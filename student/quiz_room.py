@@ -3,7 +3,7 @@
 Rows of one sitting stand together, so that an adapter acts on one stretch. What all prompts of a batch begin with is
 read once an adapter and shared by its rows; the rest is padded on the left, so that a batch decodes in step. A row
 whose answer is complete leaves the batch. Likelihoods of gold answers come from one flat forward pass.
-Shape suffixes: B rows, T tokens, N tokens of all rows, M labelled tokens, V vocabulary.
+Shape suffixes: B rows, T tokens, N tokens of all rows, M labelled tokens, C those of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 
 from student.bank import Bank
 from student.bank_adapter import BankAdapter
+from student.cross_entropy import CHUNK
 from student.heads import last_logits, logits_at
 from student.inner_loop import Cancelled, Row
 from student.packing import packed_inputs, window_of
@@ -241,7 +242,14 @@ def mean_logliks(bank: Bank, rows: Sequence[tuple[tuple[BankAdapter, ...], Row]]
     device = bank.device
     with bank.routed(stretches_of([(a, len(row.ids)) for a, row in rows])):
         logits_MV = logits_at(bank.loaded.model, packed_inputs(ids_N, lengths, device), at_M.to(device))
-    losses_M = torch.nn.functional.cross_entropy(logits_MV.float(), targets_N[at_M].to(device), reduction="none").cpu()
+    targets_M = targets_N[at_M].to(device)
+    # In float32, with their logarithms, logits take four times what they take in bfloat16: only those of a chunk.
+    losses_M = torch.cat(
+        [
+            torch.nn.functional.cross_entropy(logits_CV.float(), targets_C, reduction="none")
+            for logits_CV, targets_C in zip(logits_MV.split(CHUNK), targets_M.split(CHUNK), strict=True)
+        ]
+    ).cpu()
     sums = torch.zeros(len(rows)).index_add_(0, owners_N[at_M], losses_M)
     counts = torch.zeros(len(rows)).index_add_(0, owners_N[at_M], torch.ones(len(at_M)))
     return [float(value) for value in -sums / counts]

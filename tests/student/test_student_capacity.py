@@ -27,6 +27,7 @@ from student.heads import plain_head
 from student.inner_loop import Row
 from student.metrics import StudentMetrics
 from student.packing import enable_packing
+from student.quiz_room import mean_logliks
 from student.slot import Slot
 from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, Failure, InnerLoopSettings
 from tutelage.domain.self_edit import Directives, SelfEdit, TextDocument
@@ -164,6 +165,20 @@ def test_a_pass_of_a_head_that_caps_its_logits_takes_no_more_than_predicted(kept
     peak, predicted = peak_of(bank, [60] * 10, kept=kept), pass_bytes(bank, 600, kept=kept)
     assert 0.7 * predicted < peak < predicted
     assert peak > 2 * CHUNK * 8000 * 16
+
+
+def test_likelihoods_of_long_answers_take_little_more_memory_than_their_logits(tmp_path: Path) -> None:
+    """A large vocabulary makes them the most that a quiz takes, and no training is told to leave room for it."""
+    bank = bank_of(tmp_path, "llama", "bfloat16")
+    head = bank.loaded.model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(torch.randn(16000, head.in_features).bfloat16(), requires_grad=False)
+    rows = [row(100 + i) for i in range(12)]
+    with Peak() as peak:
+        values = mean_logliks(bank, [((), each) for each in rows])
+    logits = 2 * 16000 * sum(each.supervised for each in rows)
+    assert logits < peak.bytes < 1.6 * logits
+    # A row of few labels is of one chunk.
+    assert values[:2] == pytest.approx([mean_logliks(bank, [((), each)])[0] for each in rows[:2]], rel=1e-3)
 
 
 def test_what_is_remembered_below_the_adapted_layers_takes_room(bank: Bank) -> None:
