@@ -50,8 +50,7 @@ def main() -> None:
             if len(reports) < len(items):
                 raise SystemExit(f"{len(items) - len(reports)} edits were rejected")
             scores[layers] = {name: [report.after.scores[name] for report in reports] for name in GRADERS}
-            # All are in slots at once and share their steps, so the longest training covers them all.
-            training = max(report.cost.train_seconds for report in reports)
+            training = sum(report.cost.train_seconds for report in reports)
             rates[layers] = sum(report.cost.tokens for report in reports) / training
             print(f"  {layers or 'all'} layers: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     finally:

@@ -49,6 +49,7 @@ class Trained:
     first_loss: float
     last_loss: float
     seconds: float
+    """Of each step its share, by its tokens: those of neighbours add up to the time that passed."""
 
 
 def learning_rate_at(step: int, steps: int, settings: InnerLoopSettings) -> float:

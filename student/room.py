@@ -144,8 +144,8 @@ class Room:
             gone += self._give_up(error, asking, lambda guest: _longest(missing[guest].values()))
             self._arrived[:0] = _staying(guests, gone)
             return gone
+        _share_quiz(asking, time.monotonic() - started)
         for i, guest in enumerate(guests):
-            guest.evaluation.quiz_seconds += time.monotonic() - started
             own = [faults[key] for key in missing[guest] if key in faults]
             if own:
                 gone.append(_failed(guest, own[0]))
@@ -208,6 +208,7 @@ class Room:
     def _step(self) -> list[Departure]:
         started = time.monotonic()
         guests = {guest.slot: guest for guest in self._training if guest.slot is not None}
+        tokens = {slot: _step_tokens(guest) for slot, guest in guests.items()}
         gone: list[Departure] = []
         try:
             for slot, rejection in step(self._bank, list(guests), self._capacity.limits):
@@ -225,6 +226,8 @@ class Room:
         left = {id(guest) for guest, _ in gone} | {id(guest) for guest in self._trained}
         self._training = [guest for guest in self._training if id(guest) not in left]
         self.last_step_seconds = time.monotonic() - started
+        for slot, own in tokens.items():
+            slot.seconds += self.last_step_seconds * own / sum(tokens.values())
         return gone
 
     def _give_up(
@@ -261,10 +264,11 @@ class Room:
         except Exception as error:
             gone = self._give_up(error, guests, lambda guest: _longest(sittings[guest]))
         else:
-            self._quiz_patience_s = min(QUIZ_PATIENCE_S, time.monotonic() - started)
+            took = time.monotonic() - started
+            self._quiz_patience_s = min(QUIZ_PATIENCE_S, took)
+            _share_quiz(guests, took)
             gone = []
             for i, guest in enumerate(guests):
-                guest.evaluation.quiz_seconds += time.monotonic() - started
                 if guest.stopped():
                     # Its neighbours were not: the quiz went on, and nothing of it is to be stored for this one.
                     gone.append((guest, Cancelled()))
@@ -313,6 +317,12 @@ def _failed(guest: Guest, fault: Exception) -> Departure:
 def _staying(guests: Sequence[Guest], gone: Sequence[Departure]) -> list[Guest]:
     left = [guest for guest, _ in gone]
     return [guest for guest in guests if guest not in left]
+
+
+def _share_quiz(guests: Sequence[Guest], seconds: float) -> None:
+    """Counts the time of a quiz once, however many take it together."""
+    for guest in guests:
+        guest.evaluation.quiz_seconds += seconds / len(guests)
 
 
 def _longest(sittings: Iterable[Sitting]) -> int:

@@ -7,7 +7,6 @@ alone, and so does its end: a slot that diverges says so and leaves, and its nei
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -61,7 +60,8 @@ class Slot:
         self._vocabulary = vocabulary
         self._step = 0
         self._first_loss = self._last_loss = 0.0
-        self._started, self._seconds = time.monotonic(), 0.0
+        self.seconds = 0.0
+        """Of the steps it took part in; for the room to add."""
 
     @property
     def steps(self) -> int:
@@ -109,10 +109,9 @@ class Slot:
         self.adapter.freeze()
         self.lower.clear()
         self._optimiser.state.clear()
-        self._seconds = time.monotonic() - self._started
 
     def trained(self) -> Trained:
-        """What the loop cost; its seconds are shared with the neighbours of its steps."""
+        """What the loop cost."""
         done = self._batches[: self._step]
         return Trained(
             steps=self._step,
@@ -120,5 +119,5 @@ class Slot:
             supervised_tokens=sum(row.supervised for batch in done for row in batch),
             first_loss=self._first_loss,
             last_loss=self._last_loss,
-            seconds=self._seconds,
+            seconds=self.seconds,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,19 @@ def test_sixteen_clients_get_the_reports_of_evaluations_alone(
         assert report.after.scores["loglik"] == pytest.approx(alone.after.scores["loglik"], rel=1e-3)
         assert [answer.text for answer in report.before.answers] == [answer.text for answer in alone.before.answers]
     assert bank.describe().free_slots == 5
+
+
+def test_seconds_of_evaluations_side_by_side_add_up_to_no_more_than_passed(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel]
+) -> None:
+    engine = student(model(), slots=8)
+    keys = keys_of(make_key, engine, 8)
+    started = time.monotonic()
+    with ThreadPoolExecutor(8) as clients:
+        costs = [report.cost for report in clients.map(lambda key: report_of(engine, key), keys)]
+    passed = time.monotonic() - started
+    assert all(cost.train_seconds > 0 and cost.quiz_seconds > 0 for cost in costs)
+    assert sum(cost.train_seconds + cost.quiz_seconds for cost in costs) <= passed
 
 
 def test_a_deterministic_student_gives_a_crowd_the_bits_of_a_quiet_one(

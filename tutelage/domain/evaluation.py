@@ -84,7 +84,9 @@ class TrainingCost:
     first_loss: float = 0.0
     last_loss: float = 0.0
     train_seconds: float = 0.0
+    """Of what it did beside others its share, so that those of all add up to the student's time."""
     quiz_seconds: float = 0.0
+    """As `train_seconds`."""
     baseline_cached: bool = False
 
 
