@@ -165,7 +165,8 @@ class Scheduler:
         with self._changed:
             job = self._active.get(job_id)
             if job is None or job.stop.is_set():
-                return False
+                # Who asks again of one that is being stopped gets the same answer.
+                return job is not None
             job.stopped_by = why
             job.stop.set()
             if job in self._queue:

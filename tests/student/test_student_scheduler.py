@@ -102,12 +102,15 @@ def test_nobody_attaches_to_what_is_being_stopped(
     first = submit(scheduler, "a")
     assert begun.wait(10)
     assert scheduler.cancel("a", Failure("cancelled on request", retryable=False))
+    # It is under way still: to say "ended before" would be wrong, and the first reason stays.
+    assert scheduler.cancel("a", Failure("nobody watched", retryable=True))
     with pytest.raises(Unavailable, match="being stopped") as caught:
         submit(scheduler, "a")
     assert caught.value.retry_after_s
     go_on.set()
     assert first.done.wait(10)
     assert first.outcome == Failure("cancelled on request", retryable=False)
+    assert not scheduler.cancel("a", Failure("cancelled on request", retryable=False))
     again = submit(scheduler, "a")
     assert again.done.wait(10)
     assert again.outcome == DONE
