@@ -32,7 +32,7 @@ class StudentMetrics:
             named("evaluations_total"), "Evaluations ended, by outcome", ["outcome"], registry=registry
         )
         self.training_tokens = Counter(
-            named("training_tokens_total"), "Tokens trained on, pads excluded", registry=registry
+            named("training_tokens_total"), "Tokens trained on, step by step, pads excluded", registry=registry
         )
         self.adapter_bytes = Gauge(named("adapter_bytes"), "Bytes of stored adapter versions", registry=registry)
         self.step_seconds = Histogram(

@@ -67,6 +67,8 @@ class Room:
         self._quiz_patience_s = 0.0
         """As the last quiz took: who waits longer for others loses more than a quiz of its own would cost."""
         self.last_step_seconds: float | None = None
+        self.trained_tokens = 0
+        """Of all steps so far, whatever becomes of their evaluations."""
 
     @property
     def guests(self) -> list[Guest]:
@@ -213,6 +215,7 @@ class Room:
         try:
             for slot, rejection in step(self._bank, list(guests), self._capacity.limits):
                 guest = guests[slot]
+                self.trained_tokens += tokens[slot]
                 if rejection is not None:
                     gone.append((guest, Ended(rejection)))
                 elif slot.finished:

@@ -13,7 +13,7 @@ from student.metrics import StudentMetrics
 from student.room import Guest, Room
 from student.scheduler import Job, JobOutcome, Progress
 from tutelage.domain.errors import Exhausted
-from tutelage.domain.evaluation import Bounds, EvaluationOutcome, EvaluationReport
+from tutelage.domain.evaluation import Bounds, EvaluationOutcome
 from tutelage.models.loading import LoadedModel
 
 
@@ -71,7 +71,9 @@ class RoomWork:
         return None
 
     def advance(self) -> Sequence[tuple[Job, JobOutcome]]:
+        before = self._room.trained_tokens
         departures = self._room.advance()
+        self._metrics.training_tokens.inc(self._room.trained_tokens - before)
         if self._room.last_step_seconds is not None:
             self._metrics.step_seconds.observe(self._room.last_step_seconds)
         ended: list[tuple[Job, JobOutcome]] = []
@@ -87,8 +89,6 @@ class RoomWork:
         self._room.abandon()
 
     def _finish(self, job: Job, ended: Ended) -> EvaluationOutcome | Exception:
-        if isinstance(ended.outcome, EvaluationReport):
-            self._metrics.training_tokens.inc(ended.outcome.cost.tokens)
         try:
             return self._store.finish(job.key, ended.outcome, ended.weights)
         except Exception as error:

@@ -17,7 +17,7 @@ import student.bank_step as bank_step
 import student.room as room_module
 from student.engine import StudentEngine
 from student.quiz_room import answered
-from tests.student.outcomes import report_of, timeless, together
+from tests.student.outcomes import outcome_of, report_of, timeless, together
 from tutelage.domain.errors import Exhausted
 from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, Failure
 from tutelage.domain.self_edit import Directives, Rejection, SelfEdit, question_answer
@@ -145,6 +145,27 @@ def test_an_edit_at_fault_ends_alone(
     assert good.done.wait(60)
     assert isinstance(bad.outcome, Rejection)
     assert isinstance(good.outcome, EvaluationReport)
+
+
+def test_tokens_are_counted_as_they_are_trained_on_whatever_becomes_of_the_evaluation(
+    student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel]
+) -> None:
+    def counted() -> float:
+        return engine._metrics.training_tokens._value.get()
+
+    engine = student(model(), slots=2, bounds={"max_learning_rate": 1e38})
+    key = make_key(engine)
+    whole = report_of(engine, key).cost
+    assert counted() == whole.tokens
+    exploding = dataclasses.replace(key.settings, learning_rate=1e37, max_grad_norm=0.0, epochs=30)
+    assert isinstance(outcome_of(engine, dataclasses.replace(key, settings=exploding)), Rejection)
+    after = counted()
+    assert after > whole.tokens
+    # While it is under way: a rate of whole evaluations would come in lumps.
+    seen: list[float] = []
+    job = engine.evaluate(dataclasses.replace(key, seed=8), lease_s=60, watcher=lambda event: seen.append(counted()))
+    assert job.done.wait(60)
+    assert len({count for count in seen if count > after}) > 2
 
 
 def test_out_of_memory_ends_one_evaluation_and_lowers_the_slots(
