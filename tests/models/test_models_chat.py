@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -19,6 +19,15 @@ TRIMMING_TEMPLATE = (
     "{{ '<|im_start|>' + m['role'] + '\\n' + (m['content'] | trim) + '<|im_end|>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+THINKING_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
+    "{% if m['role'] == 'assistant' and loop.last %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{% if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}"
+    "{% endif %}"
+)
+"""As Qwen3's: the last turn of an assistant has thought, if of nothing, and whoever asks may ask for no thought."""
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<|>\r"), min_size=1, max_size=20).filter(
     lambda text: bool(text.strip())
 )
@@ -30,19 +39,22 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
     chat = AutoTokenizer.from_pretrained(write_tiny_model(tmp_path_factory.mktemp("chat")))
     trimming = AutoTokenizer.from_pretrained(write_tiny_model(tmp_path_factory.mktemp("trimming")))
     trimming.chat_template = TRIMMING_TEMPLATE
+    thinking = AutoTokenizer.from_pretrained(write_tiny_model(tmp_path_factory.mktemp("thinking")))
+    thinking.chat_template = THINKING_TEMPLATE
     plain = AutoTokenizer.from_pretrained(write_tiny_model(tmp_path_factory.mktemp("plain"), chat_template=False))
-    return {"chat": chat, "trimming": trimming, "plain": plain}.__getitem__
+    return {"chat": chat, "trimming": trimming, "thinking": thinking, "plain": plain}.__getitem__
 
 
 def learned(tokenizer: Any, labels: list[int]) -> str:
     return str(tokenizer.decode([label for label in labels if label != NO_LOSS]))
 
 
-@pytest.mark.parametrize("kind", ["chat", "trimming", "plain"])
+@pytest.mark.parametrize("kind", ["chat", "trimming", "thinking", "plain"])
 @PROPERTY
 @given(
     turns=st.lists(st.tuples(WORDS, WORDS, st.booleans()), min_size=1, max_size=3),
 )
+@example(turns=[("Who?", "m", True), ("Where?", "end", True)])
 def test_labels_are_the_ids_or_no_loss(
     tokenizer: Callable[[str], Any], kind: str, turns: list[tuple[str, str, bool]]
 ) -> None:
@@ -57,12 +69,12 @@ def test_labels_are_the_ids_or_no_loss(
     assert any(label != NO_LOSS for label in labels) == any(train for _, _, train in turns)
     same_ids, all_labels = document_ids(reader, document, LossMask.ALL)
     assert all_labels == same_ids == ids
-    if kind == "chat":
+    if kind in ("chat", "thinking"):
         text = "".join(f"{answer}<|im_end|>" for _, answer, train in turns if train)
         assert learned(reader, labels) == text
 
 
-@pytest.mark.parametrize("kind", ["chat", "trimming", "plain"])
+@pytest.mark.parametrize("kind", ["chat", "trimming", "thinking", "plain"])
 @PROPERTY
 @given(question=WORDS, answer=WORDS)
 def test_training_on_an_answer_follows_the_very_prompt(
@@ -74,6 +86,8 @@ def test_training_on_an_answer_follows_the_very_prompt(
     assert ids[: len(prompt)] == prompt
     assert labels[: len(prompt)] == [NO_LOSS] * len(prompt)
     assert labels[len(prompt)] != NO_LOSS
+    # No thought is asked for, and none is learned: answers are short, and thoughts are no part of them.
+    assert "think" in question + answer or "<think>" not in learned(reader, labels)
     last = [label for label in labels if label != NO_LOSS][-1]
     assert last == reader.eos_token_id
 

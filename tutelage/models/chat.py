@@ -61,7 +61,7 @@ def _chat_ids(tokenizer: Any, document: ChatDocument, loss_mask: LossMask) -> tu
     for index, message in enumerate(messages):
         if message.train:
             start = max(done, _body_start(tokenizer, messages[: index + 1], whole))
-            end = max(start, _shared_length(_rendered(tokenizer, messages[: index + 1], ask=False), whole))
+            end = max(start, _turn_end(tokenizer, messages[: index + 1], whole, start))
             add(done, start, trained=False)
             add(start, end, trained=True)
             done = end
@@ -85,6 +85,19 @@ def _body_start(tokenizer: Any, messages: Sequence[ChatMessage], whole: str) -> 
     return start - 1 if whole[:start].endswith(" ") else start
 
 
+def _turn_end(tokenizer: Any, messages: Sequence[ChatMessage], whole: str, start: int) -> int:
+    """Where in `whole` the turn of the last message ends, whose content is looked for from `start` on."""
+    turn, content = _rendered(tokenizer, messages, ask=False), messages[-1].content.strip()
+    shared = _shared_length(turn, whole)
+    at = whole.find(content, start)
+    if shared == len(turn) or at < 0:
+        return shared
+    # Some templates put before the last turn what they leave out once others follow; what is behind it stays.
+    end = at + len(content)
+    behind = max(0, turn.find(content, _body_start(tokenizer, messages, turn))) + len(content)
+    return end + _shared_length(turn[behind:], whole[end:])
+
+
 def _turn_length(tokenizer: Any, body: list[int]) -> int:
     """How many ids of a turn the model must learn: up to its end-of-turn token, not the white space after."""
     special = set(tokenizer.all_special_ids)
@@ -106,7 +119,11 @@ def _rendered(tokenizer: Any, messages: Sequence[ChatMessage], *, ask: bool) -> 
     if _has_template(tokenizer):
         plain = [{"role": message.role.value, "content": message.content} for message in messages]
         try:
-            return str(tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=ask))
+            # Answers are short and graded as they are: a model that may think first, as Qwen3, is asked not to. Its
+            # template puts an empty thought before what it is trained on, which must be part of the question then.
+            return str(
+                tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=ask, enable_thinking=False)
+            )
         except TemplateError as error:
             roles = ", ".join(message.role.value for message in messages)
             raise InvalidInput.of(
