@@ -12,8 +12,8 @@ from student.memory import give_back_memory, memory_faults
 from student.metrics import StudentMetrics
 from student.room import Guest, Room
 from student.scheduler import Job, JobOutcome, Progress
-from tutelage.domain.errors import Exhausted
-from tutelage.domain.evaluation import Bounds, EvaluationOutcome
+from tutelage.domain.errors import DataLoss, Exhausted, NotFound
+from tutelage.domain.evaluation import Bounds, EvaluationOutcome, Failure
 from tutelage.models.loading import LoadedModel
 
 
@@ -54,8 +54,12 @@ class RoomWork:
         stored = self._store.outcome(job.id)
         if stored is not None:
             return stored
-        with memory_faults():
+        try:
             parent = self._parent_of(job.key.adapter_version)
+        except (NotFound, DataLoss) as error:
+            # Deleted or damaged since the evaluation was asked for, which is no crash; a replica may have it.
+            return Failure(f"key.adapter_version: {error}", retryable=True)
+        with memory_faults():
             evaluation = Evaluation(
                 self._loaded, job.key, parent, bounds=self._bounds, quiz=self._quiz, store=self._store
             )

@@ -11,8 +11,9 @@ import student.bank_step as bank_step
 from student.bank_adapter import BankAdapter
 from student.capacity import slot_bytes
 from student.engine import StudentEngine
+from tests.student.outcomes import PATIENCE_S, held
 from tutelage.domain.errors import Exhausted
-from tutelage.domain.evaluation import EvaluationReport
+from tutelage.domain.evaluation import EvaluationReport, Failure
 
 if TYPE_CHECKING:
     from tests.student.conftest import EngineFactory, KeyFactory
@@ -93,6 +94,22 @@ def test_a_version_that_somebody_holds_is_no_second_one_when_it_is_asked_for_aga
         engine._versions.let_go()
         assert engine._versions.get(versions[0]) is held
     assert engine._versions.held_bytes() == one
+
+
+def test_who_waits_for_a_version_that_is_deleted_is_told_so(
+    committed: tuple[StudentEngine, list[str]], make_key: KeyFactory
+) -> None:
+    engine, versions = committed
+    with held(engine._scheduler):
+        asked = [make_key(engine, seed=20, adapter_version=each) for each in (versions[0], "")]
+        jobs = [engine.evaluate(key, lease_s=PATIENCE_S) for key in asked]
+        engine.delete_adapter(versions[0])
+    for job in jobs:
+        assert job.done.wait(PATIENCE_S)
+    # Another replica may have it.
+    missing = f"key.adapter_version: adapter '{versions[0]}' is not known"
+    assert jobs[0].outcome == Failure(missing, retryable=True)
+    assert isinstance(jobs[1].outcome, EvaluationReport)
 
 
 def test_without_idle_versions_there_is_no_room_to_be_made(
