@@ -272,9 +272,8 @@ class Scheduler:
             self._ended_with(job, outcome)
 
     def _ended_with(self, job: Job, result: JobOutcome) -> None:
-        outcome: EvaluationOutcome
         if isinstance(result, Cancelled):
-            outcome = job.stopped_by or Failure("cancelled")
+            outcome: EvaluationOutcome = job.stopped_by or Failure("cancelled")
         elif isinstance(result, Exhausted):
             outcome = Failure(str(result), retryable=True, exhausted=True)
         elif isinstance(result, Exception):
@@ -291,7 +290,8 @@ class Scheduler:
             if inside is None:
                 return
             seconds = time.monotonic() - inside[1]
-            self._mean_seconds += 0.3 * (seconds - self._mean_seconds)
+            if label == "report":
+                self._mean_seconds += 0.3 * (seconds - self._mean_seconds)
             self._end(job, outcome, label, seconds)
 
     def _end(self, job: Job, outcome: EvaluationOutcome, label: str, seconds: float) -> None:

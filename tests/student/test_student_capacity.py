@@ -31,7 +31,7 @@ from student.quiz_room import mean_logliks
 from student.slot import Slot
 from tutelage.domain.evaluation import EvaluationKey, EvaluationReport, Failure, InnerLoopSettings
 from tutelage.domain.self_edit import Directives, SelfEdit, TextDocument
-from tutelage.models.loading import Dequantise, LoadedModel, load_model
+from tutelage.models.loading import Dequantise, LoadedModel, Quantisation, load_model
 from tutelage.models.quantised import FrozenLinear
 from tutelage.models.tiny import TINY_FAMILIES, write_tiny_model
 
@@ -99,7 +99,12 @@ class Peak(TorchDispatchMode):
 
 
 def bank_of(
-    path: Path, family: str, dtype: str = "float32", quantisation: str = "none", hidden: int = 128, **changes: Any
+    path: Path,
+    family: str,
+    dtype: str = "float32",
+    quantisation: Quantisation = "none",
+    hidden: int = 128,
+    **changes: Any,
 ) -> Bank:
     folder = str(write_tiny_model(path / "model", family=family, hidden=hidden, layers=4))
     loaded = load_model(folder, quantisation=quantisation, device="cpu", compute_dtype=dtype, threads=1)
@@ -130,7 +135,9 @@ def test_a_pass_takes_no_more_than_predicted(family: str, dtype: str, kept: bool
 
 
 @pytest.mark.parametrize("quantisation", ["nf4", "int8"])
-def test_a_short_pass_takes_no_more_than_predicted_beside_a_weight_that_it_dequantises(quantisation, tmp_path):
+def test_a_short_pass_takes_no_more_than_predicted_beside_a_weight_that_it_dequantises(
+    quantisation: Quantisation, tmp_path: Path
+) -> None:
     """One at a time: those of a large model are far larger than what few tokens leave behind."""
     bank = bank_of(tmp_path, "llama", quantisation=quantisation, hidden=512)
     peak, weight = peak_of(bank, [9], kept=False), 512 * 1024 * 4

@@ -151,7 +151,7 @@ def test_tokens_are_counted_as_they_are_trained_on_whatever_becomes_of_the_evalu
     student: EngineFactory, make_key: KeyFactory, model: Callable[[], LoadedModel]
 ) -> None:
     def counted() -> float:
-        return engine._metrics.training_tokens._value.get()
+        return float(engine._metrics.training_tokens._value.get())
 
     engine = student(model(), slots=2, bounds={"max_learning_rate": 1e38})
     key = make_key(engine)

@@ -17,7 +17,7 @@ from student.inner_loop import Cancelled
 from student.metrics import StudentMetrics
 from student.scheduler import Job, JobOutcome, Progress, Scheduler
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
-from tutelage.domain.errors import Unavailable
+from tutelage.domain.errors import Exhausted, Unavailable
 from tutelage.domain.evaluation import Failure
 
 QUEUED = EvaluationProgress(EvaluationPhase.QUEUED)
@@ -114,6 +114,21 @@ def test_nobody_attaches_to_what_is_being_stopped(
     again = submit(scheduler, "a")
     assert again.done.wait(10)
     assert again.outcome == DONE
+
+
+def test_when_to_come_again_follows_what_reports_take_and_not_what_ends_at_once(
+    work: Faulty, scheduler: Scheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(40):
+        assert submit(scheduler, f"refused at once {i}").done.wait(10)
+    go_on = threading.Event()
+    plain = work.advance
+    monkeypatch.setattr(work, "advance", lambda: plain() if go_on.wait(10) else [])
+    with pytest.raises(Exhausted) as caught:
+        list(map(functools.partial(submit, scheduler), map(str, range(11))))
+    go_on.set()
+    assert caught.value.retry_after_s is not None
+    assert caught.value.retry_after_s > 1
 
 
 def test_a_watcher_that_raises_is_left_and_the_others_are_told(scheduler: Scheduler) -> None:
