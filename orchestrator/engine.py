@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 import yaml
@@ -52,18 +53,26 @@ class Engine:
     def __init__(self, settings: OrchestratorSettings, resolve: Resolver = resolve_host) -> None:
         self.settings = settings
         self._resolve = resolve
+        # Closes what was opened, the latest first, also where the start broke on the way.
+        self._opened = AsyncExitStack()
 
     async def start(self) -> None:
         """Opens the store and takes up every run that nobody drives."""
         self.store = await Store.open(database_url(self.settings))
+        self._opened.push_async_callback(self.store.close)
         self.rows = StudentRows(self.store.engine)
         self.students = Students(self.settings.students, self.settings.describe_timeout_s, self._resolve)
         self.teacher = TeacherClient(self.settings.teacher)
+        self._opened.push_async_callback(self.teacher.close)
+        self._opened.push_async_callback(self.students.close)
         self.dispatcher = Dispatcher(self.students, self.settings)
+        self._opened.push_async_callback(self.dispatcher.close)
         self._checking = RunChecking(self.settings, self.teacher, self.students, self.rows)
         self.judges = Judges(self.settings.judges, VerdictRows(self.store.engine))
         await self.judges.start()
+        self._opened.push_async_callback(self.judges.close)
         self._driving = Driving(self.store, self.dispatcher, self.teacher, self.settings, self._count_runs, self.judges)
+        self._opened.push_async_callback(self._driving.stop)
         metrics.initialise(self.settings.students)
         await self.dispatcher.start()
         await self._driving.start()
@@ -71,12 +80,7 @@ class Engine:
 
     async def stop(self) -> None:
         """Stops driving: runs go on at the next start, or with another orchestrator; students for their leases."""
-        await self._driving.stop()
-        await self.judges.close()
-        await self.dispatcher.close()
-        await self.students.close()
-        await self.teacher.close()
-        await self.store.close()
+        await self._opened.aclose()
 
     async def ready(self) -> bool:
         """Whether the database answers."""

@@ -11,9 +11,10 @@ class StoreFault(Unavailable):
     """The database is away, full or read-only: nothing was written, and what is stored stands."""
 
     @classmethod
-    def of(cls, error: DBAPIError) -> StoreFault:
-        """With the database's own first line, which names what is wrong."""
-        return cls(f"the orchestrator's database cannot be used now: {_first_line(error)}", retry_after_s=5.0)
+    def of(cls, error: DBAPIError, url: str = "") -> StoreFault:
+        """With the database's own first line, which names what is wrong; `url` is for its operator alone."""
+        which = f" {url}" if url else ""
+        return cls(f"the orchestrator's database{which} cannot be used now: {_first_line(error)}", retry_after_s=5.0)
 
 
 class StoreContradiction(TutelageError):

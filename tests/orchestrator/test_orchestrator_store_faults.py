@@ -16,10 +16,12 @@ from sqlalchemy import event, text
 
 from orchestrator.database import database_url
 from orchestrator.schema import metadata
+from orchestrator.service import OrchestratorService
 from orchestrator.store import Store
 from tutelage.domain.errors import Unavailable
 from tutelage.domain.run import RunState
 from tutelage.domain.task import DocumentTask, Quiz
+from tutelage.rpc.server import serve
 
 
 @contextlib.asynccontextmanager
@@ -119,3 +121,28 @@ def test_a_run_survives_a_database_that_cannot_be_used(
         await world.down()
 
     asyncio.run(asyncio.wait_for(body(), 200))
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("sqlite:///{folder}/nowhere/x.sqlite", "nowhere/x.sqlite cannot be used now: unable to open database file"),
+        ("sqlite:///{folder}/text", "text cannot be used now: file is not a database"),
+        ("postgresql://me:secret@127.0.0.1:1/x", r"me:\*\*\*@127.0.0.1:1/x cannot be used now: .*Connection refused"),
+    ],
+)
+def test_an_orchestrator_whose_database_cannot_be_used_ends_and_says_so(
+    world: Any, tmp_path: Path, url: str, told: str
+) -> None:
+    (tmp_path / "text").write_text("no database, " * 100)
+    settings = world.settings(database_url=url.format(folder=tmp_path), server={"grace_s": 0})
+    with pytest.raises(Unavailable, match=told):
+        asyncio.run(serve(OrchestratorService(settings), settings.server))
+
+
+def test_an_orchestrator_whose_folder_cannot_be_made_ends_and_says_so(world: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "data"
+    settings = world.settings(database_url=None, data_dir=folder, server={"grace_s": 0})
+    with pytest.raises(OSError, match=str(folder)):
+        asyncio.run(serve(OrchestratorService(settings), settings.server))
