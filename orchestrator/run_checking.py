@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,12 +19,15 @@ from orchestrator.student_rows import StudentRows
 from orchestrator.students import Students
 from orchestrator.teaching import first_policy
 from tutelage.client import TeacherClient
-from tutelage.domain.description import StudentDescription
+from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.errors import FieldViolation, InvalidInput, Unavailable
 from tutelage.domain.run import RunState, TaskWithQuiz
 from tutelage.domain.task import Quiz
+from tutelage.rpc.channel import RECONNECT_S
 
 RUN_ID = re.compile(r"[a-z0-9_-]{1,64}")
+MEET_S = 1.5 * RECONNECT_S
+"""Seconds in which services that do not answer are asked again: one that has just come up still counts as away."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +76,7 @@ class RunChecking:
             if getattr(config, name) is not None
         ]
         try:
-            teacher = await self.teacher.describe(timeout_s=self.settings.describe_timeout_s)
-            policy = await first_policy(config.policy, teacher, self.teacher)
-            described = await self._described([name for name in config.students if name in self.settings.students])
+            teacher, policy, described = await self._met(config)
         except Unavailable as error:
             # What is wrong with the input is told first: it will not get better by waiting.
             if wrong:
@@ -139,6 +141,20 @@ class RunChecking:
                 for item in error.violations
             ]
         return []
+
+    async def _met(self, config: RunConfig) -> tuple[TeacherDescription, str, dict[str, StudentDescription]]:
+        """What the teacher is, the policy that the run begins with, and what its students are."""
+        known = [name for name in config.students if name in self.settings.students]
+        until = time.monotonic() + MEET_S
+        while True:
+            try:
+                teacher = await self.teacher.describe(timeout_s=self.settings.describe_timeout_s)
+                policy = await first_policy(config.policy, teacher, self.teacher)
+                return teacher, policy, await self._described(known)
+            except Unavailable:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(0.3)
 
     async def _described(self, names: Sequence[str]) -> dict[str, StudentDescription]:
         found = await asyncio.gather(*(self.students.describe(name) for name in names), return_exceptions=True)

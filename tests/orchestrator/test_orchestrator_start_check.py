@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from orchestrator.student_profile import LONGEST
+from tests.orchestrator.world import in_world
 from tutelage.domain.errors import Exhausted, FieldViolation, InvalidInput, Unavailable
 from tutelage.domain.run import RunState
 from tutelage.domain.task import DocumentTask, Question, Quiz
@@ -182,3 +183,16 @@ def test_services_that_cannot_say_hold_no_run_up(world: Any) -> None:
 
     in_engine(world, body)
     assert all(asked.messages for asked in made.values())
+
+
+def test_a_run_starts_with_a_student_that_has_just_come_up(world: Any) -> None:
+    async def body() -> None:
+        # Its port is known from now on.
+        await world.a.down()
+        async with world.engine() as engine:
+            # As long as a model takes to load: the orchestrator has tried in vain, and tries less and less often.
+            await asyncio.sleep(5.5)
+            await world.a.up()
+            await world.start(engine)
+
+    in_world(world, body)
