@@ -6,16 +6,17 @@ student, the best by its quiz offered to the gates, committed or not. A recipe b
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from orchestrator.commit_gate import TRIES
 from orchestrator.run_config import DeadlineConfig, InlineFormat, InnerLoopConfig, RunConfig, SamplingConfig
 from tutelage.domain.made_quiz import DEFAULT_CHECK, QuizCheck
-from tutelage.settings import Settings
+from tutelage.settings import Inconsistent, Settings, violations_of
 
 
 class GateConfig(Settings):
@@ -29,6 +30,10 @@ class GateConfig(Settings):
     """Grader of the retention quiz."""
     max_retention_loss: float | None = Field(default=0.5, ge=0)
     """Most that may be lost on the retention quiz; nothing means no limit."""
+
+
+_OWN_NAMES = {"commit.grader": "gate.grader", "reward.retention_grader": "gate.retention_grader"}
+"""What a recipe calls settings of its run."""
 
 
 class Recipe(Settings):
@@ -69,9 +74,19 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _is_a_run(self) -> Recipe:
         # The run's own checks (graders that are missing, students named twice) hold for the recipe, too.
-        RunConfig.model_validate(self._run_values("adapt"))
+        try:
+            RunConfig.model_validate(self._run_values("adapt"))
+        except ValidationError as error:
+            wrong = violations_of(error, RunConfig)
+            # The weights of its reward are the gate's grader once more.
+            named = [each for each in wrong if not each.field.startswith("reward.grader_weights.")]
+            raise Inconsistent(
+                [replace(each, field=_OWN_NAMES.get(each.field, each.field)) for each in named]
+            ) from None
         if 0 < self.made_questions < self.least_questions:
-            raise ValueError(f"made_questions: {self.made_questions} is fewer than least_questions")
+            raise Inconsistent.of(
+                "made_questions", self.made_questions, f"0, or least_questions ({self.least_questions}) and more"
+            )
         return self
 
     def _run_values(self, name: str) -> dict[str, Any]:

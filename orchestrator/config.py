@@ -9,8 +9,9 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.inbox_config import InboxConfig
 from orchestrator.judge_config import JudgeSettings
+from tutelage.domain.errors import FieldViolation
 from tutelage.rpc.config import ChannelSettings, ServerSettings
-from tutelage.settings import Settings
+from tutelage.settings import Inconsistent, Settings
 
 
 class RetrySettings(Settings):
@@ -40,7 +41,7 @@ class StudentChannel(ChannelSettings):
     @model_validator(mode="after")
     def _somewhere(self) -> StudentChannel:
         if not self.address and not self.addresses and self.addresses_file is None:
-            raise ValueError("address, addresses or addresses_file")
+            raise Inconsistent.of("address", "nothing", "an address, here or by addresses or addresses_file")
         return self
 
 
@@ -104,25 +105,31 @@ class OrchestratorSettings(Settings):
     @field_validator("students")
     @classmethod
     def _plain_names(cls, value: dict[str, StudentChannel]) -> dict[str, StudentChannel]:
-        for name in value:
-            if not name or len(name) > 64 or not all(c.isalnum() or c in "-_." for c in name):
-                raise ValueError("student names of 1 to 64 letters, digits, '-', '_' and '.'")
+        allowed = "a name of 1 to 64 letters, digits, '-', '_' and '.'"
+        wrong = [name for name in value if len(name) > 64 or not re.fullmatch(r"[\w.-]+", name)]
+        if wrong:
+            raise Inconsistent([FieldViolation(name, name, allowed) for name in wrong])
         return value
 
     @model_validator(mode="after")
     def _inboxes_fit(self) -> OrchestratorSettings:
-        problems = []
+        problems: list[FieldViolation] = []
+        folders: set[Path] = set()
         for name, inbox in self.inboxes.items():
             if not re.fullmatch(r"[a-z0-9_-]{1,32}", name):
-                problems.append(f"inboxes.{name}: a name is 1 to 32 characters of a-z, 0-9, '-', '_'")
+                allowed = "a name of 1 to 32 characters of a-z, 0-9, '-', '_'"
+                problems.append(FieldViolation(f"inboxes.{name}", name, allowed))
             problems += [
-                f"inboxes.{name}.students: {student!r} must be one of students ({', '.join(self.students)})"
-                for student in inbox.students
+                FieldViolation(
+                    f"inboxes.{name}.students[{index}]", student, f"one of students ({', '.join(self.students)})"
+                )
+                for index, student in enumerate(inbox.students)
                 if student not in self.students
             ]
-        folders = [inbox.folder.absolute() for inbox in self.inboxes.values() if inbox.folder is not None]
-        if len(set(folders)) != len(folders):
-            problems.append("inboxes: each a folder of its own")
+            if inbox.folder is not None and inbox.folder.absolute() in folders:
+                allowed = "a folder that no other inbox has"
+                problems.append(FieldViolation(f"inboxes.{name}.folder", str(inbox.folder), allowed))
+            folders |= {inbox.folder.absolute()} if inbox.folder is not None else set()
         if problems:
-            raise ValueError("; ".join(problems))
+            raise Inconsistent(problems)
         return self

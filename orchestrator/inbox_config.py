@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from orchestrator.adapt_config import Recipe
 from orchestrator.schedule import Schedule
+from tutelage.settings import Inconsistent
 
 MOST_DOCUMENTS = 10_000
 """Documents of one submission, or of one file."""
@@ -60,11 +61,9 @@ class InboxConfig(Recipe):
 
     @model_validator(mode="after")
     def _affordable(self) -> InboxConfig:
-        if self.budget < self.evaluations_per_document:
-            raise ValueError(
-                f"budget: {self.budget} evaluations are fewer than the {self.evaluations_per_document} that one "
-                "document can take"
-            )
+        most = self.evaluations_per_document
+        if self.budget < most:
+            raise Inconsistent.of("budget", self.budget, f"{most} or more, the evaluations that one document can take")
         return self
 
     def schedule(self) -> Schedule:

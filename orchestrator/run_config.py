@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,11 +10,12 @@ from pydantic import Field, model_validator
 
 from orchestrator.closing import Closing, GroupPolicy
 from orchestrator.plan import Across
+from tutelage.domain.errors import FieldViolation
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.domain.policy import Parser, Sampling, StaleCandidates, UpdateSettings
 from tutelage.domain.reward import RewardSettings
 from tutelage.domain.self_edit import LossMask, Schedule
-from tutelage.settings import Settings
+from tutelage.settings import Inconsistent, Settings
 
 
 class InlineFormat(Settings):
@@ -166,6 +168,16 @@ class GroupConfig(Settings):
     """With enough scored, seconds the rest may still take; nothing means for as long as they do not fail."""
 
 
+def _given_before(field: str, names: Sequence[str], others: Sequence[str] = ()) -> list[FieldViolation]:
+    return [
+        FieldViolation(
+            f"{field}[{index}]", name, "each name once" + (", and none that is a grader's" if others else "")
+        )
+        for index, name in enumerate(names)
+        if name in names[:index] or name in others
+    ]
+
+
 class RunConfig(Settings):
     """A run's settings. `documents`, `retention_quiz` and `limit` are read by the client and never sent."""
 
@@ -214,33 +226,35 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> RunConfig:
-        problems = []
-        if len(set(self.students)) != len(self.students):
-            problems.append("students: each name once")
-        if len(set(self.graders)) != len(self.graders):
-            problems.append("graders: each name once")
-        if len({*self.graders, *self.judges}) != len(self.graders) + len(self.judges):
-            problems.append("judges: each name once, and none that is a grader's")
+        problems = [
+            *_given_before("students", self.students),
+            *_given_before("graders", self.graders),
+            *_given_before("judges", self.judges, self.graders),
+        ]
         wanted = {f"reward.grader_weights.{name}": name for name in self.reward.grader_weights}
         if self.commit.when == "end":
             wanted["commit.grader"] = self.commit.grader
         if self.reward.retention_penalty > 0 or self.commit.max_retention_loss is not None:
             wanted["reward.retention_grader"] = self.reward.retention_grader
         problems += [
-            f"{field}: {name!r} must be one of graders ({', '.join((*self.graders, *self.judges))})"
+            FieldViolation(field, name, f"one of graders ({', '.join((*self.graders, *self.judges))})")
             for field, name in wanted.items()
             if name not in self.graders and (name not in self.judges or field == "reward.retention_grader")
         ]
-        if (self.group.close is Closing.MINIMUM) != (self.group.minimum is not None):
-            problems.append("group.minimum: a number with `close: minimum`, and only there")
-        if self.group.minimum is not None and self.group.minimum > self.candidates:
-            problems.append(f"group.minimum: {self.group.minimum} of {self.candidates} candidates cannot come back")
-        if self.update.stale is StaleCandidates.DROP and self.staleness > self.update.max_staleness:
-            problems.append("staleness: above update.max_staleness candidates would be dropped")
-        if self.group.wait_s is not None and self.group.close is not Closing.MINIMUM:
-            problems.append("group.wait_s: only with `close: minimum`")
+        group, most = self.group, self.update.max_staleness
+        if (group.close is Closing.MINIMUM) != (group.minimum is not None):
+            shown = "nothing" if group.minimum is None else str(group.minimum)
+            problems.append(FieldViolation("group.minimum", shown, "a number with `close: minimum`, and only there"))
+        if group.minimum is not None and group.minimum > self.candidates:
+            allowed = f"{self.candidates} at most, as many as there are candidates"
+            problems.append(FieldViolation("group.minimum", str(group.minimum), allowed))
+        if self.update.stale is StaleCandidates.DROP and self.staleness > most:
+            allowed = f"update.max_staleness ({most}) at most: what is older would be dropped"
+            problems.append(FieldViolation("staleness", str(self.staleness), allowed))
+        if group.wait_s is not None and group.close is not Closing.MINIMUM:
+            problems.append(FieldViolation("group.wait_s", str(group.wait_s), "a number only with `close: minimum`"))
         if problems:
-            raise ValueError("; ".join(problems))
+            raise Inconsistent(problems)
         return self
 
     def inner_loop_settings(self) -> InnerLoopSettings:

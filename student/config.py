@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tutelage.domain.evaluation import Bounds
 from tutelage.rpc.config import ServerSettings
-from tutelage.settings import Settings
+from tutelage.settings import Inconsistent, Settings
 
 
 class BoundsSettings(Settings):
@@ -40,7 +40,8 @@ class BoundsSettings(Settings):
     def _ordered(self) -> BoundsSettings:
         for name in ("learning_rate", "epochs", "rank"):
             if getattr(self, f"min_{name}") > getattr(self, f"max_{name}"):
-                raise ValueError(f"min_{name} is above max_{name}")
+                most = getattr(self, f"max_{name}")
+                raise Inconsistent.of(f"min_{name}", getattr(self, f"min_{name}"), f"max_{name} ({most}) at most")
         return self
 
     def to_domain(self) -> Bounds:
@@ -103,5 +104,6 @@ class StudentSettings(Settings):
     @model_validator(mode="after")
     def _alone(self) -> StudentSettings:
         if self.deterministic and self.slots not in (None, 1):
-            raise ValueError(f"slots is {self.slots}, but a deterministic student works on one evaluation at a time")
+            allowed = "1, or nothing: a deterministic student works on one evaluation at a time"
+            raise Inconsistent.of("slots", self.slots, allowed)
         return self

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from tutelage.chat_endpoint import ChatEndpointSettings
 from tutelage.rpc.config import ServerSettings
-from tutelage.settings import Settings
+from tutelage.settings import Inconsistent, Settings
 
 
 class TeacherSettings(Settings):
@@ -63,7 +63,7 @@ class TeacherSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> TeacherSettings:
         if self.backend == "replay" and self.replay_file is None:
-            raise ValueError("replay_file: a file, as backend is replay")
+            raise Inconsistent.of("replay_file", "nothing", "a file, as backend is replay")
         if self.backend == "endpoint" and self.endpoint is None:
-            raise ValueError("endpoint: where the model answers, as backend is endpoint")
+            raise Inconsistent.of("endpoint", "nothing", "where the model answers, as backend is endpoint")
         return self

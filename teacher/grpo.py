@@ -17,6 +17,7 @@ from teacher.advantages import Scale, group_relative
 from teacher.algorithm import Algorithm, SampleGroup, Training, by_candidate, rewards_of, why_no_spread, with_spread
 from teacher.candidate_part import WHY_NONE, PartOptions, lacks_part, learning_part, with_part
 from tutelage.domain.policy import UpdateSettings
+from tutelage.settings import Inconsistent
 
 
 class GRPOOptions(PartOptions):
@@ -63,10 +64,12 @@ class GRPOOptions(PartOptions):
     @model_validator(mode="after")
     def _consistent(self) -> GRPOOptions:
         if self.loss_type == "luspo" and self.importance_sampling_level != "sequence":
-            raise ValueError("importance_sampling_level: sequence, as loss_type luspo needs it")
+            allowed = "sequence, as loss_type luspo needs it"
+            raise Inconsistent.of("importance_sampling_level", self.importance_sampling_level, allowed)
         if self.loss_type == "cispo" and self.epsilon_high is not None and self.epsilon_high < 1:
             # Every ratio would be cut to the same number: nothing would be weighed by what was recorded.
-            raise ValueError("epsilon_high: 1 or more, as loss_type cispo bounds the ratio itself by it")
+            allowed = "1 or more, as loss_type cispo bounds the ratio itself by it"
+            raise Inconsistent.of("epsilon_high", self.epsilon_high, allowed)
         return self
 
 

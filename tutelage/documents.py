@@ -79,7 +79,9 @@ class _Node:
     def text(self, default: str | None = None) -> str:
         if self.value is None and default is not None:
             return default
-        if not isinstance(self.value, str) or not self.value.strip():
+        if self.value is not None and not isinstance(self.value, str):
+            raise self.refuse(json.dumps(self.value), "a text, in quotes")
+        if self.value is None or not self.value.strip():
             raise self.refuse(self.value, "a text that is not blank")
         if not _encodable(self.value):
             raise self.refuse(ascii(self.value), "valid Unicode (no lone surrogates)")

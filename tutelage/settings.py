@@ -10,6 +10,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,21 @@ class Settings(pydantic.BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=pydantic.BaseModel)
+
+
+class Inconsistent(ValueError):
+    """What settings that are right one by one get wrong together; raised by a model's validator.
+
+    The fields are below the model that raises it, and are told as if each had been found wrong by itself.
+    """
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        self.violations = tuple(violations)
+        super().__init__("; ".join(map(str, violations)))
+
+    @classmethod
+    def of(cls, field: str, value: object, allowed: str) -> Inconsistent:
+        return cls([FieldViolation(field, "nothing" if value is None else str(value), allowed)])
 
 
 class _Loader(yaml.SafeLoader):
@@ -94,7 +110,7 @@ def parse_settings(document: Mapping[str, Any] | str, model: type[SettingsT], so
     try:
         return model.model_validate(content)
     except pydantic.ValidationError as error:
-        raise InvalidInput([_violation(item, model, prefix) for item in error.errors(include_url=False)]) from None
+        raise InvalidInput(violations_of(error, model, prefix)) from None
 
 
 def _dotted(location: Sequence[str | int]) -> str:
@@ -104,8 +120,84 @@ def _dotted(location: Sequence[str | int]) -> str:
     return text or "document"
 
 
-def _violation(item: Any, model: type[pydantic.BaseModel], prefix: str) -> FieldViolation:
-    location = tuple(item["loc"])
+_ALLOWED = {
+    "string_type": "text, in quotes where YAML takes it for something else",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "path_type": "a path",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length} entries",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "string_pattern_mismatch": "text of the form {pattern}",
+}
+"""What pydantic says in terms of Python, in terms of YAML."""
+
+
+def violations_of(
+    error: pydantic.ValidationError, model: type[pydantic.BaseModel], prefix: str = ""
+) -> list[FieldViolation]:
+    """Every mistake that validating `model` found, by its dotted field behind `prefix`."""
+    found: list[FieldViolation] = []
+    for item in error.errors(include_url=False):
+        location = _without_branches(model, item["loc"])
+        together = item.get("ctx", {}).get("error")
+        if isinstance(together, Inconsistent):
+            above = _dotted(location) + "." if location else ""
+            found += [replace(each, field=f"{prefix}{above}{each.field}") for each in together.violations]
+        else:
+            found.append(_violation(item, location, model, prefix))
+    return _one_a_field(found)
+
+
+def _one_a_field(found: Sequence[FieldViolation]) -> list[FieldViolation]:
+    """Of a field that may be one type or another: what each of them wants, or what is wrong in the one that it is."""
+    by_field: dict[str, FieldViolation] = {}
+    for each in found:
+        known = by_field.get(each.field)
+        both = known is not None and known.value == each.value and known.allowed != each.allowed
+        by_field[each.field] = replace(known, allowed=f"{known.allowed}; or {each.allowed}") if known and both else each
+    fields = tuple(by_field)
+    return [
+        each
+        for field, each in by_field.items()
+        if not any(other.startswith((f"{field}.", f"{field}[")) for other in fields)
+    ]
+
+
+def _without_branches(model: type[pydantic.BaseModel], location: Sequence[str | int]) -> tuple[str | int, ...]:
+    """A location without the names of the types that pydantic tried for a field that may be one or another."""
+    kept: list[str | int] = []
+    branch = False
+    for part in location:
+        if branch:
+            branch = False
+            continue
+        owner = _model_at(model, kept)
+        kept.append(part)
+        info = owner.model_fields.get(part) if owner and isinstance(part, str) else None
+        branch = info is not None and _has_branches(info.annotation)
+    return tuple(kept)
+
+
+def _has_branches(annotation: Any) -> bool:
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType):
+        return False
+    return sum(each is not type(None) for each in typing.get_args(annotation)) > 1
+
+
+def _violation(
+    item: Any, location: Sequence[str | int], model: type[pydantic.BaseModel], prefix: str
+) -> FieldViolation:
     field = prefix + _dotted(location)
     kind = item["type"]
     if kind == "extra_forbidden":
@@ -114,7 +206,10 @@ def _violation(item: Any, model: type[pydantic.BaseModel], prefix: str) -> Field
         return FieldViolation(field, str(location[-1]), "one of the keys " + ", ".join(names))
     if kind == "missing":
         return FieldViolation(field, "nothing", "a value: the key is required")
-    allowed = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind in _ALLOWED:
+        allowed = _ALLOWED[kind].format(**item.get("ctx", {}))
+    else:
+        allowed = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     return FieldViolation(field, str(item["input"])[:200], allowed)
 
 

@@ -156,9 +156,13 @@ def test_the_example_of_an_inbox_is_valid_and_says_what_it_costs() -> None:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"gate": {"grader": "judge"}}, "commit.grader"),
-        ({"graders": ["contains"]}, "reward.retention_grader"),
-        ({"students": ["a", "a"]}, "each name once"),
+        (
+            {"gate": {"grader": "judge"}},
+            r"^gate\.grader: 'judge' is not allowed; allowed: one of graders \(contains, loglik\)$",
+        ),
+        ({"graders": ["contains"]}, r"^gate\.retention_grader: 'loglik'"),
+        ({"students": ["a", "a"]}, r"^students\[1\]: 'a' is not allowed; allowed: each name once$"),
+        ({"made_questions": 2}, r"^made_questions: '2' is not allowed; allowed: 0, or least_questions \(3\) and more$"),
         ({"rounds": 2}, "rounds"),
         ({"candidates": 0}, "candidates"),
     ],

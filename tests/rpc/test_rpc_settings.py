@@ -13,7 +13,7 @@ import pytest
 from tutelage.domain.errors import InvalidInput
 from tutelage.rpc.config import ChannelSettings, ServerSettings, is_loopback
 from tutelage.rpc.logging import JsonFormatter, bind
-from tutelage.settings import Settings, load_settings, parse_settings, settings_table
+from tutelage.settings import Inconsistent, Settings, load_settings, parse_settings, settings_table
 
 
 class Example(Settings):
@@ -58,6 +58,47 @@ def test_numbers_as_people_write_them_and_defaults() -> None:
     assert parse_settings("", Example) == Example()
     with pytest.raises(InvalidInput, match="readable"):
         load_settings("/nonexistent/x.yaml", Example)
+
+
+class Shape(Settings):
+    sides: int = pydantic.Field(default=3, ge=3)
+    names: tuple[str, ...] = pydantic.Field(default=("a",), min_length=1)
+    code: str = pydantic.Field(default="A", pattern="^[A-Z]$")
+
+    @pydantic.model_validator(mode="after")
+    def _named(self) -> Shape:
+        if len(self.names) > self.sides:
+            raise Inconsistent.of("names", ", ".join(self.names), f"sides ({self.sides}) at most")
+        return self
+
+
+class Drawing(Settings):
+    shape: str | Shape = "circle"
+    parts: dict[str, Shape] = pydantic.Field(default_factory=dict)
+    scale: float | None = None
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("parts: {a: {names: [b, c, d, e]}}", "parts.a.names: 'b, c, d, e' is not allowed; allowed: sides (3) at most"),
+        ("shape: {names: [b, c, d, e]}", "shape.names: 'b, c, d, e' is not allowed; allowed: sides (3) at most"),
+        ("shape: {sides: 2}", "shape.sides: '2' is not allowed; allowed: greater than or equal to 3"),
+        (
+            "shape: 3",
+            "shape: '3' is not allowed; allowed: text, in quotes where YAML takes it for something else; or a mapping",
+        ),
+        ("parts: {str: {names: b}}", "parts.str.names: 'b' is not allowed; allowed: a list"),
+        ("parts: {str: {names: []}}", "parts.str.names: '[]' is not allowed; allowed: at least 1 entries"),
+        ("parts: {str: {code: ab}}", "parts.str.code: 'ab' is not allowed; allowed: text of the form ^[A-Z]$"),
+        ("parts: [a]", "parts: \"['a']\" is not allowed; allowed: a mapping"),
+        ("scale: wide", "scale: 'wide' is not allowed; allowed: a number"),
+    ],
+)
+def test_a_mistake_is_told_by_its_own_field_in_the_words_of_yaml(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_settings(text, Drawing)
+    assert str(caught.value) == told
 
 
 def test_table_has_every_field_with_its_docstring() -> None:

@@ -91,7 +91,7 @@ def prepare_run(path: Path) -> PreparedRun:
         wrong.append(FieldViolation(f"{path}: documents", "nothing", allowed))
     elif isinstance(documents, str):
         try:
-            tasks = read_tasks(_beside(path, Path(documents)), limit if isinstance(limit, int) else None)
+            tasks = read_tasks(_beside(path, Path(documents)), limit if isinstance(limit, int) and limit > 0 else None)
         except InvalidInput as error:
             wrong += error.violations
     if quiz and isinstance(quiz, str):
