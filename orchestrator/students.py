@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping
 
 from orchestrator import metrics
@@ -12,6 +13,8 @@ from tutelage.client import StudentClient
 from tutelage.domain.description import StudentDescription
 from tutelage.domain.errors import NotFound, TutelageError, Unavailable
 from tutelage.domain.run import StudentReplica
+
+logger = logging.getLogger(__name__)
 
 CANCEL_S = 5.0
 """Seconds a replica has to say that it stops an evaluation nobody waits for."""
@@ -28,6 +31,7 @@ class Students:
         self._resolve = resolve
         self._endpoints: dict[str, dict[str, Endpoint]] = {name: {} for name in settings}
         self._clients: dict[tuple[str, str], StudentClient] = {}
+        self._reachable: dict[str, bool] = {}
 
     def _known(self, name: str) -> StudentChannel:
         try:
@@ -116,6 +120,12 @@ class Students:
     def seen(self, name: str, reachable: bool) -> None:
         """Notes whether the student answered."""
         metrics.STUDENT_REACHABLE.labels(name).set(float(reachable))
+        if reachable is not self._reachable.get(name, True):
+            if reachable:
+                logger.info("student %s answers again", name)
+            else:
+                logger.warning("student %s at %s does not answer", name, self.address_text(name))
+        self._reachable[name] = reachable
 
     async def close(self) -> None:
         """Closes all channels."""

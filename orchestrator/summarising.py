@@ -36,7 +36,7 @@ async def summarise(run: Run, store: Store, runner: Runner | None, dispatcher: D
         mean_reward=tally.mean_reward,
         seconds_left=_seconds_left(run, tally, dispatcher) if running else None,
         policy_version=version,
-        message=run.message,
+        message=run.message or (_away(run, dispatcher) if running else ""),
         created_at=run.created_at,
         finished_at=run.finished_at,
         unscored=tally.unscored,
@@ -52,6 +52,11 @@ async def summarise(run: Run, store: Store, runner: Runner | None, dispatcher: D
         ),
         teacher_busy=share(used.get("teacher")),
     )
+
+
+def _away(run: Run, dispatcher: Dispatcher) -> str:
+    """Which of the run's students do not answer: it waits for them, or soon will."""
+    return "; ".join(f"student {name!r} does not answer" for name in run.plan.students if not dispatcher.slots(name))
 
 
 def _seconds_left(run: Run, tally: Tally, dispatcher: Dispatcher) -> float | None:

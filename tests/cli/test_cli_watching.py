@@ -156,3 +156,28 @@ def test_plain_values() -> None:
 def test_run_ids_are_what_the_contract_allows() -> None:
     assert runs.new_run_id("My Run: öl").startswith("my-run-l-")
     assert len(runs.new_run_id("x" * 200)) <= 64
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_who_is_interrupted_hears_that_the_run_goes_on(terminal: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    class Silent:
+        async def watch_run(self, run_id: str, after_sequence: int = 0) -> AsyncIterator[tuple[RunSummary, None]]:
+            yield _RUNNING, None
+            await asyncio.Event().wait()
+
+    async def body() -> None:
+        console = Console(file=io.StringIO(), force_terminal=terminal)
+        watched = asyncio.create_task(watching.follow_on(console, Silent(), "r", 30))  # type: ignore[arg-type]
+        await asyncio.sleep(0.1)
+        watched.cancel()
+        await watched
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(body())
+    told = capsys.readouterr().err
+    assert told == "run r goes on; to follow it: tutelage run watch r; to end it: tutelage run cancel r\n"
+
+
+def test_what_a_run_waits_for_is_in_its_line() -> None:
+    waiting = replace(_RUNNING, message="student 'ada' does not answer")
+    assert watching.summary_text(waiting).endswith("left  student 'ada' does not answer")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
+
+import pytest
 
 from tests.orchestrator.world import in_world
 from tutelage.domain.evaluation import Failure
@@ -157,3 +160,26 @@ def test_a_teacher_that_is_away_is_waited_for(world: Any) -> None:
             assert (await world.done(engine)).state is RunState.DONE
 
     in_world(world, body)
+
+
+def test_a_student_that_went_away_is_told_in_the_summary_and_the_log(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def body() -> None:
+        async with world.engine(dispatch={"set_aside_after": 1, "report_s": 0.2}) as engine:
+            await world.start(engine)
+            await world.b.down()
+
+            async def told(message: str) -> None:
+                while (await engine.summary("run")).message != message:  # noqa: ASYNC110 - the student is a server
+                    await asyncio.sleep(0.05)
+
+            await asyncio.wait_for(told("student 'b' does not answer"), 20)
+            await world.b.up()
+            assert (await world.done(engine)).message == ""
+
+    in_world(world, body)
+    lines = [record.getMessage() for record in caplog.records if record.name == "orchestrator.students"]
+    assert lines == [f"student b at {world.b.address} does not answer", "student b answers again"]

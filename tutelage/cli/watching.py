@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractContextManager
@@ -107,6 +108,8 @@ def summary_text(summary: RunSummary) -> str:
         parts.append(f"unscored {summary.unscored}")
     if summary.state is RunState.RUNNING:
         parts.append(f"{duration_text(summary.seconds_left)} left")
+        if summary.message:
+            parts.append(summary.message)
     else:
         parts.append(summary.state.value)
     return "  ".join(parts)
@@ -208,8 +211,16 @@ async def follow_on(
     patience_s: float,
     told: Callable[[RunEvent], None] | None = None,
 ) -> RunSummary:
-    """Follows with a live display on a terminal, and with plain lines in a pipe or where the cursor cannot be moved."""
-    if not console.is_terminal or console.is_dumb_terminal:
-        return await follow(client, run_id, PlainDisplay(console), patience_s, told)
-    with LiveDisplay(console) as display:
-        return await follow(client, run_id, display, patience_s, told)
+    """Follows with a live display on a terminal, and with plain lines in a pipe or where the cursor cannot be moved.
+
+    Interrupted, it says that the run goes on: only the orchestrator ends it.
+    """
+    try:
+        if not console.is_terminal or console.is_dumb_terminal:
+            return await follow(client, run_id, PlainDisplay(console), patience_s, told)
+        with LiveDisplay(console) as display:
+            return await follow(client, run_id, display, patience_s, told)
+    except asyncio.CancelledError:
+        on, off = f"tutelage run watch {run_id}", f"tutelage run cancel {run_id}"
+        print(f"run {run_id} goes on; to follow it: {on}; to end it: {off}", file=sys.stderr)
+        raise
