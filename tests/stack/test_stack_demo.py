@@ -84,7 +84,7 @@ def test_it_shows_what_it_promises_and_ends_clean(demo: Demo) -> None:
     assert demo.process.wait(800) == 0, demo.shown
     for part in (
         "evaluations",
-        "s left",
+        "of evaluations left",
         "best self-edit",
         "quiz scores, before > after",
         "before:",

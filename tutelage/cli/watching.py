@@ -95,7 +95,10 @@ def duration_text(seconds: float | None) -> str:
 
 
 def summary_text(summary: RunSummary) -> str:
-    """One line: where the run is, what it earned so far, how long it will take."""
+    """One line: where the run is, what it earned so far, how long its evaluations will take.
+
+    What the teacher still has to write and to learn is not in it: often more than the evaluations.
+    """
     reward = "?" if summary.mean_reward is None else f"{summary.mean_reward:+.3f}"
     parts = [
         f"round {summary.round}/{summary.rounds} {summary.phase.value}",
@@ -107,7 +110,7 @@ def summary_text(summary: RunSummary) -> str:
     if summary.unscored:
         parts.append(f"unscored {summary.unscored}")
     if summary.state is RunState.RUNNING:
-        parts.append(f"{duration_text(summary.seconds_left)} left")
+        parts.append(f"{duration_text(summary.seconds_left)} of evaluations left")
         if summary.message:
             parts.append(summary.message)
     else:
