@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from orchestrator.inbox_config import InboxConfig
 from orchestrator.judge_config import JudgeSettings
 from tutelage.domain.errors import FieldViolation
-from tutelage.rpc.config import ChannelSettings, ServerSettings
+from tutelage.rpc.config import ADDRESS, ChannelSettings, ServerSettings, is_address
 from tutelage.settings import Inconsistent, Settings
 
 
@@ -37,6 +37,14 @@ class StudentChannel(ChannelSettings):
     """Further addresses, in the same forms."""
     addresses_file: Path | None = None
     """File with further addresses, one a line; read again like names are resolved again, so replicas come and go."""
+
+    @field_validator("addresses")
+    @classmethod
+    def _have_ports(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        wrong = [(index, each) for index, each in enumerate(value) if not is_address(each)]
+        if wrong:
+            raise Inconsistent([FieldViolation(f"[{index}]", each, ADDRESS) for index, each in wrong])
+        return value
 
     @model_validator(mode="after")
     def _somewhere(self) -> StudentChannel:

@@ -152,11 +152,15 @@ def violations_of(
         location = _without_branches(model, item["loc"])
         together = item.get("ctx", {}).get("error")
         if isinstance(together, Inconsistent):
-            above = _dotted(location) + "." if location else ""
-            found += [replace(each, field=f"{prefix}{above}{each.field}") for each in together.violations]
+            above = _dotted(location) if location else ""
+            found += [replace(each, field=prefix + _below(above, each.field)) for each in together.violations]
         else:
             found.append(_violation(item, location, model, prefix))
     return _one_a_field(found)
+
+
+def _below(above: str, field: str) -> str:
+    return f"{above}.{field}" if above and not field.startswith("[") else above + field
 
 
 def _one_a_field(found: Sequence[FieldViolation]) -> list[FieldViolation]:

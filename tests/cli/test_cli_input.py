@@ -45,8 +45,16 @@ def test_unknown_configuration_key_is_named_with_those_allowed(tmp_path: Path, r
     assert "no_such_key" in done.stderr
 
 
-@pytest.mark.parametrize("command", [("run", "list", "--orchestrator", ""), ("policies", "list", "--teacher", " ")])
-def test_an_address_that_is_empty_is_wrong_input(command: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("run", "list", "--orchestrator", ""),
+        ("policies", "list", "--teacher", " "),
+        ("run", "list", "--orchestrator", "localhost"),
+        ("adapters", "list", "--orchestrator", "http://127.0.0.1:7070"),
+    ],
+)
+def test_an_address_without_host_and_port_is_wrong_input(command: tuple[str, ...]) -> None:
     done = tutelage(*command)
     assert done.returncode == 2
     assert "address: " in done.stderr

@@ -186,3 +186,5 @@ def test_a_student_needs_an_address() -> None:
     text = "teacher: {address: 'x:1'}\nstudents: {a: {ca: x.pem}}\n"
     with pytest.raises(Exception, match=r"students\.a.*addresses_file"):
         parse_settings(text, OrchestratorSettings)
+    with pytest.raises(Exception, match=r"students\.a\.addresses\[1\]: 'y' is not allowed; allowed: host:port"):
+        parse_settings(text.replace("ca: x.pem", "addresses: ['x:1', y]"), OrchestratorSettings)

@@ -139,3 +139,20 @@ def test_bound_fields_are_in_each_line_and_come_off() -> None:
     assert first["run_id"] == "r1"
     assert "evaluation_id" not in first
     assert "run_id" not in second
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost", "127.0.0.1:", ":7070", "http://127.0.0.1:7070", "a:b", "a:65536", " "]
+)
+def test_an_address_without_a_host_and_a_port_is_refused(address: str) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"students\.a\.address: .* is not allowed; allowed: host:port of the service"
+    ):
+        parse_settings({"students": {"a": {"address": address}}}, Example)
+
+
+@pytest.mark.parametrize(
+    "address", ["localhost:7070", "10.0.0.7:1", "[::1]:7070", "dns:a.svc:7070", "dns:///a.svc:7070", "unix:/run/a.sock"]
+)
+def test_an_address_that_can_be_reached_is_taken(address: str) -> None:
+    assert ChannelSettings(address=address).address == address

@@ -30,13 +30,13 @@ def channel_settings(address: str, server_name: str = "") -> ChannelSettings:
     """The channel to an address, with TLS and token as the environment says.
 
     `server_name` is the name that the server's certificate carries, where it is not the address's host. InvalidInput
-    for an address that is blank.
+    for an address without a port.
     """
     from tutelage.domain.errors import InvalidInput
-    from tutelage.rpc.config import ChannelSettings
+    from tutelage.rpc.config import ADDRESS, ChannelSettings, is_address
 
-    if not address.strip():
-        raise InvalidInput.of("address", address, "host:port of the service")
+    if not is_address(address):
+        raise InvalidInput.of("address", address, ADDRESS)
 
     def file(name: str) -> Path | None:
         value = os.environ.get(name)

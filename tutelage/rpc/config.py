@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.settings import Settings
@@ -52,6 +53,16 @@ class ServerSettings(Settings):
     """File written when the service serves: JSON with address, metrics_address and pid."""
 
 
+ADDRESS = "host:port of the service"
+
+
+def is_address(text: str) -> bool:
+    """Whether it is host:port, with or without one of gRPC's schemes before it, or the path of a socket (`unix:`)."""
+    host, _, port = text.strip().rpartition(":")
+    has_port = port.isascii() and port.isdecimal() and int(port) < 2**16
+    return text.startswith("unix:") or (has_port and bool(host) and not re.match(r"\w+://[^/]", host))
+
+
 class ChannelSettings(Settings):
     """What a client is told to reach a service."""
 
@@ -73,6 +84,14 @@ class ChannelSettings(Settings):
     """Seconds a ping may stay unanswered before the peer counts as gone."""
     max_message_mib: int = Field(default=64, ge=1, le=1024)
     """Largest message taken or sent, in MiB."""
+
+    @field_validator("address")
+    @classmethod
+    def _has_a_port(cls, value: str) -> str:
+        # gRPC takes another address for one of port 443, and only ever says that nobody is there.
+        if value and not is_address(value):
+            raise ValueError(ADDRESS)
+        return value
 
     @property
     def secure(self) -> bool:
