@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from orchestrator import metrics
@@ -26,6 +26,7 @@ from tutelage.domain.errors import TutelageError
 from tutelage.domain.evaluation import EvaluationKey, EvaluationOutcome, EvaluationReport, Failure
 from tutelage.domain.reward import Reward, Unscored, scored
 from tutelage.domain.self_edit import Rejection
+from tutelage.grading import answer_overlap
 
 
 def reward_or_why(
@@ -176,7 +177,10 @@ class Evaluator:
 
         missing: Mapping[str, str] = {}
         if isinstance(outcome, EvaluationReport):
-            metrics.ANSWER_OVERLAP.observe(outcome.answer_overlap)
+            # A student is not told what of an edit its writer was given.
+            overlap = answer_overlap(key.self_edit, key.quiz, self.run.tasks[work.task].task)
+            outcome = replace(outcome, answer_overlap=overlap)
+            metrics.ANSWER_OVERLAP.observe(overlap)
             judged = await self._judged(asked, outcome, key, unjudged)
             outcome, missing = judged.report, judged.missing
         found = reward_or_why(self.run, outcome, missing)

@@ -33,7 +33,7 @@ JUDGED = Counter(
 )
 ANSWER_OVERLAP = Histogram(
     "tutelage_orchestrator_answer_overlap",
-    "Share of a quiz's answers that stand word for word in the self-edit.",
+    "Share of a quiz's answers that stand word for word in what was written, the passage left out.",
     buckets=(0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
 )
 MADE_QUESTIONS = Counter(

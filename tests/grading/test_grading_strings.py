@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.self_edit import SelfEdit, TextDocument, question_answer
-from tutelage.domain.task import Question, Quiz
+from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
 from tutelage.grading import STRING_GRADERS, answer_overlap, grade, normalise
 
 TEXT = st.text(max_size=40)
@@ -71,3 +71,14 @@ def test_overlap_counts_answers_that_the_edit_gives_away() -> None:
     assert answer_overlap(edit, Quiz(questions)) == pytest.approx(0.5)
     assert answer_overlap(edit, Quiz()) == 0.0
     assert answer_overlap(SelfEdit(()), Quiz(questions)) == 0.0
+
+
+def test_overlap_leaves_out_what_the_task_itself_gives() -> None:
+    quiz = Quiz((Question("1", "Where?", "Paris"), Question("2", "When?", "1843")))
+    passage = Task("t", DocumentTask("Ada", "She was in Paris\nin 1843."))
+    note = TextDocument("It was 1843.")
+    for own in (TextDocument("Ada\n\nShe was in Paris\nin 1843."), question_answer("Ada?", passage.content.text)):
+        assert answer_overlap(SelfEdit((own,)), quiz, passage) == 0.0
+        assert answer_overlap(SelfEdit((own, note)), quiz, passage) == pytest.approx(0.5)
+    few_shot = Task("f", FewShotTask("Answer.", (Demonstration("Where?", "Paris"),)))
+    assert answer_overlap(SelfEdit((question_answer("Where?", "Paris"), note)), quiz, few_shot) == pytest.approx(0.5)

@@ -124,7 +124,8 @@ class FakeStudent(student_grpc.StudentServiceServicer):
             retention_after=answers(1.0, key.retention_quiz),
             effective_settings=key.settings,
             cost=TrainingCost(steps=1, tokens=1, supervised_tokens=1),
-            answer_overlap=0.0,
+            # Of all that it was given, the passage among it.
+            answer_overlap=1.0,
             finished_at=datetime(2026, 1, 1, tzinfo=UTC),
         )
 

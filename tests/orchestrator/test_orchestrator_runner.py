@@ -34,6 +34,8 @@ def test_a_run_ends_scored_updated_committed_and_reported(world: Any) -> None:
             assert summary.phase is RunPhase.ENDED
             reports = [row for row in await engine.store.evaluations("run") if row.state == "report"]
             assert overlaps_counted() - measured == len(reports) > 0
+            # Of what was written, none of which is an answer.
+            assert {row.outcome.answer_overlap for row in reports} == {0.0}
             # 2 rounds x 2 tasks x 4 candidates x 2 students x 2 seeds
             assert summary.evaluations_done == summary.evaluations_total == 64
             assert (summary.rejected, summary.unscored) == (4, 0)

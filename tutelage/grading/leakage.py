@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from tutelage.domain.self_edit import SelfEdit, TextDocument
-from tutelage.domain.task import Quiz
+from tutelage.domain.self_edit import SelfEdit, TextDocument, TrainingDocument
+from tutelage.domain.task import DocumentTask, Quiz, Task
 from tutelage.grading.strings import contains
 
 
-def answer_overlap(self_edit: SelfEdit, quiz: Quiz) -> float:
-    """Share, 0 to 1, of the questions whose answer (or an alias) stands in a document of the edit; 0 without any."""
+def answer_overlap(self_edit: SelfEdit, quiz: Quiz, task: Task | None = None) -> float:
+    """Share, 0 to 1, of the questions whose answer (or an alias) stands in a document of the edit; 0 without any.
+
+    What the `task` itself gives to study, its passage or its demonstrations, is left out: answers that stand in a
+    passage would stand in each of its edits, whatever was written.
+    """
     if not quiz.questions:
         return 0.0
-    texts = [
-        text
-        for document in self_edit.documents
-        for text in (
-            (document.text,)
-            if isinstance(document, TextDocument)
-            else tuple(message.content for message in document.messages)
-        )
-    ]
+    written = [_texts(document) for document in self_edit.documents]
+    if task is not None:
+        written = [texts for texts in written if not _is_given(texts, task)]
+    texts = [text for each in written for text in each]
     found = sum(any(contains(text, (q.answer, *q.aliases)) for text in texts) for q in quiz.questions)
     return found / len(quiz.questions)
+
+
+def _texts(document: TrainingDocument) -> tuple[str, ...]:
+    if isinstance(document, TextDocument):
+        return (document.text,)
+    return tuple(message.content for message in document.messages)
+
+
+def _is_given(texts: tuple[str, ...], task: Task) -> bool:
+    if isinstance(task.content, DocumentTask):
+        return any(contains(text, (task.content.text,)) for text in texts)
+    return texts in {(item.input, item.output) for item in task.content.demonstrations}
