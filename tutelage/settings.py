@@ -76,12 +76,16 @@ _Loader.add_implicit_resolver(
 
 def load_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
     """The model from a YAML file; InvalidInput names every wrong field, or the file when it cannot be read."""
+    return parse_settings(read_yaml(path), model, source=str(path))
+
+
+def read_yaml(path: str | Path) -> str:
+    """The text of a YAML file; InvalidInput names the file when it cannot be read."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InvalidInput.of("config", path, f"a readable YAML file ({reason})") from None
-    return parse_settings(text, model, source=str(path))
 
 
 def parse_mapping(text: str, source: str = "") -> dict[str, Any]:

@@ -68,6 +68,14 @@ def test_a_student_without_a_name_is_wrong_input(tmp_path: Path) -> None:
     assert "students[1]" in done.stderr
 
 
+def test_changes_of_a_clone_that_are_no_text_are_wrong_input(tmp_path: Path) -> None:
+    changes = tmp_path / "changes.yaml"
+    changes.write_bytes(b"\xff")
+    done = tutelage("run", "clone", "one", "two", "--changes", str(changes))
+    assert done.returncode == 2
+    assert f"config: '{changes}' is not allowed; allowed: a readable YAML file (it is not UTF-8)" in done.stderr
+
+
 def test_configuration_file_that_is_not_there(tmp_path: Path) -> None:
     done = tutelage("orchestrator", "serve", "--config", str(tmp_path / "absent.yaml"))
     assert done.returncode == 2

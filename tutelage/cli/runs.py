@@ -276,7 +276,9 @@ def clone(
     as_json: AsJson = False,
 ) -> None:
     """Start a run with the tasks and settings of another, but for the changes."""
-    text = changes.read_text(encoding="utf-8") if changes else ""
+    from tutelage.settings import read_yaml
+
+    text = read_yaml(changes) if changes else ""
 
     async def call() -> tuple[RunSummary, bool]:
         async with orchestrator_client(orchestrator) as client:
