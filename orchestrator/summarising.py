@@ -55,8 +55,10 @@ async def summarise(run: Run, store: Store, runner: Runner | None, dispatcher: D
 
 
 def _away(run: Run, dispatcher: Dispatcher) -> str:
-    """Which of the run's students do not answer: it waits for them, or soon will."""
-    return "; ".join(f"student {name!r} does not answer" for name in run.plan.students if not dispatcher.slots(name))
+    """Which of the run's students did not answer: it waits for them, or soon will, until they are asked once more."""
+    return "; ".join(
+        f"student {name!r} did not answer when last asked" for name in run.plan.students if not dispatcher.slots(name)
+    )
 
 
 def _seconds_left(run: Run, tally: Tally, dispatcher: Dispatcher) -> float | None:

@@ -179,8 +179,8 @@ def test_who_is_interrupted_hears_that_the_run_goes_on(terminal: bool, capsys: p
 
 
 def test_what_a_run_waits_for_is_in_its_line() -> None:
-    waiting = replace(_RUNNING, message="student 'ada' does not answer")
-    assert watching.summary_text(waiting).endswith("left  student 'ada' does not answer")
+    waiting = replace(_RUNNING, message="student 'ada' did not answer when last asked")
+    assert watching.summary_text(waiting).endswith("left  student 'ada' did not answer when last asked")
 
 
 def test_the_time_that_is_left_is_said_to_be_of_evaluations() -> None:

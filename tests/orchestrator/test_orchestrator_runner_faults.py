@@ -176,7 +176,7 @@ def test_a_student_that_went_away_is_told_in_the_summary_and_the_log(
                 while (await engine.summary("run")).message != message:  # noqa: ASYNC110 - the student is a server
                     await asyncio.sleep(0.05)
 
-            await asyncio.wait_for(told("student 'b' does not answer"), 20)
+            await asyncio.wait_for(told("student 'b' did not answer when last asked"), 20)
             await world.b.up()
             assert (await world.done(engine)).message == ""
 
