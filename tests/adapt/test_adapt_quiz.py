@@ -22,7 +22,7 @@ from tutelage.cli.main import app
 from tutelage.cli.quiz import new_questions
 from tutelage.client import SyncOrchestratorClient
 from tutelage.documents import read_tasks
-from tutelage.domain.errors import InvalidInput
+from tutelage.domain.errors import InvalidInput, PreconditionFailed
 from tutelage.domain.made_quiz import Dropped
 from tutelage.domain.run import TaskWithQuiz
 from tutelage.domain.self_edit import SelfEdit, TextDocument, question_answer
@@ -243,6 +243,13 @@ def test_adapt_makes_what_is_missing_and_leaves_out_what_cannot_be_asked(
         assert "other: left out, 2 questions could be made\n" in told.stderr
         refused = CliRunner().invoke(app, [*arguments, "--orchestrator", address])
         assert isinstance(refused.exception, InvalidInput)
+        # It has 2, and 3 are the least.
+        alone = tmp_path / "alone.jsonl"
+        alone.write_text("".join(line for line in _documents(tmp_path).open() if '"other"' in line))
+        arguments[1] = str(alone)
+        nothing = CliRunner().invoke(app, [*arguments, "--make-questions", "5", "--orchestrator", address])
+        assert isinstance(nothing.exception, PreconditionFailed)
+        assert str(nothing.exception) == "too few questions could be made for any document: nothing is learned"
 
 
 def test_an_inbox_makes_them_in_its_window(

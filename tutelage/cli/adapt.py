@@ -121,6 +121,7 @@ def adapt(
 ) -> None:
     """Let students learn documents: the best of several edits is kept if it passes its gates."""
     from tutelage.cli.runs import new_run_id
+    from tutelage.domain.errors import PreconditionFailed
 
     given = {
         "students": student,
@@ -141,6 +142,8 @@ def adapt(
     async def call() -> tuple[RunSummary, list[Decision]]:
         async with orchestrator_client(orchestrator) as client:
             learned = await _asked(client, tasks, config, patience_s)
+            if not learned:
+                raise PreconditionFailed("too few questions could be made for any document: nothing is learned")
             _, created = await client.start_run(identity, config.run_yaml(config.name), learned, quiz)
             if not as_json:
                 typer.echo(f"{'started' if created else 'attached to'} run {identity}", err=True)
