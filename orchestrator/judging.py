@@ -50,7 +50,7 @@ class Judges:
     def __init__(self, settings: Mapping[str, JudgeSettings], kept: VerdictRows | None = None) -> None:
         """`kept` outlives this process; None: nothing does. InvalidInput for a key file that cannot be read."""
         self._settings, self._kept = dict(settings), kept
-        self._endpoints = {name: ChatEndpoint(each) for name, each in self._settings.items()}
+        self._endpoints = {name: ChatEndpoint(each, f"judges.{name}") for name, each in self._settings.items()}
         self._stack = AsyncExitStack()
         self._verdicts: OrderedDict[tuple[str, str], asyncio.Future[float]] = OrderedDict()
 

@@ -72,10 +72,10 @@ class Reply:
 class ChatEndpoint:
     """One endpoint; an async context manager."""
 
-    def __init__(self, settings: ChatEndpointSettings) -> None:
-        """InvalidInput for a key file that cannot be read."""
+    def __init__(self, settings: ChatEndpointSettings, field: str = "endpoint") -> None:
+        """InvalidInput for a key file that cannot be read; `field` is what the settings are called where they stand."""
         self._settings = settings
-        key = read_token(settings.api_key_file, "api_key_file") if settings.api_key_file else ""
+        key = read_token(settings.api_key_file, f"{field}.api_key_file") if settings.api_key_file else ""
         self._client = httpx2.AsyncClient(
             base_url=settings.base_url.rstrip("/") + "/",
             headers={"authorization": f"Bearer {key}"} if key else {},

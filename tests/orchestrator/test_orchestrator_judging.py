@@ -282,3 +282,8 @@ def test_a_judge_is_a_grader_but_not_of_the_retention_quiz() -> None:
     for wrong in ("reward: {retention_grader: gpt, retention_penalty: 1}", "graders: [gpt, contains, loglik]"):
         with pytest.raises(InvalidInput, match=r"judges|retention_grader"):
             parse_settings(f"students: [a]\njudges: [gpt]\n{wrong}\n", RunConfig)
+
+
+def test_a_key_file_that_is_not_there_is_named_with_its_judge(endpoint: Endpoint) -> None:
+    with pytest.raises(InvalidInput, match=r"^judges\.gpt\.api_key_file: 'nowhere' is not allowed"):
+        Judges({"gpt": settings(endpoint, api_key_file="nowhere")})
