@@ -311,7 +311,7 @@ def test_the_same_run_under_another_id_earns_and_teaches_the_same(world: Any, tm
     [
         ("group: {close: minimum}", "group.minimum"),
         ("group: {minimum: 2}", "group.minimum"),
-        ("group: {close: minimum, minimum: 5}", "5 of 4"),
+        ("group: {close: minimum, minimum: 5}", r"group\.minimum: .5. is not allowed; allowed: 4 at most"),
         ("group: {close: retry, wait_s: 3}", "group.wait_s"),
         ("group: {close: sometimes}", "group.close"),
         ("staleness: 5", "update.max_staleness"),
