@@ -75,9 +75,10 @@ def test_overlap_counts_answers_that_the_edit_gives_away() -> None:
 
 def test_overlap_leaves_out_what_the_task_itself_gives() -> None:
     quiz = Quiz((Question("1", "Where?", "Paris"), Question("2", "When?", "1843")))
-    passage = Task("t", DocumentTask("Ada", "She was in Paris\nin 1843."))
+    text = "She was in Paris\nin 1843."
+    passage = Task("t", DocumentTask("Ada", text))
     note = TextDocument("It was 1843.")
-    for own in (TextDocument("Ada\n\nShe was in Paris\nin 1843."), question_answer("Ada?", passage.content.text)):
+    for own in (TextDocument(f"Ada\n\n{text}"), question_answer("Ada?", text)):
         assert answer_overlap(SelfEdit((own,)), quiz, passage) == 0.0
         assert answer_overlap(SelfEdit((own, note)), quiz, passage) == pytest.approx(0.5)
     few_shot = Task("f", FewShotTask("Answer.", (Demonstration("Where?", "Paris"),)))
