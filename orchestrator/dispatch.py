@@ -18,7 +18,7 @@ Every job ends exactly once: by `ended` with a final outcome, by GiveUp, or by `
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 
 from orchestrator.alarms import Alarms
 from orchestrator.backoff import RetryBudget, backoff_s
@@ -36,6 +36,7 @@ class Dispatch:
         self._jobs: dict[Job, Waiting] = {}
         self._attempts: dict[int, tuple[Job, Replica, str]] = {}
         self._alarms = Alarms(lambda kind, about: kind in ("probe", "fill") or about in self._jobs)
+        self._at = self._alarms.add
         self._numbers = itertools.count(1)
 
     # Replicas.
@@ -68,7 +69,7 @@ class Dispatch:
             return []
         replica.reported(slots, free)
         # A replica that others use too may have room again any moment.
-        self._at(now + (self.rules.report_s if not replica.others else min(5.0, self.rules.report_s)), "probe", replica)
+        self._probe_at(replica, now + (self.rules.report_s if not replica.others else min(5.0, self.rules.report_s)))
         return self._fill(student, now)
 
     def unreachable(self, student: str, address: str, now: float) -> list[Decision]:
@@ -81,10 +82,17 @@ class Dispatch:
             return []
         if replica.trusted and not replica.failed(self.rules.set_aside_after):
             # It may only be too busy to answer at once.
-            self._at(now + self.rules.initial_s, "probe", replica)
+            self._probe_at(replica, now + self.rules.initial_s)
         else:
             self._aside(replica, now)
         return []
+
+    def wanted(self, student: str) -> list[Decision]:
+        """Somebody begins to work with the student: those of its replicas that were away are asked at once."""
+        known = self.students.get(student)
+        away = (Standing.NEW, Standing.ASIDE)
+        found = [each for each in known.replicas.values() if each.standing in away] if known else []
+        return [probe for replica in found if not replica.probing for probe in self._probe(replica)]
 
     # Jobs.
 
@@ -188,7 +196,7 @@ class Dispatch:
             if kind == "probe":
                 assert isinstance(about, tuple)
                 replica = self._replica(*about)
-                if replica is not None and not replica.probing and replica.standing is not Standing.LEAVING:
+                if replica is not None and replica.to_be_asked(now):
                     out += self._probe(replica)
             elif kind == "fill":
                 due[str(about)] = None
@@ -227,8 +235,9 @@ class Dispatch:
         known = self.students.get(student)
         return known.replicas.get(address) if known else None
 
-    def _at(self, when: float, kind: str, about: Hashable | Replica) -> None:
-        self._alarms.add(when, kind, (about.student, about.address) if isinstance(about, Replica) else about)
+    def _probe_at(self, replica: Replica, when: float) -> None:
+        replica.probe_at = when
+        self._at(when, "probe", (replica.student, replica.address))
 
     def _probe(self, replica: Replica) -> list[Decision]:
         replica.asked()
@@ -238,7 +247,7 @@ class Dispatch:
         was = self.students[replica.student].trusted
         replica.set_aside()
         pause = backoff_s(replica.setbacks, self.rules.initial_s, self.rules.factor, self.rules.maximum_s)
-        self._at(now + pause, "probe", replica)
+        self._probe_at(replica, now + pause)
         if was and not self.students[replica.student].trusted:
             self._lost(replica.student, now)
 

@@ -124,6 +124,10 @@ class Dispatcher:
         if not work.done.done():
             work.done.set_result((Failure(reason, retryable=False), ""))
 
+    def wanted(self, student: str) -> None:
+        """Asks the student at once whether it is there, if it was away: a run begins to work with it."""
+        self._apply(self._dispatch.wanted(student))
+
     def slots(self, student: str) -> int:
         """Slots of the student's replicas that may get work."""
         return self._dispatch.slots(student)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -35,6 +36,8 @@ class Replica:
     full_until: float = 0.0
     """It said that it has no room before this time."""
     probing: bool = False
+    probe_at: float = math.inf
+    """When it is asked next how it is. There is one such time: what was set before means nothing any more."""
     changes: int = 0
     """Grows with every start and end, so that a report is only believed of a moment that has not passed."""
     changes_at_probe: int = 0
@@ -51,6 +54,10 @@ class Replica:
         if self.standing is Standing.PROBATION:
             return max(0, 1 - self.running)
         return max(0, self.slots - self.others - self.running)
+
+    def to_be_asked(self, now: float) -> bool:
+        """Whether it is time for the next probe, and none is under way."""
+        return now >= self.probe_at and not self.probing and self.standing is not Standing.LEAVING
 
     @property
     def load(self) -> float:
@@ -85,7 +92,7 @@ class Replica:
 
     def asked(self) -> None:
         """A probe is under way."""
-        self.probing = True
+        self.probing, self.probe_at = True, math.inf
         self.changes_at_probe = self.changes
 
     def reported(self, slots: int, free: int) -> None:

@@ -173,6 +173,7 @@ class Runner:
                 raise _given_up(*failed)
         self._used.room(TEACHER, 1)
         for name in self.run.plan.students:
+            self._dispatcher.wanted(name)
             self._room_changed(name)
 
     async def _fail(self, error: BaseException) -> None:

@@ -8,7 +8,6 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestrator.backoff import RetryBudget
 from orchestrator.dispatch import Dispatch
 from orchestrator.dispatch_decisions import Again, Decision, Fault, GiveUp, Limits, Probe, Rules, Start, Stop
 from orchestrator.replica import Standing
@@ -112,6 +111,10 @@ class Events(RuleBasedStateMachine):
     @rule(student=st.sampled_from(STUDENTS), addresses=st.sets(st.sampled_from(ADDRESSES)))
     def relisted(self, student: str, addresses: set[str]) -> None:
         self.take(self.dispatch.listed(student, sorted(addresses), self.now))
+
+    @rule(student=st.sampled_from(STUDENTS))
+    def wanted(self, student: str) -> None:
+        self.take(self.dispatch.wanted(student))
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 7.0, 60.0]))
     def time_passes(self, seconds: float) -> None:
@@ -332,14 +335,6 @@ def test_a_replica_that_leaves_keeps_what_it_has_and_gets_no_more() -> None:
 
 
 def test_a_spent_budget_slows_retries_down() -> None:
-    budget = RetryBudget(4)
-    for _ in range(2):
-        assert budget.left
-        budget.failed()
-    assert not budget.left
-    for _ in range(5):
-        budget.succeeded()
-    assert budget.left
     dispatch = ready({"one": 8}, Rules(initial_s=1, maximum_s=30, set_aside_after=100, budget=4))
     waits = []
     for job in range(4):
