@@ -133,10 +133,13 @@ class AdapterStore:
             raise InvalidInput.of("adapter_version", version, "64 lower-case hex digits")
         try:
             manifest: dict[str, Any] = json.loads((self.root / version / MANIFEST).read_bytes())
+            whole = WEIGHTS in manifest["sha256"] and isinstance(manifest["base_revision"], str)
         except FileNotFoundError:
             raise NotFound("adapter", version) from None
-        except ValueError as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise DataLoss(f"the manifest of adapter {version} is damaged") from error
+        if not whole:
+            raise DataLoss(f"the manifest of adapter {version} is damaged")
         return manifest
 
     def get(self, version: str) -> Adapter:

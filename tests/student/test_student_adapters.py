@@ -103,10 +103,13 @@ def test_versions_are_named_by_content(tiny: LoadedModel, tmp_path: Path) -> Non
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataLoss):
         store.load(adapter.version, "r")
-    (tmp_path / adapter.version / "manifest.json").write_text("{")
-    with pytest.raises(DataLoss):
-        store.get(adapter.version)
-    assert store.list() == ()
+    for damaged in ("{", "[]", "{}", '{"sha256": {}, "base_revision": "r"}', '{"sha256": [], "base_revision": "r"}'):
+        (tmp_path / adapter.version / "manifest.json").write_text(damaged)
+        with pytest.raises(DataLoss, match="manifest"):
+            store.get(adapter.version)
+        with pytest.raises(DataLoss, match="manifest"):
+            store.load(adapter.version, "r")
+        assert store.list() == ()
     store.delete(adapter.version)
     with pytest.raises(NotFound):
         store.delete(adapter.version)
