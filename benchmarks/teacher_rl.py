@@ -51,9 +51,10 @@ def show(learned: Sequence[Learned]) -> None:
         update = first.update
         cost = f"{update.train_seconds:.0f} s, {update.peak_memory_bytes / 2**30:.1f} GiB"
         judged = f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" if gap else "-"
+        rewards = f"{each.untrained:+.3f} | {each.trained:+.3f}" if gap else "- | -"
         print(
             f"| {each.recipe.algorithm} | {each.recipe.format} | {update.kept_candidates} of {first.scored} "
-            f"| {first.kilotokens:.0f} k | {cost} | {each.untrained:+.3f} | {each.trained:+.3f} | {judged} |"
+            f"| {first.kilotokens:.0f} k | {cost} | {rewards} | {judged} |"
         )
 
 
