@@ -68,7 +68,10 @@ class Demo:
 
 @pytest.fixture
 def demo(tmp_path: Path, model: Path) -> Iterator[Demo]:
+    # Whoever starts the tests behind a script has this signal ignored, and children of theirs inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     running = Demo(tmp_path / "demo", model)
+    signal.signal(signal.SIGINT, before)
     yield running
     if running.process.poll() is None:
         running.process.terminate()
