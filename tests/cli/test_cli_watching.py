@@ -167,7 +167,12 @@ def test_who_is_interrupted_hears_that_the_run_goes_on(terminal: bool, capsys: p
 
     async def body() -> None:
         console = Console(file=io.StringIO(), force_terminal=terminal)
-        watched = asyncio.create_task(watching.follow_on(console, Silent(), "r", 30))  # type: ignore[arg-type]
+
+        async def watch() -> None:
+            with watching.left_running("r"):
+                await watching.follow_on(console, Silent(), "r", 30)  # type: ignore[arg-type]
+
+        watched = asyncio.create_task(watch())
         await asyncio.sleep(0.1)
         watched.cancel()
         await watched

@@ -110,6 +110,8 @@ def test_interrupted_it_leaves_no_process(demo: Demo, number: signal.Signals, co
     assert len(processes_of(demo.folder)) >= 4
     demo.process.send_signal(number)
     assert demo.process.wait(60) == code, demo.shown
+    # Its services end with it, and so does its run.
+    assert "goes on" not in demo.shown
     if number is not signal.SIGKILL:
         assert "interrupted; all services are stopped" in demo.shown
         assert "Traceback" not in demo.shown

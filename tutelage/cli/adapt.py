@@ -176,7 +176,7 @@ async def _asked(
 async def _follow(client: Any, run_id: str, patience_s: float, *, quiet: bool) -> tuple[RunSummary, list[Decision]]:
     from rich.console import Console
 
-    from tutelage.cli.watching import follow_on
+    from tutelage.cli.watching import follow_on, left_running
 
     decisions: list[Decision] = []
 
@@ -186,7 +186,8 @@ async def _follow(client: Any, run_id: str, patience_s: float, *, quiet: bool) -
             decisions.append(decision)
 
     console = Console(stderr=True, quiet=quiet)
-    return await follow_on(console, client, run_id, patience_s, told), decisions
+    with left_running(run_id):
+        return await follow_on(console, client, run_id, patience_s, told), decisions
 
 
 def _print_plan(config: AdaptConfig, tasks: tuple[TaskWithQuiz, ...], quiz: Quiz, as_json: bool) -> None:

@@ -125,9 +125,10 @@ async def _follow(client: object, run_id: str, patience_s: float, as_json: bool)
     """Shows how the run goes; where JSON is printed, on standard error, which leaves standard output to it."""
     from rich.console import Console
 
-    from tutelage.cli.watching import follow_on
+    from tutelage.cli.watching import follow_on, left_running
 
-    return await follow_on(Console(stderr=as_json), client, run_id, patience_s)  # type: ignore[arg-type]
+    with left_running(run_id):
+        return await follow_on(Console(stderr=as_json), client, run_id, patience_s)  # type: ignore[arg-type]
 
 
 def _exit_with(summary: RunSummary, watched: bool) -> None:

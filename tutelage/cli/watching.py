@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -214,15 +214,18 @@ async def follow_on(
     patience_s: float,
     told: Callable[[RunEvent], None] | None = None,
 ) -> RunSummary:
-    """Follows with a live display on a terminal, and with plain lines in a pipe or where the cursor cannot be moved.
+    """Follows with a live display on a terminal, and with plain lines in a pipe or where the cursor cannot be moved."""
+    if not console.is_terminal or console.is_dumb_terminal:
+        return await follow(client, run_id, PlainDisplay(console), patience_s, told)
+    with LiveDisplay(console) as display:
+        return await follow(client, run_id, display, patience_s, told)
 
-    Interrupted, it says that the run goes on: only the orchestrator ends it.
-    """
+
+@contextmanager
+def left_running(run_id: str) -> Iterator[None]:
+    """Whoever is interrupted within is told that the run goes on: only the orchestrator ends it."""
     try:
-        if not console.is_terminal or console.is_dumb_terminal:
-            return await follow(client, run_id, PlainDisplay(console), patience_s, told)
-        with LiveDisplay(console) as display:
-            return await follow(client, run_id, display, patience_s, told)
+        yield
     except asyncio.CancelledError:
         on, off = f"tutelage run watch {run_id}", f"tutelage run cancel {run_id}"
         print(f"run {run_id} goes on; to follow it: {on}; to end it: {off}", file=sys.stderr)
