@@ -235,9 +235,9 @@ class Course:
     def advanced(self, learned: Learned, rounds: int) -> Learned:
         """The recipe after `rounds` rounds in all, each from what its policy so far writes.
 
-        Those after the first are by the algorithm that `--then` names, or by its own.
+        Those after the first are by the algorithm that `--then` names.
         """
-        later = replace(learned.recipe, algorithm=self.args.then or learned.recipe.algorithm)
+        later = replace(learned.recipe, algorithm=self.args.then)
         while len(learned.rounds) < rounds:
             scored = self.collect_next(learned, self.learning)
             learned.rounds.append(self._round(later, learned.policy, *scored))

@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--evaluation-seeds", type=int, default=1, help="evaluations of each, whose mean is its reward")
     parser.add_argument("--rounds", type=int, default=2, help="of writing and learning, for the chosen recipe")
     parser.add_argument(
-        "--then", choices=tuple(SETTINGS), help="algorithm of the rounds after the first; else the same"
+        "--then", choices=tuple(SETTINGS), default="rloo", help="algorithm of the rounds after the first"
     )
     parser.add_argument("--train-file", type=Path, help="documents in place of the examples: JSONL or SQuAD JSON")
     parser.add_argument("--judge-file", type=Path, help="held-out documents in place of the examples")
