@@ -15,7 +15,7 @@ leaves the student as it is and counts 0 (a policy learns from -0.1). Intervals:
 The published protocol (SEAL, section 4: 50 documents, 5 self-edits each, 3 seeds, 2 rounds; judged on other documents):
 
     python benchmarks/teacher_rl.py --train-file TRAIN.json --judge-file DEV.json --learn-documents 50 --candidates 5 \
-        --evaluation-seeds 3 --rounds 2 --algorithms rest_em --formats implications --processes 1
+        --evaluation-seeds 3 --rounds 2 --algorithms rest_em --then rest_em --formats implications --processes 1
 on a machine with a GPU; on a CPU it would take days.
 """
 
