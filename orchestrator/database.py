@@ -1,9 +1,9 @@
 """The database: opened by URL, migrated at start, every writing transaction a writer from its start on SQLite.
 
 On PostgreSQL a silent peer is given up on either side: a transaction of an orchestrator that was stopped, or whose
-machine is gone, is ended by the server between two statements, and in the middle of one by whoever wants to take over
-its run, so that its locks keep no other from doing so; and a server that does not answer any more is a lost connection
-within half a minute.
+machine is gone, is ended by the server between two statements, and where the server's timeout does not count by whoever
+wants to take over its run, so that its locks keep no other from doing so; and a server that does not answer any more is
+a lost connection within half a minute.
 """
 
 from __future__ import annotations
@@ -133,22 +133,26 @@ _SILENT = text("""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
     AND application_name = current_setting('application_name')
-    AND state = 'active' AND wait_event = 'ClientRead'
+    AND state <> 'idle' AND wait_event = 'ClientRead'
     AND state_change < clock_timestamp() - NULLIF(current_setting('idle_in_transaction_session_timeout'), '0')::interval
 """)
 
 
-async def end_silent(engine: AsyncEngine) -> None:
-    """Ends PostgreSQL's sessions of orchestrators that fell silent in the middle of what they sent.
+async def end_silent(engine: AsyncEngine) -> int:
+    """Ends PostgreSQL's sessions of orchestrators that fell silent in a transaction and that its timeout does not end.
 
-    A statement of which only a part has come, or a pipeline whose end has not, is "active" to the server, and its
-    timeout for idle transactions does not count (PostgreSQL 17's `transaction_timeout` would). Theirs are those of this
-    session's user and `application_name`. Where a pooler has lost this session's own timeout, none is ended.
+    The timeout of idle transactions (PostgreSQL 17's `transaction_timeout` would do) counts only once a statement has
+    come to its end, and nothing after it: neither while a statement has come in part, or a pipeline without its end,
+    nor when a request for results follows the end of a pipeline, as psycopg sends one after many rows. Theirs are the
+    sessions of this one's user and `application_name`. Where a pooler has lost this session's own timeout, none is.
+
+    Returns how many were ended.
     """
     async with engine.begin() as connection:
         ended = (await connection.execute(_SILENT)).all()
     if ended:
-        logger.warning("sessions that fell silent in the middle of a statement: %d ended", len(ended))
+        logger.warning("sessions of orchestrators that fell silent in a transaction: %d ended", len(ended))
+    return len(ended)
 
 
 def reading(engine: AsyncEngine) -> AsyncEngine:

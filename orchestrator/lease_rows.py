@@ -40,14 +40,14 @@ class LeaseRows(Rows):
     async def take(self, run_id: str, owner: str, seconds: float, *, dead: str = "") -> Lease | None:
         """The run's lease; None when somebody holds it (other than the `dead` owner), or it is not running.
 
-        Who fell silent while it wrote to the run is cut off once a write waited for it, and the next try succeeds.
+        Who fell silent while it wrote to the run is cut off once a write waited for it.
         """
         try:
             epoch = await self._taken(run_id, owner, seconds, dead)
         except DBAPIError as error:
-            if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
-                await end_silent(self.engine)
-            raise
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE or not await end_silent(self.engine):
+                raise
+            epoch = await self._taken(run_id, owner, seconds, dead)
         return None if epoch is None else Lease(run_id, epoch)
 
     async def _taken(self, run_id: str, owner: str, seconds: float, dead: str) -> int | None:

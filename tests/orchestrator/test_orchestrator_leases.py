@@ -180,25 +180,30 @@ async def patiently_taken(store: Store) -> Lease | None:
             return await store.take("run", "other", 30)
 
 
-def test_a_pipeline_that_falls_silent_before_its_end_keeps_no_other_from_taking_over(world: Any, postgres: str) -> None:
-    """To the server it is at work, so that no timeout for idle transactions ends it."""
+@pytest.mark.parametrize("told", ["active", "idle in transaction"])
+def test_a_pipeline_that_falls_silent_keeps_no_other_from_taking_over(world: Any, postgres: str, told: str) -> None:
+    """Before its end it is at work to the server; after it the driver's last request for results stops its timeout."""
 
     async def body() -> None:
         async with beside_a_stopped_one(world, postgres, silent_s=1.0) as (stopped, other, _):
-            # As a process that is stopped while the driver sends many rows.
+            # As a process that is stopped while the driver sends many rows, or has just sent them.
             silent = await stopped.engine.connect()
             driver = (await silent.get_raw_connection()).driver_connection
             assert driver is not None
             await driver.execute("SELECT 1")
             driver.pgconn.enter_pipeline_mode()
             driver.pgconn.send_query_params(b"UPDATE runs SET owner = owner WHERE run_id = 'run'", None)
+            if told == "idle in transaction":
+                driver.pgconn.pipeline_sync()
             driver.pgconn.send_flush_request()
             assert not driver.pgconn.flush()
             await asyncio.sleep(0.3)
+            async with other.engine.connect() as connection:
+                state = text(f"SELECT state FROM pg_stat_activity WHERE pid = {driver.info.backend_pid}")
+                assert await connection.scalar(state) == told
             assert await asyncio.wait_for(patiently_taken(other), 30) is not None
             async with other.engine.connect() as connection:
-                left = text(f"SELECT count(*) FROM pg_stat_activity WHERE pid = {driver.info.backend_pid}")
-                assert await connection.scalar(left) == 0
+                assert await connection.scalar(state) is None
             await silent.invalidate()
             await silent.close()
 

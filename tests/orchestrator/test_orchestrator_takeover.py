@@ -106,6 +106,8 @@ class Process:
         return True
 
     def stop(self) -> None:
+        # Shown where the test failed.
+        print(f"{self.log.stem}, silent or not, had logged:\n{self.log.read_text(encoding='utf-8')}")
         if self.process.poll() is not None:
             return
         self.send(signal.SIGCONT)
