@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import subprocess
 import urllib.request
@@ -107,23 +108,41 @@ def test_only_who_has_the_right_papers_is_let_in(serving: Serving, papers: Paper
     asyncio.run(asyncio.wait_for(body(), 120))
 
 
-def test_metrics_want_the_same_papers(serving: Serving, papers: Papers) -> None:
-    def page(address: str, shown: Pair | None) -> str:
-        context = ssl.create_default_context(cafile=str(papers.ours.certificate))
-        if shown:
-            context.load_cert_chain(shown.certificate, shown.key)
-        with urllib.request.urlopen(f"https://{address}/metrics", timeout=10, context=context) as answer:
-            return str(answer.read().decode())
+def metrics_page(address: str, papers: Papers, shown: Pair | None) -> str:
+    context = ssl.create_default_context(cafile=str(papers.ours.certificate))
+    if shown:
+        context.load_cert_chain(shown.certificate, shown.key)
+    with urllib.request.urlopen(f"https://{address}/metrics", timeout=10, context=context) as answer:
+        return str(answer.read().decode())
 
+
+def test_metrics_want_the_same_papers(serving: Serving, papers: Papers) -> None:
     async def body() -> None:
         async with serving(tls=papers.tls, metrics_port=0) as (_, ready):
             address = ready["metrics_address"]
-            assert "tutelage_build_info" in await asyncio.to_thread(page, address, papers.client)
+            assert "tutelage_build_info" in await asyncio.to_thread(metrics_page, address, papers, papers.client)
             for shown in (None, papers.stranger):
                 with pytest.raises(OSError):  # noqa: PT011 -- a reset or an alert, as the kernel likes
-                    await asyncio.to_thread(page, address, shown)
+                    await asyncio.to_thread(metrics_page, address, papers, shown)
 
     asyncio.run(asyncio.wait_for(body(), 120))
+
+
+def test_a_peer_that_says_nothing_keeps_neither_scrapes_nor_the_end_waiting(
+    serving: Serving, papers: Papers, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As a check whether the port is open does, or a balancer's spare connection."""
+
+    async def body() -> None:
+        async with serving(tls=papers.tls, metrics_port=0) as (_, ready):
+            host, _, port = ready["metrics_address"].rpartition(":")
+            with socket.create_connection((host, int(port))), socket.create_connection((host, int(port))) as plain:
+                plain.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+                page = await asyncio.to_thread(metrics_page, ready["metrics_address"], papers, papers.client)
+                assert "tutelage_build_info" in page
+
+    asyncio.run(asyncio.wait_for(body(), 120))
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_client_certificates_stand_for_a_token_beyond_loopback(papers: Papers) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 import grpc
@@ -15,6 +17,10 @@ from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from tutelage import __version__
 from tutelage.rpc.config import ServerSettings
 
+logger = logging.getLogger(__name__)
+
+SILENT_S = 10.0
+"""Seconds that a peer of the page may say nothing."""
 _LABELS = ("grpc_service", "grpc_method")
 _BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 
@@ -58,6 +64,7 @@ def open_metrics(settings: ServerSettings) -> MetricsEndpoint:
     if settings.metrics_port is None:
         return MetricsEndpoint("")
     tls = settings.tls
+    server: Any
     server, thread = start_http_server(
         settings.metrics_port,
         addr=settings.host,
@@ -66,4 +73,15 @@ def open_metrics(settings: ServerSettings) -> MetricsEndpoint:
         client_cafile=str(tls.client_ca) if tls and tls.client_ca else None,
         client_auth_required=bool(tls and tls.client_ca),
     )
+    if tls:
+        # Each peer's handshake is its own thread's: the one that accepts would wait for ever for a peer that says
+        # nothing, such as a check whether the port is open, and with it every scrape and the server's end.
+        server.socket.do_handshake_on_connect = False
+    handler = server.RequestHandlerClass
+    server.RequestHandlerClass = type(handler.__name__, (handler,), {"timeout": SILENT_S})
+    server.handle_error = _not_served
     return MetricsEndpoint(f"{settings.host}:{server.server_port}", server, thread)
+
+
+def _not_served(_: object, address: object) -> None:
+    logger.debug("metrics: %s was not served", address, exc_info=True)
