@@ -90,7 +90,7 @@ class ExampleService:
     def __init__(self) -> None:
         # What it leaves out is answered with UNIMPLEMENTED; only the stubs call it abstract.
         self.servicer = Servicer()  # type: ignore[abstract]
-        self.may_start = asyncio.Event()
+        self.may_start, self.starting = asyncio.Event(), asyncio.Event()
         self.may_start.set()
         self.stopped = False
 
@@ -98,6 +98,7 @@ class ExampleService:
         pb_grpc.add_StudentServiceServicer_to_server(self.servicer, server)
 
     async def start(self) -> None:
+        self.starting.set()
         await self.may_start.wait()
 
     async def ready(self) -> bool:

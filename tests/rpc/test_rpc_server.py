@@ -55,6 +55,27 @@ def test_health_answers_while_starting_and_calls_are_put_off(tmp_path: Path) -> 
     run(scenario())
 
 
+def test_a_ready_file_that_a_killed_service_left_does_not_say_that_the_next_one_serves(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    ready.write_text('{"address": "127.0.0.1:1", "metrics_address": "", "pid": 1}')
+
+    async def scenario() -> None:
+        service, stop = ExampleService(), asyncio.Event()
+        service.may_start.clear()
+        settings = ServerSettings(ready_file=ready, grace_s=0)
+        task = asyncio.create_task(serve(service, settings, stop=stop))
+        await asyncio.wait_for(service.starting.wait(), 15)
+        assert not ready.exists()
+        service.may_start.set()
+        while not ready.exists():  # noqa: ASYNC110 - the server writes it
+            await asyncio.sleep(0.02)
+        assert json.loads(ready.read_text())["pid"] != 1
+        stop.set()
+        await task
+
+    run(scenario())
+
+
 def test_a_start_that_fails_ends_the_server_with_its_error(tmp_path: Path) -> None:
     class Broken(ExampleService):
         async def start(self) -> None:

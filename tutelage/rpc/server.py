@@ -183,6 +183,9 @@ async def serve(service: Service, settings: ServerSettings, *, stop: asyncio.Eve
         [*service.grpc_service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], server
     )
     address = _bind(server, settings)
+    if settings.ready_file is not None:
+        # One that was killed has left its own, which would say that this one serves.
+        settings.ready_file.unlink(missing_ok=True)
     metrics.initialise(service.name, service.grpc_service_names)
     await state.set(False)
     try:
