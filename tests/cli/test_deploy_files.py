@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import os
 import re
+import shutil
+import subprocess
 from pathlib import Path
 from types import ModuleType
 
@@ -67,3 +70,29 @@ def test_example_runs_parse() -> None:
     assert runs
     for run in runs:
         assert prepare_run(run).tasks
+
+
+def test_secrets_that_could_not_be_made_are_made_the_next_time(tmp_path: Path) -> None:
+    script = shutil.copy(DEPLOY / "make_secrets.sh", tmp_path)
+
+    def make(path: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([script], env={"PATH": path}, capture_output=True, text=True)
+
+    if shutil.which("openssl") is None:
+        pytest.skip("the openssl command is not installed")
+    broken = tmp_path / "bin"
+    broken.mkdir()
+    openssl = broken / "openssl"
+    openssl.write_text("#!/bin/sh\necho no random numbers >&2\nexit 1\n")
+    openssl.chmod(0o755)
+    failed = make(f"{broken}:{os.environ['PATH']}")
+    assert failed.returncode != 0
+    assert "no random numbers" in failed.stderr
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["bin", "make_secrets.sh"]
+    assert make(os.environ["PATH"]).returncode == 0
+    made = tmp_path / "secrets"
+    names = {"ca.key", "ca.pem", "ca.srl", "server.key", "server.pem", "token"}
+    assert {each.name for each in made.iterdir()} == names
+    verified = ["openssl", "verify", "-CAfile", str(made / "ca.pem"), str(made / "server.pem")]
+    assert subprocess.run(verified, capture_output=True).returncode == 0
+    assert (made / "server.key").stat().st_mode & 0o777 == 0o600
