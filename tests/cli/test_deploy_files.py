@@ -54,6 +54,25 @@ def test_expressions_name_metrics_that_exist(file: str) -> None:
 
 
 @pytest.mark.parametrize("room", sorted(_MODELS))
+def test_labels_of_targets_hide_no_label_of_a_metric(room: str) -> None:
+    tables = _generate_docs()
+    parts = tables.metrics_part(f"{room}.metrics") + tables.metrics_part("tutelage.rpc.metrics")
+    of_metrics = {
+        name
+        for cell in re.findall(r"^\|.*?\|.*?\|(.*?)\|", parts, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", cell)
+    }
+    (scraped,) = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))[
+        "scrape_configs"
+    ]
+    targets = [each["labels"] for each in scraped["static_configs"] if each["labels"]["role"] == room]
+    assert targets
+    assert of_metrics
+    for labels in targets:
+        assert not of_metrics & set(labels)
+
+
+@pytest.mark.parametrize("room", sorted(_MODELS))
 def test_settings_parse(room: str) -> None:
     from tutelage.settings import load_settings
 
