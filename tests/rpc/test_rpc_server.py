@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.rpc.example_service import KEY, NAME, QUESTION, ExampleService, run, running
 from tutelage.client import StudentClient
 from tutelage.domain.errors import InvalidInput, NotFound, TutelageError, Unavailable
+from tutelage.rpc import server
 from tutelage.rpc.config import ChannelSettings, ServerSettings, TlsSettings
 from tutelage.rpc.server import serve
 
@@ -53,6 +54,71 @@ def test_health_answers_while_starting_and_calls_are_put_off(tmp_path: Path) -> 
         await task
 
     run(scenario())
+
+
+def test_health_follows_a_service_that_fails_or_does_not_answer_and_tells_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(server, "READY_POLL_S", 0.05)
+    monkeypatch.setattr(server, "READY_TIMEOUT_S", 0.2)
+
+    class Wavering(ExampleService):
+        fault: Exception | None = None
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.answers = asyncio.Event()
+            self.answers.set()
+            self.asked = 0
+
+        async def ready(self) -> bool:
+            self.asked += 1
+            answered = asyncio.ensure_future(self.answers.wait())
+            try:
+                await asyncio.shield(answered)
+            except asyncio.CancelledError:
+                # As a transaction that the database does not end: it cannot be left before.
+                await asyncio.wait({answered})
+                raise
+            if self.fault:
+                raise self.fault
+            return True
+
+    async def scenario() -> None:
+        service, stop, ready = Wavering(), asyncio.Event(), tmp_path / "ready.json"
+        task = asyncio.create_task(serve(service, ServerSettings(ready_file=ready, grace_s=0), stop=stop))
+        while not ready.exists():  # noqa: ASYNC110 - the server writes it
+            await asyncio.sleep(0.02)
+        async with grpc.aio.insecure_channel(json.loads(ready.read_text())["address"]) as channel:
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            wanted = health_pb2.HealthCheckResponse
+
+            async def until(serving: bool) -> None:
+                async with asyncio.timeout(10):
+                    async for state in stub.Watch(health_pb2.HealthCheckRequest(service=NAME)):
+                        if state.status == (wanted.SERVING if serving else wanted.NOT_SERVING):
+                            return
+
+            service.answers.clear()
+            await until(serving=False)
+            asked = service.asked
+            await asyncio.sleep(0.5)
+            assert service.asked == asked
+            service.answers.set()
+            await until(serving=True)
+            service.fault = Unavailable("the database is away")
+            await until(serving=False)
+            await asyncio.sleep(0.3)
+            service.fault = None
+            await until(serving=True)
+        stop.set()
+        await task
+
+    run(scenario())
+    written = capfd.readouterr().err
+    told = [line.partition("student is not ready: ")[2] for line in written.splitlines() if "not ready" in line]
+    assert told == ["no answer within 0.2 s", "the database is away"]
+    assert "Traceback" not in written
 
 
 def test_a_ready_file_that_a_killed_service_left_does_not_say_that_the_next_one_serves(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from tutelage.domain.errors import InvalidInput
+from tutelage.domain.errors import InvalidInput, TutelageError, Unavailable
 from tutelage.rpc import metrics
 from tutelage.rpc.config import ServerSettings, check_exposure, is_loopback, read_pem, read_token
 from tutelage.rpc.interceptors import ErrorInterceptor, MetricsInterceptor, StartingInterceptor, TokenInterceptor
@@ -128,21 +128,43 @@ class _Health:
 
 
 async def _watch_ready(service: Service, state: _Health) -> None:
-    """Holds health to what the service says of itself; runs until cancelled."""
+    """Holds health to what the service says of itself; runs until cancelled.
+
+    One that does not answer is not waited for, not even for its cancellation, and asked again once it has answered.
+    """
     was_ready = True
-    while True:
-        await asyncio.sleep(READY_POLL_S)
-        try:
-            ready = await asyncio.wait_for(service.ready(), READY_TIMEOUT_S)
-        except Exception:
-            logger.exception("%s cannot say whether it is ready", service.name)
-            ready = False
-        if ready != was_ready:
-            logger.log(
-                logging.INFO if ready else logging.WARNING, "%s is %sready", service.name, "" if ready else "not "
-            )
-            await state.set(ready)
-        was_ready = ready
+    asked: asyncio.Task[bool] | None = None
+    try:
+        while True:
+            await asyncio.sleep(READY_POLL_S)
+            asked = asked or asyncio.create_task(service.ready())
+            await asyncio.wait({asked}, timeout=READY_TIMEOUT_S)
+            ready, fault = False, _no_answer()
+            if asked.done():
+                fault = asked.exception()
+                ready, asked = fault is None and asked.result(), None
+            if ready != was_ready:
+                _tell_ready(service, ready, fault)
+                await state.set(ready)
+            was_ready = ready
+    finally:
+        if asked is not None:
+            asked.cancel()
+
+
+def _no_answer() -> BaseException | None:
+    return Unavailable(f"no answer within {READY_TIMEOUT_S:g} s")
+
+
+def _tell_ready(service: Service, ready: bool, fault: BaseException | None) -> None:
+    """Once for each change: a database that is away for an hour is not worth a thousand tracebacks."""
+    if ready:
+        logger.info("%s is ready", service.name)
+    elif fault is None:
+        logger.warning("%s is not ready", service.name)
+    else:
+        known = isinstance(fault, TutelageError)
+        logger.warning("%s is not ready: %s", service.name, fault, exc_info=None if known else fault)
 
 
 async def _until_stopped(service: Service, state: _Health, start: asyncio.Task[None], stop: asyncio.Event) -> bool:
