@@ -53,6 +53,16 @@ def test_expressions_name_metrics_that_exist(file: str) -> None:
             assert re.sub(r"_(bucket|sum|count)$", "", name) in known or name in known, expression
 
 
+def test_alerts_tell_systems_that_are_well_from_those_that_are_not() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (it comes with Prometheus)")
+    tested = subprocess.run(
+        [promtool, "test", "rules", str(Path(__file__).with_name("alerts.yaml"))], capture_output=True, text=True
+    )
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
 @pytest.mark.parametrize("room", sorted(_MODELS))
 def test_labels_of_targets_hide_no_label_of_a_metric(room: str) -> None:
     tables = _generate_docs()
