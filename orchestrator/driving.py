@@ -164,6 +164,8 @@ class Driving:
             self._look.clear()
             try:
                 await self._take_up(resumed=True)
+                # Others on the database begin and end runs, too.
+                await self._changed()
             except STORE_FAULTS as error:
                 logger.error("runs could not be looked for: %s", error)
 
