@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.rpc.example_service import KEY, NAME, QUESTION, ExampleService, run, running
 from tutelage.client import StudentClient
 from tutelage.domain.errors import InvalidInput, NotFound, TutelageError, Unavailable
-from tutelage.rpc import server
+from tutelage.rpc import metrics, server
 from tutelage.rpc.config import ChannelSettings, ServerSettings, TlsSettings
 from tutelage.rpc.server import serve
 
@@ -97,6 +97,7 @@ def test_health_follows_a_service_that_fails_or_does_not_answer_and_tells_it_onc
                 async with asyncio.timeout(10):
                     async for state in stub.Watch(health_pb2.HealthCheckRequest(service=NAME)):
                         if state.status == (wanted.SERVING if serving else wanted.NOT_SERVING):
+                            assert metrics.SERVING._value.get() == serving
                             return
 
             service.answers.clear()

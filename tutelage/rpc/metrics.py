@@ -29,6 +29,8 @@ HANDLED = Counter("grpc_server_handled_total", "Calls that ended, by status code
 HANDLING = Histogram("grpc_server_handling_seconds", "Seconds a call took.", _LABELS, buckets=_BUCKETS)
 BUILD_INFO = Gauge("tutelage_build_info", "Always 1; the labels say what runs.", ("service", "version", "python"))
 
+SERVING = Gauge("tutelage_serving", "What health says: 1 while the service serves, 0 while it starts or cannot.")
+
 
 def initialise(service: str, grpc_service_names: Iterable[str]) -> None:
     """Sets every combination of labels to 0, so that rates and alerts work from the first scrape."""

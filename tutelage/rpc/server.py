@@ -120,10 +120,12 @@ class _Health:
 
     async def set(self, serving: bool) -> None:
         status = health_pb2.HealthCheckResponse
+        metrics.SERVING.set(serving)
         for name in self._names:
             await self._servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
 
     async def end(self) -> None:
+        metrics.SERVING.set(0)
         await self._servicer.enter_graceful_shutdown()
 
 
