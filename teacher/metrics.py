@@ -1,4 +1,7 @@
-"""The teacher's own metrics, beside those that every server has."""
+"""The teacher's own metrics, beside those that every server has; where their labels are known, from the start.
+
+A counter that first appears with its first event has no increase by it: an update a day would never be seen.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,20 @@ from collections.abc import Mapping
 from prometheus_client import Counter, Gauge, Histogram
 
 from teacher.parsing import Parsed
-from tutelage.domain.self_edit import Rejection
+from tutelage.domain.self_edit import Rejection, RejectionReason
 
+REPAIR_KINDS = (
+    "duplicate",
+    "unreadable",
+    "thought",
+    "cut_off",
+    "preamble",
+    "loop",
+    "split",
+    "echo",
+    "same_answer",
+    "over_limit",
+)
 TOKENS = Counter("tutelage_teacher_tokens", "Tokens read (prompt) and written (completion).", ["direction"])
 CANDIDATES = Counter("tutelage_teacher_candidates", "Candidates by what the parser made of them.", ["outcome"])
 REJECTED = Counter("tutelage_teacher_rejected", "Candidates that hold no self-edit, by reason.", ["reason"])
@@ -46,6 +61,20 @@ TRAINING = Gauge(
     "What the trainer of the latest update logged, by its own names (loss, grad_norm, kl): means over the steps.",
     ["name"],
 )
+
+
+for _direction in ("prompt", "completion"):
+    TOKENS.labels(_direction)
+for _outcome in ("parsed", "rejected"):
+    CANDIDATES.labels(_outcome)
+for _reason in RejectionReason:
+    REJECTED.labels(_reason.value)
+for _kind in REPAIR_KINDS:
+    REPAIRS.labels(_kind)
+for _outcome in ("updated", "unchanged", "failed"):
+    UPDATES.labels(_outcome)
+for _outcome in ("kept", "passed_over", "stale", "unscored"):
+    LEARNT.labels(_outcome)
 
 
 def show_policy(version: str, base_model: str) -> None:
