@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from sqlalchemy import func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from orchestrator import schema as s
@@ -65,6 +66,8 @@ def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[An
             if isinstance(error, IntegrityError):
                 raise StoreContradiction.of(error) from error
             raise StoreFault.of(error) from error
+        except NoConnection as error:
+            raise StoreFault.busy() from error
 
     return whole
 

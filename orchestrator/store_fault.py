@@ -8,13 +8,18 @@ from tutelage.domain.errors import TutelageError, Unavailable
 
 
 class StoreFault(Unavailable):
-    """The database is away, full or read-only: nothing was written, and what is stored stands."""
+    """The database is away, full, read-only or hangs: nothing was written, and what is stored stands."""
 
     @classmethod
     def of(cls, error: DBAPIError, url: str = "") -> StoreFault:
         """With the database's own first line, which names what is wrong; `url` is for its operator alone."""
         which = f" {url}" if url else ""
         return cls(f"the orchestrator's database{which} cannot be used now: {_first_line(error)}", retry_after_s=5.0)
+
+    @classmethod
+    def busy(cls) -> StoreFault:
+        """All connections wait: for a lock, or for a server that hangs."""
+        return cls("the orchestrator's database cannot be used now: all connections are in use", retry_after_s=5.0)
 
 
 class StoreContradiction(TutelageError):

@@ -123,6 +123,26 @@ def test_a_run_survives_a_database_that_cannot_be_used(
     asyncio.run(asyncio.wait_for(body(), 200))
 
 
+def test_calls_that_find_all_connections_in_use_are_told_to_come_again(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As while a database hangs, or a backup of the file holds its lock."""
+
+    async def body() -> None:
+        store = await Store.open(database_url(world.settings()))
+        pool: Any = store.engine.pool
+        monkeypatch.setattr(pool, "_timeout", 0.1)
+        async with contextlib.AsyncExitStack() as taken:
+            for _ in range(pool.size() + pool._max_overflow):
+                await taken.enter_async_context(store.engine.connect())
+            with pytest.raises(Unavailable, match="database cannot be used now: all connections are in use"):
+                await store.run_ids()
+        assert await store.run_ids() == []
+        await store.close()
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
