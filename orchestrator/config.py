@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
 
 from orchestrator.inbox_config import InboxConfig
 from orchestrator.judge_config import JudgeSettings
@@ -106,8 +108,16 @@ class OrchestratorSettings(Settings):
     @classmethod
     def _known_database(cls, value: str | None) -> str | None:
         prefixes = ("sqlite:", "sqlite+aiosqlite:", "postgresql:", "postgres:", "postgresql+psycopg:")
-        if value is not None and not value.startswith(prefixes):
+        if value is None:
+            return None
+        if not value.startswith(prefixes):
             raise ValueError("a URL that starts with sqlite: or postgresql:")
+        try:
+            url = make_url(value)
+        except (ArgumentError, ValueError):
+            raise ValueError("sqlite:///file or postgresql://user@host:port/name") from None
+        if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+            raise ValueError("sqlite:///file: what is only in memory is lost, and has one connection")
         return value
 
     @field_validator("students")

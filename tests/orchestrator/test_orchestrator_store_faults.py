@@ -12,16 +12,19 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import yaml
 from sqlalchemy import event, text
 
+from orchestrator.config import OrchestratorSettings
 from orchestrator.database import database_url
 from orchestrator.schema import metadata
 from orchestrator.service import OrchestratorService
 from orchestrator.store import Store
-from tutelage.domain.errors import Unavailable
+from tutelage.domain.errors import InvalidInput, PreconditionFailed, Unavailable
 from tutelage.domain.run import RunState
 from tutelage.domain.task import DocumentTask, Quiz
 from tutelage.rpc.server import serve
+from tutelage.settings import parse_settings
 
 
 @contextlib.asynccontextmanager
@@ -166,3 +169,36 @@ def test_an_orchestrator_whose_folder_cannot_be_made_ends_and_says_so(world: Any
     settings = world.settings(database_url=None, data_dir=folder, server={"grace_s": 0})
     with pytest.raises(OSError, match=str(folder)):
         asyncio.run(serve(OrchestratorService(settings), settings.server))
+
+
+def test_an_orchestrator_says_that_a_newer_version_has_upgraded_its_database(world: Any) -> None:
+    async def body() -> None:
+        store = await Store.open(database_url(world.settings()))
+        async with store.engine.begin() as connection:
+            await connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+        await store.close()
+        with pytest.raises(
+            PreconditionFailed, match=r"orchestrator\.sqlite are not of this version .*9999.*: start the"
+        ):
+            await Store.open(database_url(world.settings()))
+
+    asyncio.run(asyncio.wait_for(body(), 60))
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed"),
+    [
+        ("mysql://host/name", "starts with sqlite: or postgresql:"),
+        ("sqlite://", "sqlite:///file"),
+        ("sqlite:///", "sqlite:///file"),
+        ("sqlite:///:memory:", "sqlite:///file"),
+        ("postgresql://user@host:port/name", "postgresql://user@host:port/name"),
+    ],
+)
+def test_a_database_url_that_cannot_be_meant_is_named_before_anything_is_begun(url: str, allowed: str) -> None:
+    settings = {"database_url": url, "teacher": {"address": "t:1"}, "students": {"a": {"address": "a:1"}}}
+    with pytest.raises(InvalidInput) as caught:
+        parse_settings(yaml.safe_dump(settings), OrchestratorSettings)
+    (violation,) = caught.value.violations
+    assert (violation.field, violation.value) == ("database_url", url)
+    assert allowed in violation.allowed
