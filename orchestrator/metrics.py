@@ -52,6 +52,10 @@ COMMITS = Counter("tutelage_orchestrator_commits_total", "Commits decided, by re
 LAST_SUCCESS = Gauge(
     "tutelage_orchestrator_last_success_timestamp_seconds", "When an evaluation last gave a report; 0 means never."
 )
+STORE_FAULTS = Counter(
+    "tutelage_orchestrator_store_faults_total",
+    "Transactions that the database did not take: it was away, full, read-only or hung.",
+)
 STUDENT_REACHABLE = Gauge(
     "tutelage_orchestrator_student_reachable", "Whether a student answered its latest call.", ("student",)
 )

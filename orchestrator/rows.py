@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from orchestrator import metrics
 from orchestrator import schema as s
 from orchestrator.database import now_us, reading, to_datetime
 from orchestrator.leasing import EndedElsewhere, LeaseLost
@@ -65,8 +66,10 @@ def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[An
         except DBAPIError as error:
             if isinstance(error, IntegrityError):
                 raise StoreContradiction.of(error) from error
+            metrics.STORE_FAULTS.inc()
             raise StoreFault.of(error) from error
         except NoConnection as error:
+            metrics.STORE_FAULTS.inc()
             raise StoreFault.busy() from error
 
     return whole
