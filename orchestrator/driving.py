@@ -16,6 +16,7 @@ from orchestrator.owner import is_dead, this_owner
 from orchestrator.run_violations import formula_violations
 from orchestrator.runner import STORE_FAULTS, Runner
 from orchestrator.store import Store
+from orchestrator.store_fault import StoreFault
 from tutelage.client import TeacherClient
 from tutelage.domain.run import RunState
 
@@ -120,8 +121,10 @@ class Driving:
             await runner.drive()
         except LeaseLost as error:
             logger.warning("%s", error)
-        except Exception:
+        except StoreFault as error:
             # The database is out of reach: the rows stand, and the run is taken up again when the lease has run out.
+            logger.error("run %s is not driven for now: %s", run_id, error)
+        except Exception:
             logger.exception("run %s is not driven for now", run_id)
         else:
             # No longer renewed before it is given back: that would look as if somebody else had taken it.
