@@ -53,6 +53,16 @@ def test_expressions_name_metrics_that_exist(file: str) -> None:
             assert re.sub(r"_(bucket|sum|count)$", "", name) in known or name in known, expression
 
 
+def test_panels_ask_for_the_form_of_data_that_they_show() -> None:
+    """As series a histogram's buckets are cumulative, each with all below it, and a table has a row a point in time."""
+    panels = json.loads((DEPLOY / "grafana" / "tutelage.json").read_text(encoding="utf-8"))["panels"]
+    forms = {"timeseries": "time_series", "heatmap": "heatmap", "table": "table"}
+    for panel in panels:
+        for target in panel.get("targets", []):
+            assert target.get("format", "time_series") == forms[panel["type"]], panel["title"]
+            assert target.get("instant", False) == (panel["type"] == "table"), panel["title"]
+
+
 def test_alerts_tell_systems_that_are_well_from_those_that_are_not() -> None:
     promtool = shutil.which("promtool")
     if promtool is None:
