@@ -56,6 +56,8 @@ class Driving:
         self._changed, self._judges = changed, judges
         self._owner = this_owner()
         self._driven: dict[str, Driven] = {}
+        self._unknown: dict[str, str] = {}
+        """By run, what was last logged of whom it names and nobody here knows."""
         self._look = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -90,7 +92,10 @@ class Driving:
         missing += [f"formula {run.config.reward.formula!r}"] if formula_violations(run.config.reward.formula) else []
         if missing:
             message = f"waits: no orchestrator that looks after it knows {', '.join(missing)}"
-            logger.error("run %s %s", run_id, message)
+            # Looked at again and again, for as long as it waits.
+            if self._unknown.get(run_id) != message:
+                logger.error("run %s %s", run_id, message)
+            self._unknown[run_id] = message
             await self._store.tell(run_id, message)
             return False
         lease = await self._store.take(run_id, self._owner, self._settings.run_lease_s, dead=dead)

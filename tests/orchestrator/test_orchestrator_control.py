@@ -252,13 +252,18 @@ def test_a_plan_tells_the_work_and_the_time_and_stores_nothing(world: Any) -> No
     in_world(world, body)
 
 
-def test_a_run_whose_student_is_not_configured_any_more_waits_and_says_so(world: Any) -> None:
+def test_a_run_whose_student_is_not_configured_any_more_waits_and_says_so_once(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     async def body() -> None:
         world.a.delay_s = world.b.delay_s = 0.1
         async with world.engine() as engine:
             await world.start(engine, config=SMALL)
             await asyncio.sleep(0.1)
-        async with world.engine(students={"a": {"address": world.a.address}}) as engine:
+        async with world.engine(students={"a": {"address": world.a.address}}, run_lease_s=0.3) as engine:
+            # It is looked at ten times.
+            await asyncio.sleep(1)
+            assert sum("no orchestrator" in record.getMessage() for record in caplog.records) == 1
             summary = await engine.summary("run")
             assert summary.state is RunState.RUNNING
             assert "'b'" in summary.message
