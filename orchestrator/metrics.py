@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from prometheus_client import Counter, Gauge, Histogram
@@ -24,7 +25,10 @@ EVALUATION_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 REWARD = Histogram("tutelage_orchestrator_reward", "Rewards of single evaluations.", buckets=_REWARDS)
-MEAN_REWARD = Gauge("tutelage_orchestrator_round_mean_reward", "Mean reward of the latest round that was scored.")
+MEAN_REWARD = Gauge(
+    "tutelage_orchestrator_round_mean_reward",
+    "Mean reward of the latest round that was scored; NaN before one was since the start.",
+)
 JUDGED = Counter(
     "tutelage_orchestrator_judged_total",
     "Answers by what a judge said: yes, no, or remembered from before; reports that a judge could not grade: failed at "
@@ -46,11 +50,14 @@ RETRIES = Counter("tutelage_orchestrator_retries_total", "Calls that were tried 
 WORKERS_LOST = Counter(
     "tutelage_orchestrator_workers_lost_total", "Attempts of evaluations that failed, by reason.", ("reason",)
 )
-POLICY_ROUND = Gauge("tutelage_orchestrator_policy_round", "Round of the newest policy; 0 is the untouched model.")
+POLICY_ROUND = Gauge(
+    "tutelage_orchestrator_policy_round", "Round of the newest policy; NaN before the first since the start."
+)
 RUNS = Gauge("tutelage_orchestrator_runs", "Runs, by state.", ("state",))
 COMMITS = Counter("tutelage_orchestrator_commits_total", "Commits decided, by result.", ("result",))
 LAST_SUCCESS = Gauge(
-    "tutelage_orchestrator_last_success_timestamp_seconds", "When an evaluation last gave a report; 0 means never."
+    "tutelage_orchestrator_last_success_timestamp_seconds",
+    "When an evaluation last gave a report; 0 means not since the start.",
 )
 STORE_FAULTS = Counter(
     "tutelage_orchestrator_store_faults_total",
@@ -59,6 +66,11 @@ STORE_FAULTS = Counter(
 STUDENT_REACHABLE = Gauge(
     "tutelage_orchestrator_student_reachable", "Whether a student answered its latest call.", ("student",)
 )
+
+
+# A mean reward of 0 would be one: each restart would look as if all rewards had been lost.
+for _gauge in (MEAN_REWARD, POLICY_ROUND):
+    _gauge.set(math.nan)
 
 
 def initialise(students: Iterable[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -61,3 +63,11 @@ def test_a_database_that_takes_no_transaction_is_counted_as_long_as_a_run_waits_
             assert faults() == ended
 
     in_world(world, body)
+
+
+def test_what_no_round_has_told_yet_is_no_number() -> None:
+    """A mean reward of 0 would be one."""
+    code = "import prometheus_client, orchestrator.metrics; print(prometheus_client.generate_latest().decode())"
+    page = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "tutelage_orchestrator_round_mean_reward NaN" in page
+    assert "tutelage_orchestrator_policy_round NaN" in page
