@@ -53,11 +53,15 @@ class Committer:
         candidates: Mapping[str, StoredCandidate],
         watching: Watching | None = None,
     ) -> None:
-        """Records the decision on one (student, task); `watching` is told of what is evaluated for it."""
+        """Records the decision on one (student, task), whose evaluations these are.
+
+        `watching` is told of what is evaluated for it.
+        """
         config = self.evaluator.run.config
         chosen = best(_tried(step, evaluations, candidates), config)
         if chosen is None:
-            return await self._record(step, None, "no evaluation of it was scored")
+            failed = any(row.phase == "round" and row.state == "failed" for row in evaluations)
+            return await self._record(step, None, "no evaluation of it was scored", fault=failed)
         why_not = refusal(chosen.report, config)
         if why_not:
             return await self._record(step, chosen, why_not)

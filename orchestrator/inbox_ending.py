@@ -23,7 +23,7 @@ class Decided:
     scored: bool
     """Whether any candidate of it was scored."""
     fault: bool = False
-    """Whether a fault kept the best one from being committed."""
+    """Whether a fault kept one from being committed."""
 
 
 def ending_of(
@@ -43,7 +43,7 @@ def ending_of(
         unscored = [
             name for name, each in mine.items() if not each.committed and not each.scored and (name, task_id) in faulty
         ]
-        broken = [name for name, each in mine.items() if not each.committed and each.fault]
+        broken = [name for name, each in mine.items() if not each.committed and each.fault and name not in unscored]
         before = batch.attempts.get(task_id, 0)
         if not undecided and not unscored and not broken:
             endings[task_id] = Ending(InboxDocumentState.DONE, before, "")

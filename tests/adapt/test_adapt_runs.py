@@ -17,7 +17,7 @@ from orchestrator.config import OrchestratorSettings
 from orchestrator.run_config import RunConfig
 from tutelage.cli.main import app
 from tutelage.domain.errors import InvalidInput
-from tutelage.domain.evaluation import Answer, QuizResult
+from tutelage.domain.evaluation import Answer, Failure, QuizResult
 from tutelage.domain.run import RunState
 from tutelage.domain.task import Question, Quiz
 from tutelage.settings import load_settings, parse_settings
@@ -212,6 +212,29 @@ def test_the_command_tells_what_became_of_each_document(served: Any, tmp_path: P
         assert all(item["after"]["contains"] > item["before"]["contains"] for item in decided.values())
         attached = CliRunner().invoke(app, ["adapt", "--settings", str(recipe), "--run-id", "mine", "--json", *common])
         assert json.loads(attached.stdout)["decisions"] == document["decisions"]
+
+
+def test_what_a_fault_kept_from_being_decided_is_told_as_such_and_fails_the_command(
+    world: Any, served: Any, tmp_path: Path
+) -> None:
+    world.b.outcome = lambda _: Failure("out of memory")
+    (tmp_path / "documents.jsonl").write_text(DOCUMENTS.splitlines()[0], encoding="utf-8")
+    recipe = tmp_path / "recipe.yaml"
+    values = {"students": ["a", "b"], "candidates": 2, "policy": "initial", "documents": "documents.jsonl"}
+    recipe.write_text(yaml.safe_dump(values | {"deadlines": {"attempts": 1}}), encoding="utf-8")
+    with served() as address:
+        adapt = ["adapt", "--settings", str(recipe), "--run-id", "mine", "--orchestrator", address]
+        told = CliRunner().invoke(app, adapt, env={"COLUMNS": "160"})
+        assert told.exit_code == 1, told.output
+        assert "1 committed, 0 left alone, 1 not decided" in told.stdout
+        assert "1 of 2 not decided" in told.stderr
+        for_programs = CliRunner().invoke(app, [*adapt, "--json"])
+        assert for_programs.exit_code == 1
+        decisions = json.loads(for_programs.stdout)["decisions"]
+        assert {item["student"]: (item["committed"], item["fault"]) for item in decisions} == {
+            "a": (True, False),
+            "b": (False, True),
+        }
 
 
 def test_a_dry_run_counts_the_work(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,6 +36,13 @@ class Decision:
     before: dict[str, float]
     after: dict[str, float]
     """Scores of the version as stored, or of the best candidate; empty when none was scored."""
+    fault: bool = False
+    """Whether a fault, and no gate, kept the student from learning it."""
+
+    @property
+    def outcome(self) -> str:
+        """In a word or two."""
+        return "committed" if self.committed else "not decided" if self.fault else "left alone"
 
 
 def decision_of(event: RunEvent) -> Decision | None:
@@ -50,6 +58,7 @@ def decision_of(event: RunEvent) -> Decision | None:
         version=str(detail["version"]),
         before=dict(detail["before"]),
         after=dict(detail["after"]),
+        fault=bool(detail["fault"]),
     )
 
 
@@ -62,9 +71,8 @@ def decision_rows(decisions: list[Decision], titles: dict[str, str], graders: li
             f"{item.before[name]:.2f} > {item.after[name]:.2f}" if name in item.before and name in item.after else "-"
             for name in graders
         ]
-        outcome = "committed" if item.committed else "left alone"
         why = f"version {item.version[:12]}" if item.committed else item.reason
-        rows.append((titles.get(item.task_id, item.task_id), item.student, outcome, *scores, why))
+        rows.append((titles.get(item.task_id, item.task_id), item.student, item.outcome, *scores, why))
     return rows
 
 
@@ -151,8 +159,12 @@ def adapt(
 
     summary, decisions = asyncio.run(call())
     _print_outcome(summary, decisions, tasks, config, as_json)
+    faults = sum(item.fault for item in decisions)
     if summary.state is not RunState.DONE:
         typer.echo(f"run {identity} {summary.state.value}: {summary.message}", err=True)
+    elif faults:
+        typer.echo(f"run {identity}: {faults} of {len(decisions)} not decided, for faults", err=True)
+    if summary.state is not RunState.DONE or faults:
         raise typer.Exit(1)
 
 
@@ -225,5 +237,7 @@ def _print_outcome(
     graders = [config.gate.grader]
     columns = ("document", "student", "outcome", *graders, "version, or why not")
     print_table(columns, decision_rows(decisions, titles, graders), "nothing was decided")
-    kept = sum(item.committed for item in decisions)
-    typer.echo(f"{kept} committed, {len(decisions) - kept} left alone; report: tutelage run report {summary.run_id}")
+    count = Counter(item.outcome for item in decisions)
+    told = [f"{count['committed']} committed", f"{count['left alone']} left alone"]
+    told += [f"{count['not decided']} not decided"] if count["not decided"] else []
+    typer.echo(f"{', '.join(told)}; report: tutelage run report {summary.run_id}")
