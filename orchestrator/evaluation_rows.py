@@ -148,11 +148,19 @@ class EvaluationRows(Rows):
                     select(
                         func.count(),
                         func.count(func.distinct(case((c.state == "rejected", c.candidate_id)))),
-                        func.count(func.distinct(case((c.state == "failed", c.candidate_id)))),
                         func.avg(c.reward),
                     ).where(c.run_id == run_id)
                 )
             ).one()
+            # Of one student without a reward, for a fault.
+            lacking = (
+                select(c.candidate_id)
+                .where(c.run_id == run_id)
+                .group_by(c.candidate_id, c.student)
+                .having(func.count(c.reward) == 0, func.count(case((c.state == "failed", 1))) > 0)
+                .subquery()
+            )
+            unscored = await connection.scalar(select(func.count(func.distinct(lacking.c.candidate_id))))
             by_student = await connection.execute(
                 select(c.student, func.count().label("given"), func.avg(c.reward).label("mean"))
                 .where(c.run_id == run_id)
@@ -164,8 +172,8 @@ class EvaluationRows(Rows):
         return Tally(
             done=row[0],
             rejected=row[1],
-            unscored=row[2],
-            mean_reward=_float(row[3]),
+            unscored=unscored or 0,
+            mean_reward=_float(row[2]),
             students={row.student: StudentTally(row.given, _float(row.mean)) for row in by_student},
             mean_seconds=_float(seconds),
         )

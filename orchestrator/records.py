@@ -137,8 +137,9 @@ class Tally:
     rejected: int
     """Candidates with a rejected evaluation, or rejected by the parser."""
     unscored: int
-    """Candidates with an evaluation that failed for good."""
+    """Candidates that a student could not score: what it was to do failed for good, and nothing else of it counts."""
     mean_reward: float | None
+    """Over single evaluations, whatever becomes of their candidates."""
     students: Mapping[str, StudentTally]
     mean_seconds: float | None
     """Of the evaluations that a student ended."""

@@ -15,7 +15,8 @@ class RunningTally:
         self._done: dict[str, int] = {}
         self._sums: dict[str, tuple[int, float]] = {}
         self._rejected: set[str] = set()
-        self._unscored: set[str] = set()
+        self._scored: set[tuple[str, str]] = set()
+        self._failed: set[tuple[str, str]] = set()
         self._seconds = 0.0
         self._timed = 0
         for candidate_id, student, state, reward in given:
@@ -42,8 +43,9 @@ class RunningTally:
         if state == "rejected":
             self._rejected.update(candidate_ids)
         elif state == "failed":
-            self._unscored.update(candidate_ids)
+            self._failed.update((candidate_id, student) for candidate_id in candidate_ids)
         if reward is not None:
+            self._scored.update((candidate_id, student) for candidate_id in candidate_ids)
             number, total = self._sums.get(student, (0, 0.0))
             self._sums[student] = number + len(candidate_ids), total + reward * len(candidate_ids)
 
@@ -58,7 +60,7 @@ class RunningTally:
         return Tally(
             done=sum(self._done.values()),
             rejected=len(self._rejected),
-            unscored=len(self._unscored),
+            unscored=len({candidate_id for candidate_id, _ in self._failed - self._scored}),
             mean_reward=total / number if number else None,
             students={
                 student: StudentTally(done, self._sums[student][1] / self._sums[student][0])

@@ -12,6 +12,7 @@ from orchestrator.report_builder import build_report
 from orchestrator.run_config import RunConfig
 from orchestrator.runner import Runner
 from orchestrator.store_fault import StoreFault
+from orchestrator.tally import RunningTally
 from tests.orchestrator.world import in_world
 from tutelage.domain.errors import InvalidInput, Unavailable
 from tutelage.domain.evaluation import Failure
@@ -123,6 +124,32 @@ def test_a_group_that_had_enough_before_a_restart_does_not_wait_for_what_hangs(
             assert len(lost) == 2
             assert all("not needed" in row.reason for row in lost)
         hang.set()
+
+    in_world(world, body)
+
+
+def test_unscored_are_the_candidates_without_a_reward_and_not_those_that_lack_a_repeat(world: Any) -> None:
+    first: dict[str, int] = {}
+
+    def outcome(key: Any) -> Any:
+        text = key.self_edit.documents[0].text
+        # Of number 0 one repeat, of number 1 both.
+        broken = text.endswith("number 1") or (
+            text.endswith("number 0") and first.setdefault(text, key.seed) == key.seed
+        )
+        return Failure("a fault of the machine") if broken else None
+
+    async def body() -> None:
+        world.a.outcome = outcome
+        config = BASE.replace("attempts: 3", "attempts: 1") + "students: [a]\nevaluation_seeds: 2\n"
+        async with world.engine() as engine:
+            await world.start(engine, config=config)
+            summary = await world.done(engine)
+            rewards = [item.reward for group in world.teacher.updates[0].groups for item in group.candidates]
+            states = await engine.store.reward_states("run")
+            assert 0 < rewards.count(None) < len({row[0] for row in states if row[2] == "failed"})
+            assert summary.unscored == rewards.count(None)
+            assert RunningTally(states, ()).snapshot().unscored == rewards.count(None)
 
     in_world(world, body)
 

@@ -62,13 +62,16 @@ class RunSummary:
     evaluations_done: int
     evaluations_total: int
     mean_reward: float | None
+    """Over the single evaluations so far, whatever becomes of their candidates; None before the first."""
     seconds_left: float | None
     policy_version: str
     message: str
     created_at: datetime
     finished_at: datetime | None
     unscored: int = 0
+    """Candidates that a student could not score, for a fault."""
     rejected: int = 0
+    """Candidates of which an evaluation, or all of it by the parser, was rejected."""
     students: tuple[StudentResult, ...] = ()
     teacher_busy: float | None = None
     """Share of the time that the teacher was writing or updating, 0 to 1."""

@@ -276,13 +276,15 @@ class RunSummary(_message.Message):
     evaluations_done: _builtins.int
     evaluations_total: _builtins.int
     mean_reward: _builtins.float
-    """Mean reward of the scored candidates so far; unset before the first."""
+    """Over the single evaluations so far, whatever becomes of their candidates; unset before the first."""
     seconds_left: _builtins.float
     """Estimate from what was measured; unset before the first evaluation."""
     policy_version: _builtins.str
     message: _builtins.str
     unscored: _builtins.int
+    """Candidates that a student could not score, for a fault."""
     rejected: _builtins.int
+    """Candidates of which an evaluation, or all of it by the parser, was rejected."""
     teacher_busy: _builtins.float
     """Share of the time that the teacher was writing or updating, 0 to 1; unset before it was measured."""
     @_builtins.property
