@@ -44,7 +44,8 @@ def _problems(report: RunReport) -> Iterator[Problem]:
     for candidate in report.candidates:
         where = f"round {candidate.round}, {candidate.task_title}, candidate {candidate.index + 1}"
         if candidate.rejection is not None:
-            yield Problem("edit rejected", where, describe_rejection(candidate.rejection), "Not evaluated.")
+            earned = "" if candidate.reward is None else f" Earned {_earned(candidate.reward)}."
+            yield Problem("edit rejected", where, describe_rejection(candidate.rejection), f"Not evaluated.{earned}")
         for evaluation in candidate.evaluations:
             if evaluation.state == "report":
                 continue
@@ -55,8 +56,7 @@ def _problems(report: RunReport) -> Iterator[Problem]:
                     "evaluation failed", there, evaluation.reason + tries, "No reward: a fault is not a score."
                 )
             else:
-                earned = "no reward" if evaluation.reward is None else f"reward {evaluation.reward:.3g}"
-                yield Problem("evaluation rejected", there, evaluation.reason, f"Earned {earned}.")
+                yield Problem("evaluation rejected", there, evaluation.reason, f"Earned {_earned(evaluation.reward)}.")
     for number, result in report.updates:
         if not result.updated and result.policy.algorithm != NO_UPDATE:
             yield Problem(
@@ -67,6 +67,10 @@ def _problems(report: RunReport) -> Iterator[Problem]:
             where = f"student {commit.student}, {commit.task_id}"
             what = "not committed for a fault" if commit.fault else "not committed"
             yield Problem(what, where, commit.reason or "no reason given", "The student stayed as it was.")
+
+
+def _earned(reward: float | None) -> str:
+    return "no reward" if reward is None else f"reward {reward:.3g}"
 
 
 def _interruptions(events: Sequence[RunEvent]) -> Iterator[Problem]:

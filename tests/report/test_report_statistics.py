@@ -171,6 +171,17 @@ def test_every_failure_is_listed(run_report: RunReport) -> None:
     assert kinds.count("no update") == 1
 
 
+@pytest.mark.parametrize(
+    ("reward", "consequence"), [(None, "Not evaluated."), (-1.0, "Not evaluated. Earned reward -1.")]
+)
+def test_an_edit_that_the_parser_rejected_is_listed_with_what_it_earned(
+    run_report: RunReport, reward: float | None, consequence: str
+) -> None:
+    rejected = next(item for item in run_report.candidates if item.rejection is not None)
+    (found,) = problems(RunReport(run_report.header, (dataclasses.replace(rejected, reward=reward),)))
+    assert (found.kind, found.consequence) == ("edit rejected", consequence)
+
+
 def test_what_was_overcome_is_listed_too(run_report: RunReport) -> None:
     retry = dataclasses.replace(
         run_report.events[0], kind="evaluation_retry", detail={"student": "a", "reason": "Socket closed"}
