@@ -8,6 +8,7 @@ import io
 import json
 from collections import Counter
 
+from orchestrator.report.costs import costs, totals
 from orchestrator.report.csv_table import render_csv
 from orchestrator.report.data import RunReport
 from orchestrator.report.json_report import render_json
@@ -95,6 +96,18 @@ def test_the_table_has_a_row_for_each_evaluation_and_each_edit_without_one(run_r
             )
             assert int(row["tokens"]) == item.report.cost.tokens
     assert {row["rejection"] for row in rows if not row["evaluation_id"]} == {"out_of_bounds"}
+
+
+def test_costs_of_the_table_add_up_over_pairs_of_student_and_evaluation(run_report: RunReport) -> None:
+    # Students of one model have equal keys; equal candidates share evaluations.
+    first = next(item for item in run_report.candidates if len(item.evaluations) == 4)
+    (a, *_), (b, *_) = ([item for item in first.evaluations if item.student == name] for name in ("a", "b"))
+    alike = dataclasses.replace(first, evaluations=(a, dataclasses.replace(b, evaluation_id=a.evaluation_id)))
+    report = RunReport(run_report.header, (alike, dataclasses.replace(alike, id="twin", index=9)))
+    rows = list(csv.DictReader(io.StringIO(render_csv(report), newline="")))
+    tokens = {(row["student"], row["evaluation_id"]): int(row["tokens"]) for row in rows}
+    assert len(rows) == 4
+    assert sum(tokens.values()) == totals(costs(report))["tokens"]
 
 
 def test_no_text_of_the_table_is_a_formula(run_report: RunReport) -> None:
