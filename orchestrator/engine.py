@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
+from pydantic.fields import FieldInfo
 
 from orchestrator import metrics
 from orchestrator.addresses import Resolver, resolve_host
@@ -18,6 +19,7 @@ from orchestrator.driving import Driving
 from orchestrator.estimate import run_seconds
 from orchestrator.judging import Judges
 from orchestrator.run_checking import RunChecking
+from orchestrator.run_config import RunConfig
 from orchestrator.run_rows import resolved_yaml
 from orchestrator.store import Store
 from orchestrator.student_rows import StudentRows
@@ -142,7 +144,7 @@ class Engine:
         run = await self.store.run(run_id)
         changes = parse_mapping(changes_yaml, "changes")
         settings = {name: value for name, value in run.config.model_dump(mode="json").items() if value is not None}
-        merged = yaml.safe_dump(_merged(settings, changes), sort_keys=False)
+        merged = yaml.safe_dump(_merged(settings, changes, RunConfig.model_fields), sort_keys=False)
         return await self.start_run(new_id, merged, list(run.tasks.values()), run.retention_quiz)
 
     async def summary(self, run_id: str) -> RunSummary:
@@ -276,10 +278,15 @@ class Engine:
         return await self._logical(student, described[student])
 
 
-def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with the changes put in, mappings key by key."""
+def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any], known: Mapping[str, FieldInfo]) -> dict[str, Any]:
+    """The settings with the changes put in, setting by setting.
+
+    A mapping with keys of the user's own, such as weights by grader, is one setting: a weight left out is none.
+    """
     merged = dict(settings)
     for name, value in changes.items():
-        old = merged.get(name)
-        merged[name] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        old, kind = merged.get(name), known[name].annotation if name in known else None
+        if isinstance(old, Mapping) and isinstance(value, Mapping) and get_origin(kind) is not dict:
+            value = _merged(old, value, getattr(kind, "model_fields", {}))
+        merged[name] = value
     return merged

@@ -228,6 +228,21 @@ def test_a_clone_has_the_tasks_and_the_settings_but_for_the_changes(world: Any) 
     in_world(world, body)
 
 
+def test_a_clone_is_rewarded_by_the_weights_of_the_changes_alone(world: Any) -> None:
+    async def body() -> None:
+        async with world.engine() as engine:
+            await world.start(engine, config=SMALL + "update: {options: {rule: best, fraction: 0.5}}\n")
+            changes = "reward: {grader_weights: {loglik: 2}, across: worst}\nupdate: {options: {rule: lead}, rank: 4}\n"
+            await engine.clone_run("run", "other", changes)
+            first, other = (await engine.store.run("run")).config, (await engine.store.run("other")).config
+            assert other.reward == first.reward.model_copy(
+                update={"grader_weights": {"loglik": 2.0}, "across": "worst"}
+            )
+            assert other.update == first.update.model_copy(update={"options": {"rule": "lead"}, "rank": 4})
+
+    in_world(world, body)
+
+
 def test_a_plan_tells_the_work_and_the_time_and_stores_nothing(world: Any) -> None:
     async def body() -> None:
         world.a.delay_s = world.b.delay_s = 0.1

@@ -270,7 +270,9 @@ def clone(
     changes: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, help="YAML file with the settings to change; mappings are merged key by key."
+            exists=True,
+            dir_okay=False,
+            help="YAML file with the settings to change; grader_weights and options as a whole.",
         ),
     ] = None,
     orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR,

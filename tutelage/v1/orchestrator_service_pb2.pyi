@@ -702,7 +702,7 @@ class CloneRunRequest(_message.Message):
     run_id: _builtins.str
     new_run_id: _builtins.str
     changes_yaml: _builtins.str
-    """Settings to change, as YAML; mappings are merged key by key."""
+    """Settings to change, as YAML, setting by setting; `grader_weights` and `options` are one setting each."""
     def __init__(
         self,
         *,
