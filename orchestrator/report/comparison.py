@@ -1,7 +1,8 @@
 """Two runs side by side: each measure in both, and the difference with its 95 % interval. Pure.
 
 Documents that both runs had, with the same text and quiz, are paired: what makes one document harder than another then
-cancels out. Where they share fewer than two, each run's documents are resampled by themselves.
+cancels out. Where they share fewer than two, each run's documents are resampled by themselves. What was forgotten is
+paired only where both asked the same retention quiz.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from orchestrator.report.quiz_scores import (
     edit_pairs,
 )
 from orchestrator.report.rewards import Group, groups
+from tutelage.domain.canonical import content_hash
 
 REWARD = "reward"
 """The measure that is no grader's: the mean reward of a document's scored candidates."""
@@ -67,6 +69,16 @@ class Comparison:
     """Settings and versions in which the two differ."""
     totals: tuple[Setting, ...]
 
+    @property
+    def rewarded_alike(self) -> bool:
+        """Whether rewards of the two are of the same kind."""
+        return not any(item.name.startswith("reward.") for item in self.settings)
+
+    @property
+    def asked_to_remember_alike(self) -> bool:
+        """Whether both had the same retention quiz."""
+        return _asked_to_remember_alike(self.first, self.other)
+
 
 def compare(first: RunReport, other: RunReport) -> Comparison:
     """The comparison of `other` with `first`."""
@@ -76,6 +88,10 @@ def compare(first: RunReport, other: RunReport) -> Comparison:
         first, other, shared, tuple(_measures(first, other, frozenset(shared))),
         tuple(_different(_settings(first), _settings(other))), _totals(first, other),
     )  # fmt: skip
+
+
+def _asked_to_remember_alike(first: RunReport, other: RunReport) -> bool:
+    return first.header.retention_quiz == other.header.retention_quiz
 
 
 def _measures(first: RunReport, other: RunReport, shared: frozenset[str]) -> Iterator[Compared]:
@@ -96,19 +112,21 @@ def _measures(first: RunReport, other: RunReport, shared: frozenset[str]) -> Ite
         if edits == "all":
             rewards = [_rewards(each, number) for each, number in zip(made, numbers, strict=True)]
             yield from _compared(EVERYONE, label, "quiz", edits, REWARD, rewards[0], rewards[1], shared)
+    remembered = shared if _asked_to_remember_alike(first, other) else frozenset[str]()
     students = sorted({name for report in sides for name in _students(report)})
     both = [name for name in students if all(name in _students(report) for report in sides)]
     for student in ([EVERYONE] if len(both) > 1 and len(both) == len(students) else []) + students:
         kinds: tuple[QuizKind, ...] = ("quiz", "retention")
         for quiz in kinds:
+            alike = shared if quiz == "quiz" else remembered
             for label, edits, *numbers in moments:
                 pairs = [
                     edit_pairs(each, student, quiz=quiz, edits=edits, round=number)
                     for each, number in zip(made, numbers, strict=True)
                 ]
-                yield from _graded(student, label, quiz, edits, pairs, shared)
+                yield from _graded(student, label, quiz, edits, pairs, alike)
             committed = [commit_pairs(report, student, quiz=quiz) for report in sides]
-            yield from _graded(student, "Committed", quiz, "committed", committed, shared)
+            yield from _graded(student, "Committed", quiz, "committed", committed, alike)
 
 
 def _graded(
@@ -159,7 +177,11 @@ def _settings(report: RunReport) -> dict[str, str]:
     header = report.header
     found: dict[str, str] = {}
     _flatten("", yaml.safe_load(header.resolved_yaml or header.config_yaml), found)
-    return found | {f"version of {name}": version for name, version in header.versions.items()}
+    # The run's YAML names a file at most, which may since hold other questions.
+    quiz = header.retention_quiz
+    asked = f"{len(quiz.questions)} questions, {content_hash(quiz)[:12]}" if quiz.questions else "none"
+    versions = {f"version of {name}": version for name, version in header.versions.items()}
+    return found | {"questions of retention_quiz": asked} | versions
 
 
 def _flatten(prefix: str, value: object, into: dict[str, str]) -> None:

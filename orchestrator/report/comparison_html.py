@@ -23,7 +23,7 @@ def render_comparison_html(comparison: Comparison) -> str:
         differences=_differences(comparison.measures),
         tables=[
             (title, list(items))
-            for title, items in groupby(comparison.measures, key=_table)
+            for title, items in groupby(comparison.measures, key=lambda item: _table(item, comparison))
         ],
         amount=_amount,
         measure_unit=_unit,
@@ -43,13 +43,17 @@ def _run(report: RunReport) -> dict[str, object]:
     }
 
 
-def _table(item: Compared) -> tuple[str, str]:
+def _table(item: Compared, comparison: Comparison) -> tuple[str, str]:
     who = f"Student {item.student}" if item.student else "All students"
     if item.grader == REWARD:
-        return "Reward", "What the teacher earned: the mean reward of a document's scored edits."
+        earned = "What the teacher earned: the mean reward of a document's scored edits."
+        other = "" if comparison.rewarded_alike else " The settings of the reward differ: the two are not of one kind."
+        return "Reward", earned + other
     if item.quiz == "quiz":
         return f"{who}: quiz", "Change of the score on the documents' own questions."
-    return f"{who}: retention", "Change of the score on questions about other things; below zero is forgotten."
+    forgotten = "Change of the score on questions about other things; below zero is forgotten."
+    other = "" if comparison.asked_to_remember_alike else " The two had different retention quizzes."
+    return f"{who}: retention", forgotten + other
 
 
 def _amount(value: float, grader: str) -> str:

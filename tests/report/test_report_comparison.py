@@ -12,6 +12,7 @@ from orchestrator.report.comparison_html import render_comparison_html
 from orchestrator.report.comparison_json import render_comparison_json
 from orchestrator.report.data import EvaluationRecord, RunReport
 from tutelage.domain.evaluation import Answer, EvaluationReport, QuizResult
+from tutelage.domain.task import Question, Quiz
 
 SHIFT = 0.125
 
@@ -98,6 +99,31 @@ def test_the_same_id_with_another_text_is_not_the_same_document(
     assert last.difference is not None
     assert last.difference.high - last.difference.low > 0.01
     assert "share no document" in render_comparison_html(comparison)
+
+
+def test_what_was_forgotten_of_other_questions_is_not_paired_and_the_questions_are_named(
+    run_report: RunReport, better_report: RunReport
+) -> None:
+    asked = Quiz((Question("r1", "Which is the last month?", "December"),))
+    other = dataclasses.replace(better_report, header=dataclasses.replace(better_report.header, retention_quiz=asked))
+    comparison = compare(run_report, other)
+    wanted = {"student": "a", "label": "Last round, all edits", "grader": "f1"}
+    assert not _one(comparison.measures, quiz="retention", **wanted).paired
+    assert _one(comparison.measures, quiz="quiz", **wanted).paired
+    (named,) = [item for item in comparison.settings if "retention_quiz" in item.name]
+    assert named.first == "none"
+    assert named.other.startswith("1 questions, ")
+    assert "different retention quizzes" in render_comparison_html(comparison)
+    assert "different retention quizzes" not in render_comparison_html(compare(run_report, better_report))
+
+
+def test_rewards_of_different_settings_are_said_to_be_of_different_kinds(
+    run_report: RunReport, better_report: RunReport
+) -> None:
+    weighted = "name: harbour\nreward: {grader_weights: {contains: 1.0}}\n"
+    one, other = renamed(run_report, "one", weighted), renamed(better_report, "two", weighted.replace("1.0", "2.0"))
+    assert "not of one kind" in render_comparison_html(compare(one, other))
+    assert "not of one kind" not in render_comparison_html(compare(one, renamed(better_report, "two", weighted)))
 
 
 def test_a_student_of_one_run_only_is_shown_without_a_difference(run_report: RunReport) -> None:
