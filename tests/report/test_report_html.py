@@ -197,6 +197,16 @@ def test_unscored_candidates_and_missing_questions_are_shown(run_report: RunRepo
     assert "train-001-q1" in page
 
 
+def test_scores_of_commits_are_shown_where_the_first_had_none(run_report: RunReport) -> None:
+    without = dataclasses.replace(run_report.commits[0], quiz_before=QuizResult(), quiz_after=QuizResult())
+    columns = ">contains (%)</th>"
+    whole, rest = (
+        render_html(dataclasses.replace(run_report, commits=commits)).split('id="updates"')[1]
+        for commits in (run_report.commits, (without, *run_report.commits[1:]))
+    )
+    assert rest.count(columns) == whole.count(columns) > 0
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(None, "–"), (48.2, "48 s"), (725.0, "12 min 5 s"), (11400.0, "3 h 10 min")]
 )
