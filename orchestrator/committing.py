@@ -97,7 +97,7 @@ class Committer:
             if why_not:
                 return await self._record(step, chosen, why_not)
             try:
-                return await self._record(step, chosen, "", version, quiz)
+                return await self._record(step, chosen, "", version, quiz, retention)
             except Conflict:
                 continue
         why_not = f"the version moved or the weights were lost {TRIES} times"
@@ -180,6 +180,7 @@ class Committer:
         reason: str,
         version: str = "",
         quiz: QuizResult | None = None,
+        retention: QuizResult | None = None,
         *,
         fault: bool = False,
     ) -> None:
@@ -199,8 +200,9 @@ class Committer:
             "parent_version": chosen.adapter_version if chosen else "",
             "quiz_before": before,
             "quiz_after": after,
+            "retention_after": retention or QuizResult(),
         }
-        detail = {name: value for name, value in row.items() if not name.startswith("quiz")}
+        detail = {name: value for name, value in row.items() if not isinstance(value, QuizResult)}
         detail |= {"before": before.scores, "after": after.scores}
         await self.evaluator.store.add_commit(self.evaluator.run.run_id, row, detail)
         metrics.COMMITS.labels("committed" if committed else "not_committed").inc()

@@ -23,6 +23,9 @@ from tutelage.wire import evaluation as wire_evaluation
 from tutelage.wire import policy as wire_policy
 from tutelage.wire.update_result import update_result_from_wire, update_result_to_wire
 
+QUIZZES = ("quiz_before", "quiz_after", "retention_after")
+"""Columns of a commit that hold answers."""
+
 
 class LearningRows(Rows):
     """Reads and writes of candidates, policy updates and commits."""
@@ -166,9 +169,8 @@ class LearningRows(Rows):
 
         Conflict (and nothing written) when the student's version is no longer `parent_version`.
         """
-        empty = {"quiz_before": QuizResult(), "quiz_after": QuizResult()}
-        values = {"run_id": run_id, **empty, **row}
-        for name in empty:
+        values = {"run_id": run_id, **dict.fromkeys(QUIZZES, QuizResult()), **row}
+        for name in QUIZZES:
             values[name] = wire_evaluation.quiz_result_to_wire(values[name]).SerializeToString()
         async with self.engine.begin() as connection:
             await self._locked(connection, run_id)
@@ -225,6 +227,8 @@ class LearningRows(Rows):
         async with self.reading.connect() as connection:
             rows = [dict(row) for row in (await connection.execute(query)).mappings()]
         for row in rows:
-            for name in ("quiz_before", "quiz_after"):
-                row[name] = wire_evaluation.quiz_result_from_wire(evaluation_pb2.QuizResult.FromString(row[name]))
+            for name in QUIZZES:
+                row[name] = wire_evaluation.quiz_result_from_wire(
+                    evaluation_pb2.QuizResult.FromString(row[name] or b"")
+                )
         return rows

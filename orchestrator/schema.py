@@ -150,6 +150,8 @@ commits = Table(
     Column("parent_version", Text, nullable=False),
     Column("quiz_before", LargeBinary, nullable=False),
     Column("quiz_after", LargeBinary, nullable=False),
+    # As the stored version answered; NULL in rows older than this column.
+    Column("retention_after", LargeBinary),
     _run_key(),
 )
 

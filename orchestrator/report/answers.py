@@ -42,7 +42,8 @@ def without_answers(report: EvaluationReport) -> EvaluationReport:
 def without_quizzes(commit: CommitRecord) -> CommitRecord:
     """The same for a commit."""
     before, after = QuizResult((), commit.quiz_before.scores), QuizResult((), commit.quiz_after.scores)
-    return replace(commit, quiz_before=before, quiz_after=after)
+    retention = QuizResult((), commit.retention_after.scores)
+    return replace(commit, quiz_before=before, quiz_after=after, retention_after=retention)
 
 
 def to_show(report: RunReport) -> tuple[EvaluationRecord, ...]:

@@ -92,6 +92,8 @@ class CommitRecord:
     parent_version: str = ""
     quiz_before: QuizResult = field(default_factory=QuizResult)
     quiz_after: QuizResult = field(default_factory=QuizResult)
+    retention_after: QuizResult = field(default_factory=QuizResult)
+    """As the stored version answered; empty where that is not known."""
     fault: bool = False
     """Whether a fault, and not the gate, kept it from being committed."""
 

@@ -131,4 +131,5 @@ def _commit(commit: CommitRecord) -> dict[str, object]:
         "parent_version": commit.parent_version,
         "before": commit.quiz_before.scores,
         "after": commit.quiz_after.scores,
+        "retention_after": commit.retention_after.scores,
     }

@@ -141,7 +141,10 @@ def edit_pairs(
 
 
 def commit_pairs(report: RunReport, student: str, *, quiz: QuizKind = "quiz") -> list[Pair]:
-    """Quizzes of what was committed: as the student answered with the stored version; retention as it was evaluated."""
+    """Quizzes of what was committed: as the student answered with the stored version.
+
+    Retention as it was evaluated where no answers of the stored version were kept.
+    """
     kept = [item for item in report.commits if item.committed and student in (EVERYONE, item.student)]
     if quiz == "quiz":
         return [Pair(item.task_id, item.quiz_before, item.quiz_after) for item in kept]
@@ -152,7 +155,9 @@ def commit_pairs(report: RunReport, student: str, *, quiz: QuizKind = "quiz") ->
     for commit in kept:
         record = by_id.get((commit.student, commit.evaluation_id))
         if record is not None:
-            found += _pair(commit.task_id, record, "retention")
+            stored = commit.retention_after
+            pairs = _pair(commit.task_id, record, "retention")
+            found += [pair._replace(after=stored) for pair in pairs] if stored.scores else pairs
     return found
 
 

@@ -14,6 +14,9 @@ from typer.testing import CliRunner
 
 from orchestrator.adapt_config import AdaptConfig, Recipe
 from orchestrator.config import OrchestratorSettings
+from orchestrator.report.quiz_scores import student_scores
+from orchestrator.report.rewards import groups
+from orchestrator.report_builder import build_report
 from orchestrator.run_config import RunConfig
 from tutelage.cli.main import app
 from tutelage.domain.errors import InvalidInput
@@ -107,7 +110,9 @@ def test_a_student_that_forgets_too_much_is_left_alone_and_the_other_learns(worl
     asyncio.run(body())
 
 
-def test_what_the_stored_version_forgot_counts_and_not_what_was_evaluated(world: Any) -> None:
+def forget_when_stored(world: Any) -> None:
+    """Student a: a version forgets 0.75 nats as it is stored, of which its evaluation showed 0.1."""
+
     def answered(value: float) -> QuizResult:
         return QuizResult.of((Answer("r", "text", {"contains": 1.0, "loglik": value}),))
 
@@ -123,6 +128,10 @@ def test_what_the_stored_version_forgot_counts_and_not_what_was_evaluated(world:
 
     world.a.report, world.a.Commit = remembering, recompressed
 
+
+def test_what_the_stored_version_forgot_counts_and_not_what_was_evaluated(world: Any) -> None:
+    forget_when_stored(world)
+
     async def body() -> None:
         await world.up()
         async with world.engine() as engine:
@@ -131,6 +140,24 @@ def test_what_the_stored_version_forgot_counts_and_not_what_was_evaluated(world:
             assert {row["student"] for row in commits if row["committed"]} == {"b"}
             reasons = [row["reason"] for row in commits if row["student"] == "a"]
             assert all("as stored, 0.7500 forgotten on loglik is above 0.5" in reason for reason in reasons)
+        await world.down()
+
+    asyncio.run(body())
+
+
+def test_a_report_shows_what_the_stored_version_forgot(world: Any) -> None:
+    forget_when_stored(world)
+
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            summary = await _adapt(world, engine, quiz=RETENTION, gate={"max_retention_loss": None})
+            report = await build_report(engine.store, await engine.store.run("run"), summary)
+            (table,) = [each for each in student_scores(report, groups(report)) if each.student == "a"]
+            (row,) = [each for each in table.of("retention") if each.edits == "committed"]
+            change = row.change("loglik")
+            assert change is not None
+            assert change.difference.mean == pytest.approx(-0.75)
         await world.down()
 
     asyncio.run(body())
