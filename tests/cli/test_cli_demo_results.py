@@ -70,6 +70,16 @@ def test_a_narrow_terminal_still_shows_every_score() -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
+def test_a_document_without_a_scored_edit_hides_no_scores_of_the_others() -> None:
+    report = rendered(committed=True)
+    (kept,) = report["commits"]
+    nothing: dict[str, Any] = {"answers": [], "scores": {}}
+    first = kept | {"student": "Z", "committed": False, "quiz_before": nothing, "quiz_after": nothing}
+    text = shown({**report, "commits": [first, kept]})
+    assert "0.00 > 0.50" in text
+    assert "Z" in text
+
+
 def test_the_question_that_gained_most() -> None:
     found = demo_results.question_to_show(rendered(committed=True), _TASKS)
     assert found is not None

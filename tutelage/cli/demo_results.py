@@ -95,7 +95,8 @@ def show_scores(console: Console, report: Tree) -> None:
     if not rows:
         console.print("Nothing was offered for keeping: no self-edit was scored.")
         return
-    graders = list(rows[0][2])
+    # A row has none where no edit was scored.
+    graders = list(dict.fromkeys(name for _, _, before, _, _ in rows for name in before))
     scores = [
         [f"{before[name]:.2f} > {after[name]:.2f}" if name in after else "" for name in graders]
         for _, _, before, after, _ in rows
