@@ -113,7 +113,7 @@ def adapt(
     settings: Annotated[Path | None, typer.Option("--settings", help="YAML file with a recipe.")] = None,
     student: Annotated[list[str] | None, typer.Option(help="A student that learns; may be given again.")] = None,
     candidates: Annotated[int | None, typer.Option(help="Self-edits a document.")] = None,
-    policy: Annotated[str | None, typer.Option(help="Who writes: latest, initial, or a version.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Who writes: latest, promoted, initial, or a version.")] = None,
     retention_quiz: Annotated[Path | None, typer.Option(help="File with questions about other things.")] = None,
     make_questions: Annotated[
         int | None, typer.Option(help="Questions to make for a document that has none; see `tutelage quiz`.")
