@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import pydantic
 import yaml
-from pydantic_core import PydanticUndefined
+from pydantic_core import PydanticKnownError, PydanticUndefined
 
 from tutelage.domain.errors import FieldViolation, InvalidInput
 
@@ -25,6 +25,23 @@ class Settings(pydantic.BaseModel):
     """Base of all settings: frozen, unknown keys refused, field docstrings are the documentation."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        # pydantic takes true for 1.
+        held = _members(cls.model_fields[str(info.field_name)].annotation)
+        number = next((each for each in held if each in (int, float)), None)
+        if number is None or bool in held or Any in held:
+            return value
+        if isinstance(value, bool):
+            raise PydanticKnownError("int_type" if number is int else "float_type")
+        items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+        allowed = _ALLOWED["int_type" if number is int else "float_type"]
+        wrong = [(f"[{at}]" if isinstance(at, int) else str(at), each) for at, each in items if isinstance(each, bool)]
+        if wrong:
+            raise Inconsistent([FieldViolation(at, str(each), allowed) for at, each in wrong])
+        return value
 
 
 SettingsT = TypeVar("SettingsT", bound=pydantic.BaseModel)

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pydantic
 import pytest
@@ -99,6 +100,37 @@ def test_a_mistake_is_told_by_its_own_field_in_the_words_of_yaml(text: str, told
     with pytest.raises(InvalidInput) as caught:
         parse_settings(text, Drawing)
     assert str(caught.value) == told
+
+
+class Counted(Settings):
+    candidates: int = 4
+    slots: int | None = None
+    rate: float = 0.5
+    weights: dict[str, float] = pydantic.Field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    share: bool | float = False
+    options: dict[str, Any] = pydantic.Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("candidates: true", "candidates: 'True' is not allowed; allowed: a whole number"),
+        ("slots: yes", "slots: 'True' is not allowed; allowed: a whole number"),
+        ("rate: false", "rate: 'False' is not allowed; allowed: a number"),
+        ("weights: {contains: true}", "weights.contains: 'True' is not allowed; allowed: a number"),
+        ("sizes: [1, off]", "sizes[1]: 'False' is not allowed; allowed: a whole number"),
+    ],
+)
+def test_true_and_false_are_no_numbers(text: str, told: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse_settings(text, Counted)
+    assert str(caught.value) == told
+
+
+def test_true_and_false_stay_where_they_may_be_and_numbers_are_read_as_before() -> None:
+    read = parse_settings("{share: true, options: {whole: true}, candidates: 1e1, sizes: [2], rate: 1}", Counted)
+    assert read == Counted(share=True, options={"whole": True}, candidates=10, sizes=(2,), rate=1.0)
 
 
 def test_table_has_every_field_with_its_docstring() -> None:
