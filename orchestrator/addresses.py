@@ -6,9 +6,11 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.config import StudentChannel
 from tutelage.domain.errors import Unavailable
+from tutelage.rpc.config import ADDRESS, is_address
 
 DNS = "dns:"
 
@@ -31,6 +33,16 @@ async def resolve_host(host: str, port: int) -> list[str]:
     return sorted({str(each[4][0]) for each in found})
 
 
+def _lines(text: str, file: Path) -> list[str]:
+    """The addresses in a file; Unavailable names each line that is none, since gRPC would ask it at port 443."""
+    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+    found = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    wrong = [f"line {number}, {line[:200]!r}" for number, line in found if not is_address(line)]
+    if wrong:
+        raise Unavailable(f"{file} is not of addresses, {ADDRESS}: {'; '.join(wrong[:20])}")
+    return [line for _, line in found]
+
+
 async def endpoints(settings: StudentChannel, resolve: Resolver = resolve_host) -> list[Endpoint]:
     """The replicas there are now, each once; Unavailable when a name does not resolve or a file cannot be read."""
     listed = [settings.address, *settings.addresses] if settings.address else [*settings.addresses]
@@ -39,7 +51,7 @@ async def endpoints(settings: StudentChannel, resolve: Resolver = resolve_host) 
             text = await asyncio.to_thread(settings.addresses_file.read_text, encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise Unavailable(f"{settings.addresses_file} cannot be read: {error}") from None
-        listed += [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+        listed += _lines(text, settings.addresses_file)
     found: dict[str, Endpoint] = {}
     for address in listed:
         if not address.startswith(DNS):

@@ -182,6 +182,21 @@ def test_a_name_stands_for_all_addresses_it_resolves_to(world: Any) -> None:
     within(body())
 
 
+def test_a_file_of_addresses_with_a_line_that_is_none_is_told_by_that_line(tmp_path: Path) -> None:
+    async def body() -> None:
+        listed = tmp_path / "students"
+        config = StudentChannel(addresses_file=listed)
+        listed.write_text("# ada\n10.0.0.1:7072\n\n  [::1]:7072\n")
+        assert [each.address for each in await endpoints(config)] == ["10.0.0.1:7072", "[::1]:7072"]
+        listed.write_text("# ada\n10.0.0.1:7072\n10.0.0.2\n\nfe80::1\n")
+        with pytest.raises(Unavailable) as caught:
+            await endpoints(config)
+        allowed = "host:port of the service, an IPv6 host in brackets"
+        assert str(caught.value) == f"{listed} is not of addresses, {allowed}: line 3, '10.0.0.2'; line 5, 'fe80::1'"
+
+    within(body())
+
+
 def test_a_student_needs_an_address() -> None:
     text = "teacher: {address: 'x:1'}\nstudents: {a: {ca: x.pem}}\n"
     with pytest.raises(Exception, match=r"students\.a.*addresses_file"):

@@ -174,7 +174,11 @@ def test_bound_fields_are_in_each_line_and_come_off() -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost", "127.0.0.1:", ":7070", "http://127.0.0.1:7070", "a:b", "a:65536", " "]
+    "address",
+    [
+        *["localhost", "127.0.0.1:", ":7070", "http://127.0.0.1:7070", "a:b", "a:65536", " ", "a b:1", "a/b:1"],
+        *["fe80::1", "::1", "fe80::1:7070", "[::1]", "[::1:7070", "[a]:7070", "ipv6:::1", "dns:///fe80::1"],
+    ],
 )
 def test_an_address_without_a_host_and_a_port_is_refused(address: str) -> None:
     with pytest.raises(
@@ -184,7 +188,11 @@ def test_an_address_without_a_host_and_a_port_is_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["localhost:7070", "10.0.0.7:1", "[::1]:7070", "dns:a.svc:7070", "dns:///a.svc:7070", "unix:/run/a.sock"]
+    "address",
+    [
+        *["localhost:7070", "10.0.0.7:1", "dns:a.svc:7070", "dns:///a.svc:7070", "ipv4:10.0.0.7:1", "unix:/run/a.sock"],
+        *["[::1]:7070", "[fe80::1%eth0]:7070", "ipv6:[::1]:7070", "dns:///[::1]:7070"],
+    ],
 )
 def test_an_address_that_can_be_reached_is_taken(address: str) -> None:
     assert ChannelSettings(address=address).address == address

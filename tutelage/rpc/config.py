@@ -53,14 +53,31 @@ class ServerSettings(Settings):
     """File written when the service serves: JSON with address, metrics_address and pid."""
 
 
-ADDRESS = "host:port of the service"
+ADDRESS = "host:port of the service, an IPv6 host in brackets"
+
+
+_SCHEME = re.compile(r"(?:dns|ipv4|ipv6):(?:///)?")
 
 
 def is_address(text: str) -> bool:
-    """Whether it is host:port, with or without one of gRPC's schemes before it, or the path of a socket (`unix:`)."""
-    host, _, port = text.strip().rpartition(":")
+    """Whether it is host:port, with or without one of gRPC's schemes before it, or the path of a socket (`unix:`).
+
+    An IPv6 address stands in brackets: without them nobody can tell its end from a port.
+    """
+    if text.startswith("unix:"):
+        return True
+    host, _, port = _SCHEME.sub("", text.strip(), count=1).rpartition(":")
     has_port = port.isascii() and port.isdecimal() and int(port) < 2**16
-    return text.startswith("unix:") or (has_port and bool(host) and not re.match(r"\w+://[^/]", host))
+    bracketed = re.fullmatch(r"\[(.+)\]", host)
+    return has_port and (_is_ipv6(bracketed[1]) if bracketed else re.fullmatch(r"[^\s:/\[\]]+", host) is not None)
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class ChannelSettings(Settings):
