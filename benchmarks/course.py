@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.classroom import Classroom, documents, passage_only
+from orchestrator.prompt_places import MISTAKES
 from orchestrator.report.bootstrap import Interval, paired_interval
-from orchestrator.student_profile import MISTAKES, MOST_MISTAKES, Mistake, not_asked_by, wrong_before
+from orchestrator.student_profile import MOST_MISTAKES, Mistake, not_asked_by, wrong_before
 from orchestrator.teaching import addressed, informed
 from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.policy import (

@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from orchestrator.commit_gate import TRIES
+from orchestrator.prompt_places import place_violations
 from orchestrator.run_config import DeadlineConfig, InlineFormat, InnerLoopConfig, RunConfig, SamplingConfig
 from tutelage.domain.made_quiz import DEFAULT_CHECK, QuizCheck
 from tutelage.settings import Inconsistent, Settings, violations_of
@@ -83,6 +84,8 @@ class Recipe(Settings):
             raise Inconsistent(
                 [replace(each, field=_OWN_NAMES.get(each.field, each.field)) for each in named]
             ) from None
+        if isinstance(self.format, InlineFormat) and (strange := place_violations(self.format.prompt, "format.prompt")):
+            raise Inconsistent(strange)
         if 0 < self.made_questions < self.least_questions:
             raise Inconsistent.of(
                 "made_questions", self.made_questions, f"0, or least_questions ({self.least_questions}) and more"

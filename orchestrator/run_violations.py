@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.prompt_places import place_violations
 from orchestrator.run_config import InlineFormat, InnerLoopConfig, RunConfig
 from tutelage.domain.description import StudentDescription, TeacherDescription
 from tutelage.domain.errors import FieldViolation, InvalidInput
@@ -73,7 +74,9 @@ def service_violations(
         allowed = "one of the teacher's algorithms: " + (", ".join(teacher.algorithms) or "none")
         found.append(FieldViolation("config.update.algorithm", config.update.algorithm, allowed))
     try:
-        resolve_format(config, teacher)
+        prompt = resolve_format(config, teacher).prompt
+        own = isinstance(config.format, InlineFormat)
+        found += place_violations(prompt, "config.format.prompt" if own else "config.format")
     except InvalidInput as error:
         found += error.violations
     for name, student in students.items():

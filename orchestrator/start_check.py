@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.plan import Across
+from orchestrator.prompt_places import MISTAKES
 from orchestrator.run_config import RunConfig
-from orchestrator.student_profile import LONGEST, MISTAKES, MOST_MISTAKES, Mistake
+from orchestrator.student_profile import LONGEST, MOST_MISTAKES, Mistake
 from orchestrator.students import Students
 from orchestrator.teaching import addressed, informed
 from tutelage.client import TeacherClient

@@ -18,10 +18,6 @@ from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.task import DocumentTask, Quiz, Task
 from tutelage.grading import grade, normalise
 
-STUDENT = "{student}"
-"""Where a format's prompt names the student that a group is written for."""
-MISTAKES = "{mistakes}"
-"""Where it lists questions about other documents that the student answered wrongly."""
 MOST_MISTAKES = 3
 LONGEST = 120
 """Characters of a question or an answer."""

@@ -17,6 +17,7 @@ from orchestrator.config import OrchestratorSettings
 from orchestrator.group_rewards import group_rewards, measured
 from orchestrator.machine import Machine
 from orchestrator.plan import Group
+from orchestrator.prompt_places import MISTAKES, STUDENT
 from orchestrator.records import Run, StoredCandidate, StoredUpdate
 from orchestrator.retrying import TEACHER_FAULTS, patiently
 from orchestrator.rows import Event
@@ -24,9 +25,7 @@ from orchestrator.run_events import UpdatePolicy
 from orchestrator.store import Store
 from orchestrator.store_fault import StoreFault
 from orchestrator.student_profile import (
-    MISTAKES,
     MOST_MISTAKES,
-    STUDENT,
     Mistake,
     about_the_same,
     described,

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.adapt_config import AdaptConfig
 from orchestrator.student_profile import LONGEST
 from tests.orchestrator.world import in_world
 from tutelage.domain.errors import Exhausted, FieldViolation, InvalidInput, Unavailable
 from tutelage.domain.run import RunState
 from tutelage.domain.task import DocumentTask, Question, Quiz
+from tutelage.settings import parse_settings
 from tutelage.v1 import student_service_pb2 as student_pb
 from tutelage.v1 import teacher_service_pb2 as teacher_pb
 
@@ -114,6 +116,50 @@ def test_a_prompt_is_measured_with_the_mistakes_that_later_rounds_tell(world: An
     told = [line for line in prompt.splitlines() if line.startswith("- Asked")]
     assert len(told) == lines
     assert all(len(line) > 2 * LONGEST for line in told)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "strange"),
+    [
+        ("{titel}\n\n{text}", "{titel}"),
+        ("{document} is by {Title}, not by {document}.", "{document}, {Title}"),
+        ("{ text } {task.text} {überschrift}", "{ text }, {task.text}, {überschrift}"),
+        (r"As \frac{mass}{volume}, {title}{txt}", "{txt}"),
+    ],
+)
+def test_a_word_in_braces_that_nobody_replaces_is_refused_with_those_that_are(
+    world: Any, prompt: str, strange: str
+) -> None:
+    async def body(engine: Any) -> None:
+        own = {"name": "own", "parser": "lines", "prompt": prompt}
+        settings = yaml.safe_dump({**yaml.safe_load(world.config), "format": own})
+        for call in (engine.plan_run, engine.start_run):
+            with pytest.raises(InvalidInput) as caught:
+                await call("run", settings, world.tasks, Quiz())
+            allowed = "of the words in braces {title}, {text}, {student}, {mistakes}; any other without braces"
+            assert caught.value.violations == (FieldViolation("config.format.prompt", strange, allowed),)
+
+    in_engine(world, body)
+    with pytest.raises(InvalidInput, match=r"format\.prompt: .* of the words in braces"):
+        parse_settings({"students": ["a"], "format": {"name": "own", "parser": "lines", "prompt": prompt}}, AdaptConfig)
+
+
+@pytest.mark.parametrize(
+    "braces",
+    [
+        '{"learning_rate": 0.001, "more": {"a": [{"b": "c"}]}} {a: 1} {} { } {0} {',
+        r"\frac{a}{b} x_{ab} \frac{\text{mass}}{volume} \begin{align*} \sum_{i=start}^{end} \sqrt[three]{ab} \{ab\}",
+        "{title} {text} {student} {mistakes} the set {n}, at most {2,3}",
+    ],
+    ids=["JSON", "LaTeX", "places"],
+)
+def test_other_braces_may_stand_in_a_prompt(world: Any, braces: str) -> None:
+    async def body(engine: Any) -> None:
+        own = {"name": "own", "parser": "lines", "prompt": f"{braces} {{text}}"}
+        settings = yaml.safe_dump({**yaml.safe_load(world.config), "format": own})
+        assert await engine.plan_run("run", settings, world.tasks, Quiz())
+
+    in_engine(world, body)
 
 
 def test_a_price_of_forgetting_needs_a_quiz_that_measures_it(world: Any) -> None:
