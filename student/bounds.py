@@ -8,11 +8,19 @@ alpha / rank, so that it does not change the size of the updates as well.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.evaluation import Bounds, InnerLoopSettings
-from tutelage.domain.self_edit import Directives, Rejection, RejectionReason
+from tutelage.domain.self_edit import (
+    ChatDocument,
+    Directives,
+    Rejection,
+    RejectionReason,
+    TrainingDocument,
+    characters,
+)
 
 MOST_ALPHA = 1e6
 """Far above what any loop learns with; a scale that float32 cannot hold would fail all whose pass it is in."""
@@ -96,6 +104,22 @@ def steps_of(documents: int, settings: InnerLoopSettings) -> int:
 def too_many(documents: int, bounds: Bounds) -> Rejection | None:
     """The rejection of an edit with too many documents, known before any of them is tokenised; None if it fits."""
     return _above("documents", documents, bounds.max_documents) if documents > bounds.max_documents else None
+
+
+def too_long(
+    documents: Sequence[TrainingDocument], longest_token: int, bounds: Bounds, context_length: int
+) -> Rejection | None:
+    """The rejection of an edit with a document that cannot fit, known before any is tokenised; None if all may.
+
+    A message takes a token at least, and a token stands for at most `longest_token` characters.
+    """
+    most = min(bounds.max_document_tokens, context_length)
+    for i, document in enumerate(documents):
+        if isinstance(document, ChatDocument) and len(document.messages) > most:
+            return _above(f"documents[{i}].messages", len(document.messages), most)
+        if characters(document) > most * longest_token:
+            return _above(f"documents[{i}].characters", characters(document), most * longest_token)
+    return None
 
 
 def too_large(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from student.bank_adapter import BankAdapter
-from student.bounds import Effective, effective_settings, too_large, too_many
+from student.bounds import Effective, effective_settings, too_large, too_long, too_many
 from student.evaluations import EvaluationStore
 from student.inner_loop import Row, Trained
 from student.lora import LoraWeights
@@ -44,8 +44,11 @@ class Ended:
     weights: LoraWeights | None = None
 
 
-def rows_of(loaded: LoadedModel, edit: SelfEdit, loss_mask: LossMask) -> list[Row] | Rejection:
-    """The edit's documents as ids and labels under this student's own template."""
+def rows_of(loaded: LoadedModel, edit: SelfEdit, loss_mask: LossMask, most_tokens: int) -> list[Row] | Rejection:
+    """The edit's documents as ids and labels under this student's own template, up to the first that is too long.
+
+    All others wait while one edit is tokenised: what decides nothing any more is left out.
+    """
     if not edit.documents:
         return Rejection(RejectionReason.EMPTY, field="documents", message="the self-edit has no training document")
     rows = []
@@ -55,6 +58,8 @@ def rows_of(loaded: LoadedModel, edit: SelfEdit, loss_mask: LossMask) -> list[Ro
         except InvalidInput as error:
             return Rejection(RejectionReason.EMPTY, field=f"documents[{i}]", message=str(error))
         rows.append(Row(tuple(ids), tuple(labels)))
+        if len(ids) > most_tokens:
+            break
     return rows
 
 
@@ -86,15 +91,19 @@ class Evaluation:
             self.rejection = effective
             return
         self.effective = effective
-        self.rejection = too_many(len(self.key.self_edit.documents), bounds)
+        documents, loaded = self.key.self_edit.documents, self._loaded
+        self.rejection = too_many(len(documents), bounds) or too_long(
+            documents, loaded.longest_token, bounds, loaded.context_length
+        )
         if self.rejection is not None:
             return
-        rows = rows_of(self._loaded, self.key.self_edit, effective.settings.loss_mask)
+        most_tokens = min(bounds.max_document_tokens, loaded.context_length)
+        rows = rows_of(loaded, self.key.self_edit, effective.settings.loss_mask, most_tokens)
         if isinstance(rows, Rejection):
             self.rejection = rows
             return
         sizes = [len(row.ids) for row in rows]
-        self.rejection = too_large(sizes, effective.settings, bounds, self._loaded.context_length)
+        self.rejection = too_large(sizes, effective.settings, bounds, loaded.context_length)
         self.rows = [row for row in rows if row.supervised]
         if self.rejection is None and not self.rows:
             self.rejection = Rejection(

@@ -50,10 +50,22 @@ def asked(question: Question) -> str:
 
 
 def check_quiz(loaded: LoadedModel, questions: Sequence[Question], max_new_tokens: int, field: str) -> None:
-    """Raises InvalidInput naming each question that, with its answer, does not fit the model's context."""
+    """Raises InvalidInput naming each question that, with its answer, does not fit the model's context.
+
+    What has more characters than its tokens could hold is not tokenised: checks wait for each other.
+    """
     violations = []
     prefix = f"{field}." if field else ""
+    most = loaded.context_length * loaded.longest_token
     for i, question in enumerate(questions):
+        texts = {"text": asked(question), "answer": question.answer}
+        endless = {name: len(text) for name, text in texts.items() if len(text) > most}
+        if endless:
+            violations += [
+                FieldViolation(f"{prefix}questions[{i}].{name}", f"{count} characters", f"at most {most} characters")
+                for name, count in endless.items()
+            ]
+            continue
         prompt = len(prompt_ids(loaded.tokenizer, asked(question)))
         gold = 0
         if question.answer:

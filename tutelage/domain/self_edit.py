@@ -46,6 +46,13 @@ class TextDocument:
 TrainingDocument = TextDocument | ChatDocument
 
 
+def characters(document: TrainingDocument) -> int:
+    """Of all that it says."""
+    if isinstance(document, TextDocument):
+        return len(document.text)
+    return sum(len(message.content) for message in document.messages)
+
+
 @dataclass(frozen=True)
 class Directives:
     """How the writer wants to be trained on; None leaves the run's setting. Untrusted: students hold it to bounds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -37,6 +38,11 @@ class LoadedModel:
     context_length: int
     """Tokens."""
     parameters: int
+
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Characters that one token can stand for: text of more than so many a token is too long, unread."""
+        return max(map(len, self.tokenizer.get_vocab()))
 
 
 def load_model(
