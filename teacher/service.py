@@ -203,7 +203,8 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
     ) -> AsyncIterator[pb.ExportPolicyResponse]:
         """The files of a version, a part at a time: no more is read than the client takes."""
         policies = self._loaded().policies
-        form = Checks("").enum("form", request.form, POLICY_FORMS)
+        checks = Checks("")
+        form = checks.passed(checks.enum("form", request.form, POLICY_FORMS))
         details = await asyncio.to_thread(describe_policy, policies, request.version, "")
         card = {"base_model": self._settings.model, "policy": policy_to_json(details.policy)}
         gone, turn = threading.Event(), threading.Lock()

@@ -29,6 +29,8 @@ from tutelage.models.loading import load_model
 from tutelage.models.tiny import write_tiny_model
 from tutelage.rpc.config import ChannelSettings
 from tutelage.rpc.interceptors import ErrorInterceptor
+from tutelage.v1 import teacher_service_pb2 as pb
+from tutelage.v1.teacher_service_pb2_grpc import TeacherServiceStub
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -178,6 +180,18 @@ def test_exported_for_peft_and_merged(
     assert "model.safetensors" in heads
     # The teacher keeps nothing of an export.
     assert not list(settings.data_dir.glob(".export-*"))
+
+
+@pytest.mark.parametrize("form", [pb.POLICY_FORM_UNSPECIFIED, 99])
+def test_a_form_that_the_teacher_does_not_know_is_exported_as_no_other(
+    address: str, versions: list[str], form: int
+) -> None:
+    """99 is a newer client's."""
+    request = pb.ExportPolicyRequest(version=versions[2], form=form)  # type: ignore[arg-type]
+    with grpc.insecure_channel(address) as channel, pytest.raises(grpc.RpcError) as caught:
+        list(TeacherServiceStub(channel).ExportPolicy(request, timeout=60))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (caught.value.details() or "").endswith("allowed: one of peft, merged")
 
 
 def test_an_export_is_whole_or_not_there(tmp_path: Path) -> None:
