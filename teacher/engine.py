@@ -34,6 +34,9 @@ from tutelage.models.chat import prompt_ids, stop_ids, tokenizer_hash
 from tutelage.models.loading import LoadedModel
 from tutelage.v1 import policy_pb2
 
+LEAST = 1e-6
+"""Temperature and nucleus mass that float32 still samples with; far below what any text is written by."""
+
 
 class Writer:
     """The serving model with its adapters."""
@@ -197,10 +200,11 @@ class Writer:
         wrong = []
         if not 1 <= candidates <= limits.max_candidates:
             wrong.append(FieldViolation("candidates", str(candidates), f"1 to {limits.max_candidates}"))
-        if not 0 <= sampling.temperature <= 10:
-            wrong.append(FieldViolation("sampling.temperature", str(sampling.temperature), "0 (greedy) to 10"))
-        if not 0 < sampling.top_p <= 1:
-            wrong.append(FieldViolation("sampling.top_p", str(sampling.top_p), "above 0, at most 1"))
+        if sampling.temperature != 0 and not LEAST <= sampling.temperature <= 10:
+            allowed = f"0 (greedy), or {LEAST:g} to 10"
+            wrong.append(FieldViolation("sampling.temperature", str(sampling.temperature), allowed))
+        if not LEAST <= sampling.top_p <= 1:
+            wrong.append(FieldViolation("sampling.top_p", str(sampling.top_p), f"{LEAST:g} to 1"))
         if not 1 <= sampling.max_new_tokens <= limits.max_new_tokens:
             allowed = f"1 to {limits.max_new_tokens}"
             wrong.append(FieldViolation("sampling.max_new_tokens", str(sampling.max_new_tokens), allowed))
