@@ -11,7 +11,7 @@ import pytest
 from tests.rpc.example_service import FAULTS, KEY, QUESTION, run, running
 from tutelage.client import StudentClient, SyncStudentClient
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
-from tutelage.domain.errors import Exhausted, InvalidInput, NotFound, TutelageError, Unavailable
+from tutelage.domain.errors import Exhausted, FieldViolation, InvalidInput, NotFound, TutelageError, Unavailable
 from tutelage.domain.evaluation import Answer
 from tutelage.domain.self_edit import Rejection, RejectionReason
 from tutelage.domain.task import Question
@@ -32,6 +32,23 @@ def test_domain_error_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
             assert str(caught.value) == str(sent)
             for attribute in ("violations", "kind", "name", "retry_after_s"):
                 assert getattr(caught.value, attribute, None) == getattr(sent, attribute, None)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("error", [InvalidInput.of("a\ud800", "\ud800", "\ud800"), NotFound("evaluation", "\ud800")])
+def test_half_a_character_in_an_error_hides_neither_its_kind_nor_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """YAML may spell one; a message cannot hold it."""
+    monkeypatch.setitem(FAULTS, "half", error)
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (_, ready), StudentClient(ChannelSettings(address=ready["address"])) as client:
+            with pytest.raises(type(error)) as caught:
+                await client.get_evaluation("half")
+            if isinstance(caught.value, InvalidInput):
+                assert caught.value.violations == (FieldViolation("a?", "?", "?"),)
 
     run(scenario())
 

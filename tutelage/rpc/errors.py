@@ -50,11 +50,16 @@ def status_code(error: TutelageError) -> grpc.StatusCode:
     return next((code for kind, code in _CODES if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
 
 
+def _sendable(text: str) -> str:
+    """Without halves of characters, such as YAML may spell: no message could hold them."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _bad_request(error: InvalidInput) -> error_details_pb2.BadRequest:
     detail = error_details_pb2.BadRequest()
     for violation in error.violations:
         text = json.dumps({"value": violation.value[:200], "allowed": violation.allowed[:500]}, ensure_ascii=False)
-        detail.field_violations.add(field=violation.field[:200], description=text)
+        detail.field_violations.add(field=_sendable(violation.field[:200]), description=_sendable(text))
         if detail.ByteSize() > _MAX_DETAIL_BYTES:
             del detail.field_violations[-1]
             break
@@ -67,7 +72,9 @@ def _detail(error: TutelageError) -> Message | None:
         detail = _bad_request(error)
         return detail
     if isinstance(error, NotFound):
-        detail = error_details_pb2.ResourceInfo(resource_type=error.kind[:200], resource_name=error.name[:200])
+        detail = error_details_pb2.ResourceInfo(
+            resource_type=error.kind[:200], resource_name=_sendable(error.name[:200])
+        )
         return detail
     if isinstance(error, Exhausted | Unavailable) and error.retry_after_s is not None:
         delay = Duration()
@@ -79,7 +86,7 @@ def _detail(error: TutelageError) -> Message | None:
 
 def to_status(error: TutelageError) -> status_pb2.Status:
     """The status of a domain error; texts and violations are cut so that it fits a trailer."""
-    status = status_pb2.Status(code=status_code(error).value[0], message=str(error)[:_MAX_TEXT])
+    status = status_pb2.Status(code=status_code(error).value[0], message=_sendable(str(error)[:_MAX_TEXT]))
     detail = _detail(error)
     if detail is not None:
         status.details.add().Pack(detail)
