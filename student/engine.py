@@ -157,6 +157,8 @@ class StudentEngine:
                 raise PreconditionFailed(f"key.{name} is {asked!r}, this student's is {mine!r}")
         graders, allowed = key.graders or ("",), "at least one of " + ", ".join(GRADERS)
         violations = [FieldViolation("key.graders", name, allowed) for name in graders if name not in GRADERS]
+        if len(set(graders)) < len(graders):
+            violations.append(FieldViolation("key.graders", f"{len(graders)} names", "each name once"))
         if not key.quiz.questions:
             violations.append(FieldViolation("key.quiz", "", "at least one question"))
         violations += self.setting_violations(key.settings)

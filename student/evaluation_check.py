@@ -35,7 +35,7 @@ def setting_violations(
     found = _violations(lambda: check_settings(settings, bounds))
     fewer = _violations(lambda: first_adapted(model, settings.adapt_last_layers))
     first = 0 if fewer else first_adapted(model, settings.adapt_last_layers)
-    for name in settings.target_modules:
+    for name in dict.fromkeys(settings.target_modules):
         found += _violations(partial(targeted, projections, (name,), first))
     return found + fewer
 

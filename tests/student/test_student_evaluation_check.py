@@ -11,7 +11,7 @@ import pytest
 
 from student.engine import StudentEngine
 from student.evaluation_check import check_evaluations
-from tutelage.domain.errors import InvalidInput
+from tutelage.domain.errors import FieldViolation, InvalidInput
 from tutelage.domain.evaluation import EvaluationKey, InnerLoopSettings
 from tutelage.domain.task import Question, Quiz
 from tutelage.v1 import student_service_pb2 as pb
@@ -95,3 +95,13 @@ def test_an_evaluation_is_refused_for_all_its_faults_at_once(
         "settings.target_modules",
         "key.quiz.questions[1].text",
     ]
+
+
+def test_a_grader_given_twice_is_refused(
+    student: Callable[..., StudentEngine], make_key: Callable[..., EvaluationKey]
+) -> None:
+    """A million of them, of which a message has room, would grade for a quarter of a minute while all others wait."""
+    engine = student()
+    with pytest.raises(InvalidInput) as caught:
+        engine.check(make_key(engine, graders=("exact", "loglik", "exact")))
+    assert caught.value.violations == (FieldViolation("key.graders", "3 names", "each name once"),)
