@@ -88,8 +88,10 @@ class StudentServicer(pb_grpc.StudentServiceServicer):
         return await check_evaluations(request_iterator, self._engine)
 
     async def Evaluate(self, request: pb.EvaluateRequest, context: Context) -> AsyncIterator[pb.EvaluateResponse]:
-        engine, key = self._engine, evaluation_key_from_wire(request.key)
-        bind(evaluation_id=key.id, run_id=request.run_id)
+        engine = self._engine
+        # A large one takes seconds to read and to hash, which no other call waits for.
+        key = await asyncio.to_thread(evaluation_key_from_wire, request.key)
+        bind(evaluation_id=await asyncio.to_thread(lambda: key.id), run_id=request.run_id)
         events: asyncio.Queue[EvaluationProgress | EvaluationOutcome] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 

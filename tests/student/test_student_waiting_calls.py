@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+import student.service as service_module
+from tests.rpc.example_service import KEY
 from tests.student.served_student import PATIENCE_S, Served, held, served
-from tutelage.domain.errors import Exhausted, NotFound
+from tutelage.domain.errors import Exhausted, NotFound, PreconditionFailed
 from tutelage.domain.evaluation import Answer
 from tutelage.domain.task import Question
+from tutelage.wire.evaluation import evaluation_key_from_wire
 
 QUICK_S = 2.0
 """Seconds in which a call that waits for nobody is answered, also on a busy machine."""
@@ -59,6 +64,34 @@ async def all_else(tiny_path: Path, folder: Path) -> None:
 
 def test_while_many_answers_and_commits_wait_all_else_is_answered(tiny_path: Path, tmp_path: Path) -> None:
     asyncio.run(all_else(tiny_path, tmp_path))
+
+
+async def read_aside(tiny_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, entered = threading.Event(), threading.Event()
+
+    def slowly(message: Any) -> Any:
+        entered.set()
+        gate.wait(2 * QUICK_S)
+        return evaluation_key_from_wire(message)
+
+    monkeypatch.setattr(service_module, "evaluation_key_from_wire", slowly)
+    async with served(tiny_path, folder) as student, student.client() as client:
+        key = dataclasses.replace(KEY, base_model=(await client.describe()).base_model)
+        stream = client.evaluate(key)
+        begun = time.monotonic()
+        asking = asyncio.ensure_future(anext(stream))
+        assert await asyncio.to_thread(entered.wait, PATIENCE_S)
+        await client.describe(timeout_s=QUICK_S)
+        assert time.monotonic() < begun + QUICK_S
+        gate.set()
+        with pytest.raises(PreconditionFailed):
+            await asking
+
+
+def test_while_a_large_evaluation_is_read_all_else_is_answered(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(read_aside(tiny_path, tmp_path, monkeypatch))
 
 
 async def one_too_many(tiny_path: Path, folder: Path) -> None:
