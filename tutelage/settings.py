@@ -76,7 +76,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            made = super().construct_object(node, deep=deep)
+            # At once with all that is in it, which shows an alias within what it names.
+            made = super().construct_object(node, deep=True)
             if isinstance(made, int):
                 str(made)  # ValueError where Python writes no number that long, not even in a message about it.
             return made
@@ -89,6 +90,10 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
+
+
+_MOST_ENTRIES = 1_000_000
+"""A few lines of aliases of aliases can name more than any memory holds."""
 
 
 def load_settings(path: str | Path, model: type[SettingsT]) -> SettingsT:
@@ -119,9 +124,19 @@ def parse_mapping(text: str, source: str = "") -> dict[str, Any]:
         raise InvalidInput.of(f"{prefix}document", "nested too deeply", "well-formed YAML") from None
     if content is None:
         return {}
+    if _entries(content, {}) > _MOST_ENTRIES:
+        raise InvalidInput.of(f"{prefix}document", "aliases of aliases", f"at most {_MOST_ENTRIES:,} entries in all")
     if not isinstance(content, Mapping):
         raise InvalidInput.of(f"{prefix}document", type(content).__name__, "a mapping of settings")
     return dict(content)
+
+
+def _entries(value: Any, known: dict[int, int]) -> int:
+    """How many entries a value has with all that is in it, where what an alias names counts each time."""
+    if id(value) not in known:
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        known[id(value)] = 1 + sum(_entries(each, known) for each in inner)
+    return known[id(value)]
 
 
 def parse_settings(document: Mapping[str, Any] | str, model: type[SettingsT], source: str = "") -> SettingsT:

@@ -173,6 +173,17 @@ def test_bound_fields_are_in_each_line_and_come_off() -> None:
     assert "run_id" not in second
 
 
+def test_yaml_whose_aliases_name_more_than_memory_holds_is_refused() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    with pytest.raises(InvalidInput, match=r"aliases of aliases.*at most 1,000,000 entries"):
+        parse_settings("options:\n" + "".join(f"  {line}\n" for line in lines), Counted)
+    with pytest.raises(InvalidInput, match=r"line 1, column 10.*recursive"):
+        parse_settings("options: &x {a: {b: *x}}", Counted)
+    read = parse_settings("weights: &w {contains: 1}\noptions: {w: *w, more: {<<: *w, exact: 2}}", Counted)
+    assert read.options == {"w": {"contains": 1}, "more": {"contains": 1, "exact": 2}}
+
+
 @pytest.mark.parametrize(
     "address",
     [
