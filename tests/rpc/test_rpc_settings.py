@@ -13,7 +13,7 @@ import pytest
 
 from tutelage.domain.errors import InvalidInput
 from tutelage.rpc.config import ChannelSettings, ServerSettings, is_loopback
-from tutelage.rpc.logging import JsonFormatter, bind
+from tutelage.rpc.logging import JsonFormatter, PlainFormatter, bind
 from tutelage.settings import Inconsistent, Settings, load_settings, parse_settings, settings_table
 
 
@@ -171,6 +171,20 @@ def test_bound_fields_are_in_each_line_and_come_off() -> None:
     assert first["run_id"] == "r1"
     assert "evaluation_id" not in first
     assert "run_id" not in second
+
+
+def test_a_caller_cannot_write_a_log_line_of_its_own() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(PlainFormatter())
+    logger = logging.Logger("example")
+    logger.addHandler(handler)
+    with bind(run_id="r1]\n2026-01-01T00:00:00.000Z ERROR   student: forged " + "y" * 10_000):
+        logger.info("refused: %s", "a\r\nb")
+    first, *others = stream.getvalue().splitlines()
+    assert first.endswith("INFO    example: refused: a")
+    assert [line[:12] for line in others] == ["    b [run_i", "    2026-01-"]
+    assert len(stream.getvalue()) < 400
 
 
 def test_yaml_whose_aliases_name_more_than_memory_holds_is_refused() -> None:

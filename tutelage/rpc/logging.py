@@ -13,6 +13,9 @@ from typing import Literal
 _EMPTY: MappingProxyType[str, object] = MappingProxyType({})
 _bound: ContextVar[MappingProxyType[str, object]] = ContextVar("tutelage_log_fields", default=_EMPTY)
 
+LONGEST = 200
+"""Characters of a bound field; some of them, such as a run's id, are whatever a caller sent."""
+
 
 class Binding:
     """What `bind` returns; as a context manager it takes the fields off again."""
@@ -33,9 +36,9 @@ class Binding:
 def bind(**fields: object) -> Binding:
     """Adds fields such as run_id to every later log line of this task; empty ones are left out."""
     before = _bound.get()
-    _bound.set(
-        MappingProxyType({**before, **{name: value for name, value in fields.items() if value not in ("", None)}})
-    )
+    given = {name: value for name, value in fields.items() if value not in ("", None)}
+    short = {name: value[:LONGEST] if isinstance(value, str) else value for name, value in given.items()}
+    _bound.set(MappingProxyType({**before, **short}))
     return Binding(before)
 
 
@@ -44,12 +47,12 @@ def _time(record: logging.LogRecord) -> str:
 
 
 class PlainFormatter(logging.Formatter):
-    """`time level logger: message [field=value ...]`"""
+    """`time level logger: message [field=value ...]`; further lines of it are indented, and so pass for none."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{name}={value}" for name, value in _bound.get().items())
         line = f"{_time(record)} {record.levelname:<7} {record.name}: {record.getMessage()}"
-        line = f"{line} [{fields}]" if fields else line
+        line = "\n    ".join((f"{line} [{fields}]" if fields else line).splitlines())
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
