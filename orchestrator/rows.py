@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 
 from sqlalchemy import func, insert, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -64,7 +64,7 @@ def uninterrupted(method: Callable[P, Awaitable[T]]) -> Callable[P, Coroutine[An
             _ = task.cancelled() or task.exception()
             raise
         except DBAPIError as error:
-            if isinstance(error, IntegrityError):
+            if isinstance(error, IntegrityError | DataError):
                 raise StoreContradiction.of(error) from error
             metrics.STORE_FAULTS.inc()
             raise StoreFault.of(error) from error

@@ -25,6 +25,12 @@ from tutelage.wire import policy as wire_policy
 from tutelage.wire import task as wire_task
 
 
+def _check_asked(run_id: str) -> None:
+    """NotFound for an id that PostgreSQL would not even look for."""
+    if "\0" in run_id:
+        raise NotFound("run", run_id)
+
+
 def resolved_yaml(config: RunConfig) -> str:
     """Every setting with its default filled in, as YAML."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -132,6 +138,7 @@ class RunRows(Rows):
     @uninterrupted
     async def run(self, run_id: str) -> Run:
         """A run; NotFound when there is none by that id."""
+        _check_asked(run_id)
         async with self.reading.connect() as connection:
             row = (await connection.execute(select(s.runs).where(s.runs.c.run_id == run_id))).mappings().first()
             if row is None:
@@ -178,6 +185,7 @@ class RunRows(Rows):
     @uninterrupted
     async def run_state(self, run_id: str) -> tuple[RunState, str]:
         """A run's state and message; NotFound when there is none by that id."""
+        _check_asked(run_id)
         c = s.runs.c
         async with self.reading.connect() as connection:
             row = (await connection.execute(select(c.state, c.message).where(c.run_id == run_id))).first()

@@ -32,8 +32,8 @@ def task_violations(tasks: Sequence[TaskWithQuiz], retention: Quiz) -> list[Fiel
     seen: dict[str, int] = {}
     for index, item in enumerate(tasks):
         where = f"tasks[{index}]"
-        if not 1 <= len(item.task.id) <= 200 or "/" in item.task.id:
-            found.append(FieldViolation(f"{where}.task.id", item.task.id, "1 to 200 characters without '/'"))
+        if not 1 <= len(item.task.id) <= 200 or not {"/", "\0"}.isdisjoint(item.task.id):
+            found.append(FieldViolation(f"{where}.task.id", item.task.id, "1 to 200 characters without '/' and NUL"))
         if item.task.id in seen:
             found.append(
                 FieldViolation(

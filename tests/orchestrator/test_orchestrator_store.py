@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -25,10 +26,11 @@ from orchestrator.schema import metadata
 from orchestrator.store import Store
 from orchestrator.store_fault import StoreContradiction, StoreFault
 from orchestrator.student_rows import StudentRows, before_and_left
-from tutelage.domain.errors import Conflict
+from tutelage.domain.errors import Conflict, InvalidInput, NotFound
 from tutelage.domain.evaluation import Failure
 from tutelage.domain.reward import Reward
 from tutelage.domain.run import RunState
+from tutelage.domain.task import Quiz
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -184,6 +186,26 @@ def test_what_the_database_will_never_take_is_not_tried_for_ever(world: Any, url
             await store.append("no such run", ("noted", {}))
         assert not isinstance(told.value, STORE_FAULTS)
         await store.close()
+
+    asyncio.run(body())
+
+
+def test_text_that_postgresql_does_not_hold_is_no_fault_of_the_database(world: Any, postgres: str) -> None:
+    """A client would ask again, and a run wait, for as long as they are patient."""
+
+    async def body() -> None:
+        async with started(world, postgres) as engine:
+            for call in (engine.summary, engine.cancel_run, engine.pause_run, engine.resume_run, engine.config_yaml):
+                with pytest.raises(NotFound):
+                    await call("a\0b")
+            with pytest.raises(NotFound):
+                await anext(engine.watch("a\0b", 0))
+            task = world.tasks[0]
+            named = replace(task, task=replace(task.task, id="a\0b"))
+            with pytest.raises(InvalidInput, match=r"tasks\[0\]\.task\.id: .*without '/' and NUL"):
+                await engine.start_run("named", world.config, [named], Quiz())
+            with pytest.raises(StoreContradiction, match="NUL"):
+                await engine.store.append("run", ("a\0b", {}))
 
     asyncio.run(body())
 
