@@ -149,3 +149,14 @@ def test_an_update_starts_with_its_header_and_has_one() -> None:
         update_request_from_wire([header, group, header])
     with pytest.raises(InvalidInput, match="header"):
         update_request_from_wire([])
+
+
+def test_what_an_enum_may_be_is_told_once() -> None:
+    """Leaving the handling of stale candidates out means the same as `drop`, which is no second value."""
+    message = update_settings_to_wire(UpdateSettings())
+    message.stale = 99  # type: ignore[assignment]
+    with pytest.raises(InvalidInput) as caught:
+        update_settings_from_wire(message)
+    assert [(item.field, item.allowed) for item in caught.value.violations] == [
+        ("settings.stale", "one of drop, weight")
+    ]

@@ -109,7 +109,11 @@ class Checks:
     def enum(self, name: str, value: int, members: Mapping[int, EnumT]) -> EnumT:
         """The domain's member of a wire enum; unspecified and unknown values are wrong."""
         if value not in members:
-            self.wrong(name, value or "unspecified", "one of " + ", ".join(str(m.value) for m in members.values()))
+            self.wrong(
+                name,
+                value or "unspecified",
+                "one of " + ", ".join(dict.fromkeys(str(m.value) for m in members.values())),
+            )
             return cast(EnumT, None)
         return members[value]
 
