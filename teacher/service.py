@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import grpc
@@ -49,6 +50,9 @@ from tutelage.wire.policy_versions import (
 from tutelage.wire.task import task_from_wire
 from tutelage.wire.update_result import update_progress_to_wire, update_result_to_wire
 
+EXPORTS = 2
+"""Exports whose next part is made at the same time: merging takes minutes and a whole model's memory."""
+
 
 @dataclass(frozen=True)
 class _Parts:
@@ -67,6 +71,8 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
     def __init__(self, settings: TeacherSettings) -> None:
         self._settings = settings
         self._parts: _Parts | None = None
+        # Threads of their own: those that all else is answered by are few.
+        self._exporting = ThreadPoolExecutor(EXPORTS, thread_name_prefix="export")
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer to a server."""
@@ -82,6 +88,7 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
 
     async def stop(self) -> None:
         """End a running update."""
+        self._exporting.shutdown(wait=False, cancel_futures=True)
         if self._parts is not None:
             await asyncio.to_thread(self._parts.updates.stop)
 
@@ -220,7 +227,8 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
                 parts.close()
 
         try:
-            while (part := await asyncio.to_thread(following)) is not None:
+            loop = asyncio.get_running_loop()
+            while (part := await loop.run_in_executor(self._exporting, following)) is not None:
                 yield export_part_to_wire(part)
         finally:
             gone.set()

@@ -17,9 +17,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
+import teacher.service as service_module
 from teacher.config import TeacherSettings
 from teacher.policies import PolicyStore
-from teacher.service import TeacherService
+from teacher.service import EXPORTS, TeacherService
 from tutelage.cli.main import app
 from tutelage.client import SyncTeacherClient
 from tutelage.client.exported import ExportFolder
@@ -192,6 +193,31 @@ def test_a_form_that_the_teacher_does_not_know_is_exported_as_no_other(
         list(TeacherServiceStub(channel).ExportPolicy(request, timeout=60))
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (caught.value.details() or "").endswith("allowed: one of peft, merged")
+
+
+def test_while_many_exports_are_merged_all_else_is_answered(
+    address: str, client: SyncTeacherClient, versions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Merging takes minutes; an orchestrator that a teacher does not answer in seconds takes it for away."""
+    begun, gate = threading.Semaphore(0), threading.Event()
+
+    def merging(*_: Any, **__: Any) -> Iterator[bytes]:
+        begun.release()
+        gate.wait(120)
+        yield b"whole"
+
+    monkeypatch.setattr(service_module, "export_policy", merging)
+    request = pb.ExportPolicyRequest(version=versions[2], form=pb.POLICY_FORM_MERGED)
+    with grpc.insecure_channel(address) as channel:
+        calls = [TeacherServiceStub(channel).ExportPolicy(request, timeout=120) for _ in range(40)]
+        assert all(begun.acquire(timeout=60) for _ in range(EXPORTS))
+        assert client.describe(timeout_s=5).latest_policy_version == versions[2]
+        assert not begun.acquire(blocking=False)
+        # Whoever leaves is not merged for.
+        for call in calls[EXPORTS + 1 :]:
+            call.cancel()
+        gate.set()
+        assert [[part.content for part in call] for call in calls[: EXPORTS + 1]] == [[b"whole"]] * (EXPORTS + 1)
 
 
 def test_an_export_is_whole_or_not_there(tmp_path: Path) -> None:
