@@ -69,8 +69,8 @@ STUDENT_REACHABLE = Gauge(
 
 
 # A mean reward of 0 would be one: each restart would look as if all rewards had been lost.
-for _gauge in (MEAN_REWARD, POLICY_ROUND):
-    _gauge.set(math.nan)
+MEAN_REWARD.set(math.nan)
+POLICY_ROUND.set(math.nan)
 
 
 def initialise(students: Iterable[str]) -> None:
