@@ -165,18 +165,20 @@ class Course:
         """Candidates; where the format tells of the student, what it got wrong is of other documents than this one."""
         if not format_name.endswith(PROFILED):
             return self.room.write(item, format_name, count, policy, purpose)
-        others = [known for known in self.learning[: MOST_MISTAKES + 1] if known.task.id != item.task.id]
-        wrong = [
-            mistake
-            for known in others[:MOST_MISTAKES]
-            for mistake in not_asked_by(item.quiz, self._mistakes(known))[:1]
-        ]
+        others = [wrong for known, wrong in self.mistakes() if known.task.id != item.task.id]
+        wrong = [mistake for known in others[:MOST_MISTAKES] for mistake in not_asked_by(item.quiz, known)[:1]]
         plain, own = self.room.formats[format_name], f"{format_name} of {item.task.id}"
         asking = replace(plain, prompt=f"{plain.prompt}\n\nWrong so far:\n{MISTAKES}")
         # As a run does for a group that is written for one student.
         to_student = addressed(asking, {"student": self.room.described}, alone=True)
         self.room.formats[own] = informed(to_student, wrong)
         return self.room.write(item, own, count, policy, purpose)
+
+    def mistakes(self) -> list[tuple[TaskWithQuiz, list[Mistake]]]:
+        """What the student got wrong of the first learning documents, where a format tells the teacher of it."""
+        if not any(name.endswith(PROFILED) for name in self.args.formats):
+            return []
+        return [(known, self._mistakes(known)) for known in self.learning[: MOST_MISTAKES + 1]]
 
     def _mistakes(self, item: TaskWithQuiz) -> list[Mistake]:
         outcome = self.room.evaluate(item, passage_only(item))[1]

@@ -141,6 +141,9 @@ def do_share(course: Course, stage: str, share: slice) -> None:
 def do_all(course: Course, stage: str) -> dict[str, object]:
     """A stage and all before it, as far as the folder does not hold them yet; what the last line tells."""
     args = course.args
+    if stage == "profile":
+        # By one process: two would find other mistakes, since what is answered beside others may be worded otherwise.
+        return {"stage": stage, "mistakes": len(course.mistakes())}
     if stage == "collect":
         means = {
             name: mean([item.reward or 0.0 for group in groups for item in group.candidates])
@@ -238,6 +241,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tutelage-benchmark-") as temporary:
         folder = args.folder or Path(temporary)
         if args.share is None and args.processes > 1:
+            work(args, folder, "profile")
             for stage in STAGES[: STAGES.index(args.stage) + 1]:
                 # Learning is no work to be shared: the updates of one teacher take turns.
                 if stage == "learn":
