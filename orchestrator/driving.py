@@ -98,6 +98,7 @@ class Driving:
             self._unknown[run_id] = message
             await self._store.tell(run_id, message)
             return False
+        self._unknown.pop(run_id, None)
         lease = await self._store.take(run_id, self._owner, self._settings.run_lease_s, dead=dead)
         if lease is None:
             return False

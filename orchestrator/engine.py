@@ -40,7 +40,7 @@ from tutelage.domain.errors import (
 )
 from tutelage.domain.run import LogicalStudent, RunEvent, RunPlan, RunState, RunSummary, TaskWithQuiz
 from tutelage.domain.task import Quiz
-from tutelage.settings import parse_mapping
+from tutelage.yaml_mapping import parse_mapping
 
 POLL_S = 0.2
 """Seconds between two looks at the events of a watched run."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from orchestrator.run_config import RunConfig
 from tutelage.domain.errors import FieldViolation, InvalidInput
-from tutelage.settings import parse_mapping, parse_settings
+from tutelage.settings import parse_settings
+from tutelage.yaml_mapping import parse_mapping
 
 PREFIX = "config."
 

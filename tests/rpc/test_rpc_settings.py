@@ -15,6 +15,7 @@ from tutelage.domain.errors import InvalidInput
 from tutelage.rpc.config import ChannelSettings, ServerSettings, is_loopback
 from tutelage.rpc.logging import JsonFormatter, PlainFormatter, bind
 from tutelage.settings import Inconsistent, Settings, load_settings, parse_settings, settings_table
+from tutelage.yaml_mapping import parse_mapping
 
 
 class Example(Settings):
@@ -221,3 +222,19 @@ def test_an_address_without_a_host_and_a_port_is_refused(address: str) -> None:
 )
 def test_an_address_that_can_be_reached_is_taken(address: str) -> None:
     assert ChannelSettings(address=address).address == address
+
+
+def test_merges_of_merges_hold_each_key_once() -> None:
+    """Each of nine lines that merges the one before ten times would else hold ten times its keys: none would end."""
+    lines = ["a0: &a0 {" + ", ".join(f"k{i}: {i}" for i in range(10)) + "}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}], k0: own, n: {n}}}" for n in range(1, 10)]
+    read = parse_mapping("\n".join(lines))
+    assert read["a9"] == {**{f"k{i}": i for i in range(10)}, "k0": "own", "n": 9}
+
+
+def test_the_first_of_merged_mappings_counts_and_what_stands_beside_them_more() -> None:
+    text = "one: &one {a: 1, b: 1}\ntwo: &two {a: 2, b: 2, c: 2}\nboth: {<<: [*one, *two], b: 3}"
+    assert parse_mapping(text)["both"] == {"a": 1, "b": 3, "c": 2}
+    many = f"one: &one {{a: 1}}\nall: {{<<: [{', '.join(['*one'] * 1001)}]}}"
+    with pytest.raises(InvalidInput, match=r"line 2, column \d+: '<< merges more than 1000 mappings or keys'"):
+        parse_mapping(many)

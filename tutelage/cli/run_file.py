@@ -70,7 +70,8 @@ def prepare_run(path: Path) -> PreparedRun:
 
     from orchestrator.run_config import RunConfig
     from tutelage.documents import read_quiz, read_tasks
-    from tutelage.settings import load_settings, parse_mapping
+    from tutelage.settings import load_settings
+    from tutelage.yaml_mapping import parse_mapping
 
     wrong: list[FieldViolation] = []
     config: RunConfig | None = None
