@@ -21,7 +21,7 @@ from torch import nn
 from student.bank_adapter import Projection
 from student.bank_batched import Batched
 from student.bank_stretched import Stretched
-from student.routing import Family, Routing, Scratch, Stretch
+from student.routing import Family, Routing, Stretch
 from tutelage.models.loading import LoadedModel
 from tutelage.models.quantised import is_packed
 
@@ -78,14 +78,14 @@ def linear_layers(loaded: LoadedModel) -> list[Projection]:
 
 
 class _Current:
-    """The routing of the one pass that runs, and its scratch."""
+    """The routing of the one pass that runs."""
 
     def __init__(self) -> None:
-        self.routing, self.scratch = Routing(), Scratch()
+        self.routing = Routing()
 
 
 class _CurrentOfThread(threading.local, _Current):
-    """The routing of the pass that this thread is in, and the thread's scratch."""
+    """The routing of the pass that this thread is in."""
 
 
 @dataclass(eq=False)
@@ -124,6 +124,8 @@ class Bank:
         # On a GPU the backward pass is another thread's, which computes checkpointed layers anew: it must see the same.
         self._current = _CurrentOfThread() if self.workers > 1 else _Current()
         batched = self.device.type == "cuda" if self.batched is None else self.batched
+        if not batched and self.device.type != "cpu":
+            raise ValueError(f"batched: False is for CPUs, not for {self.device}")
         products = Batched if batched else Stretched
         families: dict[str, Family] = {}
         for projection in self.projections:
@@ -140,7 +142,7 @@ class Bank:
     def routed(self, stretches: Sequence[Stretch], *, training: bool = False) -> Iterator[None]:
         """Within the block this thread's tokens, flattened, go through these adapters."""
         anchor = torch.zeros((), device=self.device, requires_grad=True) if training else None
-        routing = self._current.routing = Routing(tuple(stretches), anchor, self._current.scratch, self.device)
+        routing = self._current.routing = Routing(tuple(stretches), anchor, self.device)
         try:
             yield
         finally:

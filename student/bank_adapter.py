@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -46,9 +46,7 @@ class Member(NamedTuple):
     at: int
     """Where its ranks begin in J."""
     b_RO: torch.Tensor
-    """Transposed, because its gradient then is a product of long rows, which takes half the time on a CPU."""
-    b_OR: torch.Tensor
-    """The same values; views are made once, for each is as dear to the interpreter as a product of a short row."""
+    """Transposed, because it is then read in long rows, and its gradient written in them."""
     db_RO: torch.Tensor | None
 
 
@@ -57,11 +55,25 @@ class Joint:
     """An adapter's part in a family of projections; the gradients are None where it does not train."""
 
     a_JI: torch.Tensor
-    a_IJ: torch.Tensor
-    """The same values."""
     da_JI: torch.Tensor | None
     members: dict[str, Member]
     """By the projection's name."""
+    _told: dict[tuple[str, ...], tuple[int, ...]] = field(default_factory=dict)
+
+    def told(self, names: tuple[str, ...]) -> tuple[int, ...]:
+        """From RANKS on what a line of bank_products tells, of a family of projections of these names."""
+        if names not in self._told:
+            # An adapter's values stay where they are, and each pass asks.
+            line = [len(self.a_JI), *_addresses(self.a_JI, self.da_JI)]
+            for name in names:
+                member = self.members.get(name)
+                line += (-1, 0, 0) if member is None else (member.at, *_addresses(member.b_RO, member.db_RO))
+            self._told[names] = tuple(line)
+        return self._told[names]
+
+
+def _addresses(values: torch.Tensor, gradient: torch.Tensor | None) -> tuple[int, int]:
+    return values.data_ptr(), 0 if gradient is None else gradient.data_ptr()
 
 
 class BankAdapter:
@@ -116,8 +128,8 @@ class BankAdapter:
             parts = {}
             for place, (p, b, db) in enumerate(zip(projections, values[1:], gradients[1:], strict=True)):
                 b_RO, db_RO = b.view(self.rank, -1), None if db is None else db.view(self.rank, -1)
-                parts[p.name] = Member(place * self.rank, b_RO, b_RO.T, db_RO)
-            found[family] = Joint(a_JI, a_JI.T, None if first is None else first.view(-1, width), parts)
+                parts[p.name] = Member(place * self.rank, b_RO, db_RO)
+            found[family] = Joint(a_JI, None if first is None else first.view(-1, width), parts)
         return found
 
     def factors(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

@@ -13,11 +13,9 @@ import torch
 from torch import nn
 
 from student.bank_adapter import BankAdapter, Joint
+from student.bank_lines import Lines
 from student.padded import Padded
 from tutelage.models.quantised import frozen_weight
-
-MOST_VIEWS = 1024
-"""Views of a scratch that are kept, of all shapes seen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,36 +49,6 @@ class Stretch:
     adapters: tuple[BankAdapter, ...]
 
 
-class Scratch:
-    """Room for a stretch in float32, used again and again: what lies there stays in the cache, and no page is new."""
-
-    def __init__(self) -> None:
-        self._rooms: dict[str, torch.Tensor] = {}
-        self._views: dict[tuple[str, torch.Size], torch.Tensor] = {}
-
-    def room(self, place: str, shape: torch.Size, device: torch.device) -> torch.Tensor:
-        """A tensor of any values, that lasts until the place is used again."""
-        view = self._views.get((place, shape))
-        if view is None:
-            values = shape.numel()
-            whole = self._rooms.get(place)
-            # One made in inference mode could not be written to outside of it.
-            with torch.inference_mode(False):
-                if whole is None or whole.numel() < values:
-                    whole = self._rooms[place] = torch.empty(values, device=device)
-                    self._views.clear()
-                if len(self._views) == MOST_VIEWS:
-                    self._views.clear()
-                view = self._views[place, shape] = whole[:values].view(shape)
-        return view
-
-    def floats(self, place: str, values: torch.Tensor) -> torch.Tensor:
-        """The values in float32: themselves if they are, else a copy that lasts until the place is used again."""
-        if values.dtype == torch.float32:
-            return values
-        return self.room(place, values.shape, values.device).copy_(values)
-
-
 @dataclass
 class Routing:
     """What the projections look up in one pass."""
@@ -89,11 +57,11 @@ class Routing:
     """They cover all tokens, in their order."""
     anchor: torch.Tensor | None = None
     """Requires a gradient, so that autograd reaches adapters it does not know of."""
-    scratch: Scratch = field(default_factory=Scratch)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     _places: dict[tuple[int, ...], Padded] = field(default_factory=dict)
     _ahead: tuple[torch.Tensor, dict[str, torch.Tensor]] | None = None
     _met: dict[str, list[tuple[int, list[tuple[BankAdapter, Joint]]]]] = field(default_factory=dict)
+    _lines: dict[str, Lines] = field(default_factory=dict)
 
     def keep_ahead(self, x: torch.Tensor, outputs: dict[str, torch.Tensor]) -> None:
         """What the rest of a family gives for x, until they are asked."""
@@ -139,6 +107,13 @@ class Routing:
             if joints:
                 found.append((i, joints))
         return found
+
+    def lines(self, family: Family) -> Lines:
+        """Where what `met` tells of lies; on a CPU."""
+        if family.key not in self._lines:
+            met = [(self.stretches[i].start, self.stretches[i].stop, joints) for i, joints in self.met(family)]
+            self._lines[family.key] = Lines.of(met, tuple(family.layers))
+        return self._lines[family.key]
 
     @cached_property
     def families(self) -> frozenset[str]:
