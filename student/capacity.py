@@ -19,7 +19,6 @@ from student.cross_entropy import CHUNK
 from student.heads import plain_head
 from student.inner_loop import Row
 from student.lower_layers import first_adapted
-from student.packing import WHOLE_BYTES
 from tutelage.domain.evaluation import InnerLoopSettings
 from tutelage.models.memory import free_bytes
 
@@ -53,8 +52,8 @@ def pass_bytes(bank: Bank, tokens: int, *, kept: bool = True, rank: int = 0) -> 
     # Each projection's input and output, and about as much again in norms, rotations and products between them.
     a_layer = 2 * sum(p.in_features + p.out_features for p in bank.projections) * _element(bank) // layers
     if bank.device.type == "cpu":
-        # The probabilities of rows whose attention is formed whole.
-        a_layer += config.num_attention_heads * WHOLE_BYTES
+        # By which attention's probabilities are computed again.
+        a_layer += config.num_attention_heads * 4
     # What comes out of their first products, in float32.
     a_layer += 4 * rank * len(bank.projections) // layers
     # The gradients of one layer lie beside what all have kept.

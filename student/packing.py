@@ -23,9 +23,9 @@ from student.padded import Padded, length_class
 from student.row_attention import RowAttention
 
 NAME = "tutelage_packed"
-WHOLE_BYTES = 1024
-"""Of a token's probabilities in one head, up to which a row's attention is formed whole on a CPU; in float32 these are
-256 tokens, in bfloat16 512. Of longer rows it would take much memory, and torch's flash kernel is about as fast."""
+WHOLE = 512
+"""Tokens up to which a row's attention is formed whole on a CPU: torch's flash kernel gets near with longer ones, and
+the scratch is two numbers for each pair of them."""
 
 
 def packed_inputs(ids_N: torch.Tensor, lengths: Sequence[int], device: torch.device) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _attention(
     sliding = sliding_window if sliding_window is not None else max(lengths)
     if query.device.type != "cpu" and max(lengths) <= sliding:
         return padded_attention(query, key, value, tuple(lengths), scale), None
-    short = min(WHOLE_BYTES // query.element_size(), sliding) if query.device.type == "cpu" else 0
+    short = min(WHOLE, sliding) if query.device.type == "cpu" else 0
     runs = _runs(lengths, short)
     parts = []
     # Split, not sliced: its backward is one concatenation, where each slice's would be a tensor of all tokens.

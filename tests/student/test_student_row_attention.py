@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from student.row_attention import HALF, RowAttention
+from student.row_attention import RowAttention
 
 HEADS, GROUPS, FEATURES, SCALE = 6, 2, 16, 0.3
 Inputs = tuple[torch.Tensor, ...]
@@ -47,7 +47,7 @@ def far(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
-lengths_of_rows = st.lists(st.integers(1, 2 * HALF), min_size=1, max_size=6)
+lengths_of_rows = st.lists(st.integers(1, 96), min_size=1, max_size=6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -59,7 +59,7 @@ def test_in_float32_it_is_that_of_torch(lengths: list[int]) -> None:
 
 
 @pytest.mark.parametrize("size", [1.0, 8.0, 30.0])
-@pytest.mark.parametrize("length", [2, HALF - 1, HALF, 4 * HALF])
+@pytest.mark.parametrize("length", [2, 47, 64, 200])
 def test_in_bfloat16_it_is_as_exact_as_that_of_torch(length: int, size: float) -> None:
     lengths = [length, 3]
     given_ = inputs(lengths, torch.bfloat16, size)
