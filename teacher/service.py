@@ -250,7 +250,8 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
         policies = PolicyStore(settings.data_dir / "policies", loaded.revision)
         writer = Writer(loaded, policies, settings)
         metrics.show_policy(policies.list()[-1].version, loaded.name)
-        updates = Updates(settings, policies, writer.tokenizer_hash)
+        vocabulary = int(loaded.model.get_input_embeddings().weight.shape[0])
+        updates = Updates(settings, policies, writer.tokenizer_hash, vocabulary)
         promotions = Promotions(settings.data_dir / "promoted.json", policies)
         # What is wrong with it is told at the start too, not first by a run.
         promotions.usable()

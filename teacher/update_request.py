@@ -86,11 +86,14 @@ def check_request(request: UpdateRequest, max_rank: int) -> None:
         raise InvalidInput(wrong)
 
 
-def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, int]) -> Lessons:
+def lessons_of(
+    request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, int], vocabulary: int = 2**31
+) -> Lessons:
     """What the algorithm of a checked request learns from.
 
     `ages`: how many updates each version of the parent's lineage is behind the parent; a version that is not in it is
-    stale however old. InvalidInput for a rollout nobody can read, PreconditionFailed for another tokenizer's.
+    stale however old. `vocabulary`: above all ids that the model knows. InvalidInput for a rollout nobody can read,
+    PreconditionFailed for another tokenizer's.
     """
     algorithm, settings = find_algorithm(request.algorithm), request.settings
     groups, unscored, stale = [], 0, 0
@@ -99,7 +102,7 @@ def lessons_of(request: UpdateRequest, tokenizer_hash: str, ages: Mapping[str, i
         samples = []
         for c, item in enumerate(group.candidates):
             field = f"groups[{g}].candidates[{c}].rollout"
-            rollout = _read(item.rollout, field, tokenizer_hash)
+            rollout = _read(item.rollout, field, tokenizer_hash, vocabulary)
             if item.reward is None:
                 unscored += 1
                 continue
@@ -174,7 +177,7 @@ def _finite(weights: Mapping[str, float]) -> dict[str, float]:
     return {candidate: float(weight) for candidate, weight in weights.items()}
 
 
-def _read(content: bytes, field: str, tokenizer_hash: str) -> policy_pb2.Rollout:
+def _read(content: bytes, field: str, tokenizer_hash: str, vocabulary: int) -> policy_pb2.Rollout:
     rollout = policy_pb2.Rollout()
     try:
         rollout.ParseFromString(content)
@@ -184,6 +187,14 @@ def _read(content: bytes, field: str, tokenizer_hash: str) -> policy_pb2.Rollout
         raise InvalidInput.of(field, "no ids", "a rollout with prompt and completion ids")
     if rollout.tokenizer_hash != tokenizer_hash:
         raise PreconditionFailed(f"{field} was written with another tokenizer, {rollout.tokenizer_hash[:12]}")
+    for name, ids in (("prompt_ids", rollout.prompt_ids), ("completion_ids", rollout.completion_ids)):
+        unknown = next((token for token in ids if not 0 <= token < vocabulary), None)
+        if unknown is not None:
+            raise InvalidInput.of(f"{field}.{name}", unknown, f"0 to {vocabulary - 1}")
+    if len(rollout.forced) not in (0, len(rollout.completion_ids)):
+        raise InvalidInput.of(
+            f"{field}.forced", f"{len(rollout.forced)} of them", f"none or {len(rollout.completion_ids)}, one a token"
+        )
     return rollout
 
 
@@ -192,10 +203,6 @@ def _check_log_probs(rollout: policy_pb2.Rollout, field: str, name: str, asked: 
     if len(rollout.log_probs) != len(rollout.completion_ids):
         raise InvalidInput.of(
             f"{field}.log_probs", f"{len(rollout.log_probs)} of them", f"{len(rollout.completion_ids)}, one a token"
-        )
-    if len(rollout.forced) not in (0, len(rollout.completion_ids)):
-        raise InvalidInput.of(
-            f"{field}.forced", f"{len(rollout.forced)} of them", f"none or {len(rollout.completion_ids)}, one a token"
         )
     top_p = rollout.top_p if rollout.HasField("top_p") else 1.0
     for wrong in sampling_violations(find_algorithm(name), name, _temperature(rollout), top_p):

@@ -97,10 +97,12 @@ class _Job:
 class Updates:
     """All updates of one teacher; one trains at a time, the others wait their turn."""
 
-    def __init__(self, settings: TeacherSettings, policies: PolicyStore, tokenizer_hash: str) -> None:
+    def __init__(
+        self, settings: TeacherSettings, policies: PolicyStore, tokenizer_hash: str, vocabulary: int = 2**31
+    ) -> None:
         self._settings = settings
         self._policies = policies
-        self._tokenizer_hash = tokenizer_hash
+        self._tokenizer_hash, self._vocabulary = tokenizer_hash, vocabulary
         self._folder = settings.data_dir / "updates"
         self._folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
@@ -121,7 +123,7 @@ class Updates:
         parent = self._policies.get(request.parent_version)
         if wrong := self.shape_violations(parent.version, request.settings):
             raise InvalidInput(wrong)
-        lessons = lessons_of(request, self._tokenizer_hash, self._policies.ages(parent.version))
+        lessons = lessons_of(request, self._tokenizer_hash, self._policies.ages(parent.version), self._vocabulary)
         name = update_id(request)
         job, stored = self._job_or_stored(name, request, parent, lessons)
         if job is None:

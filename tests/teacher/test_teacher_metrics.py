@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,9 @@ import urllib.request
 from pathlib import Path
 
 import yaml
+
+from teacher import parsing
+from teacher.metrics import REPAIR_KINDS
 
 
 def test_every_counter_is_there_before_its_first_event(tmp_path: Path) -> None:
@@ -39,3 +43,13 @@ def test_every_counter_is_there_before_its_first_event(tmp_path: Path) -> None:
     ):
         for value in values:
             assert f'tutelage_teacher_{name}_total{{{label}="{value}"}} 0.0' in page
+
+
+def test_every_kind_of_repair_that_a_parser_counts_is_told_of_before_it_happens() -> None:
+    folder = Path(parsing.__file__).parent
+    counted = {
+        kind
+        for name in ("parsing.py", "note_lines.py")
+        for kind in re.findall(r'repairs\["(\w+)"\]', (folder / name).read_text(encoding="utf-8"))
+    }
+    assert counted | {"duplicate"} == set(REPAIR_KINDS)

@@ -98,6 +98,28 @@ def test_refusals(settings: TeacherSettings, store: PolicyStore, loaded: LoadedM
         list(updates.update(dataclasses.replace(request(loaded.model, version, "grpo", {}), groups=(group,))))
 
 
+@pytest.mark.parametrize("algorithm", ["rest_em", "grpo"])
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"completion_ids": [6, 300], "log_probs": [-1.0, -1.0]}, r"completion_ids.*'300'.*0 to 299"),
+        ({"prompt_ids": [-1, 5]}, r"prompt_ids.*'-1'.*0 to 299"),
+        ({"forced": [True, False]}, r"forced.*2 of them.*none or 1"),
+    ],
+    ids=["unknown id", "negative id", "flags"],
+)
+def test_a_forged_rollout_is_refused_by_its_field(
+    algorithm: str, more: dict[str, Any], told: str, settings: TeacherSettings, store: PolicyStore, loaded: LoadedModel
+) -> None:
+    updates = Updates(settings, store, HASH, vocabulary=300)
+    fields = {"prompt_ids": [5], "completion_ids": [6], "log_probs": [-1.0], **more}
+    forged = policy_pb2.Rollout(policy_version=store.initial.version, tokenizer_hash=HASH, **fields)
+    group = CandidateGroup("g", (ScoredCandidate("a", forged.SerializeToString(), 1.0),))
+    asked = request(loaded.model, store.initial.version, algorithm, {})
+    with pytest.raises(InvalidInput, match=rf"groups\[0\].candidates\[0\].rollout.{told}"):
+        list(updates.update(dataclasses.replace(asked, groups=(group,))))
+
+
 def test_killed_update_leaves_the_old_version_in_force(
     settings: TeacherSettings, store: PolicyStore, loaded: LoadedModel
 ) -> None:
