@@ -71,15 +71,14 @@ def _hide(scores: int, seen: int, stop: int) -> None:
 @kept
 def attend(
     q: int, q_strides: Any, k: int, k_strides: Any, v: int, v_strides: Any, half: int, heads: int, groups: int,
-    features: int, stops: Any, scale: float, out: int, logs: int, scratch: int,
+    features: int, tokens: int, start: int, stops: Any, scale: float, out: int, logs: int, scratch: int,
 ) -> None:  # fmt: skip
     """out[N, H, E] of q [H, N, E], k and v [G, N, E], whose strides are of a head and of a token, in values.
 
-    bfloat16 where `half` is 1, else float32; `stops` are the tokens behind each row's last, `scale` is above 0. At
-    `logs` [H, N] is left what `derive_attention` needs.
+    bfloat16 where `half` is 1, else float32. `tokens` is N; the rows are those from token `start` on whose last is
+    before each of `stops`. `scale` is above 0. At `logs` [H, N] is left what `derive_attention` needs.
     """
     size = 2 if half else F32
-    tokens, start = stops[-1], 0
     for stop in stops:
         rows = stop - start
         matrix = F32 * padded(rows) * features
@@ -123,11 +122,11 @@ def _derive_scores(p: int, dp: int, seen: int, scale: float, log: float) -> None
 @kept
 def derive_attention(
     q: int, q_strides: Any, k: int, k_strides: Any, v: int, v_strides: Any, half: int, heads: int, groups: int,
-    features: int, stops: Any, scale: float, g: int, g_strides: Any, logs: int, dq: int, dk: int, dv: int, scratch: int,
+    features: int, tokens: int, start: int, stops: Any, scale: float, g: int, g_strides: Any, logs: int, dq: int,
+    dk: int, dv: int, scratch: int,
 ) -> None:  # fmt: skip
     """dq [H, N, E], dk and dv [G, N, E] from g, the derivatives by what `attend` gave; all else is as there."""
     size = 2 if half else F32
-    tokens, start = stops[-1], 0
     for stop in stops:
         rows = stop - start
         matrix = F32 * padded(rows) * features

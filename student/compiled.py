@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.core.caching import FunctionCache, IndexDataCacheFile
@@ -35,7 +35,7 @@ def compiled(function: Function) -> Function:
 def kept(function: Function) -> Function:
     """As `compiled`, to be called from Python without its lock; made at the first call, and kept on disk for others.
 
-    In the package's folder, or NUMBA_CACHE_DIR, or in the user's cache; where none can be written, nowhere.
+    In NUMBA_CACHE_DIR, or the package's folder, or the user's cache; where none can be written, nowhere.
     """
     made: Any = compiled(function)
     with contextlib.suppress(RuntimeError):
@@ -44,24 +44,33 @@ def kept(function: Function) -> Function:
 
 
 class _Cache(FunctionCache):
-    """Knows what it keeps by the texts of all sources; numba would look at the function's own file alone."""
+    """Files of names that no other text of the sources, and no other kind of processor, has.
+
+    numba would look at the function's own file alone, and number its files anew for a new text, so that a process which
+    is stopped between its two files would leave new names for old code.
+    """
 
     def __init__(self, function: Any) -> None:
         super().__init__(function)
         files = sorted(file for pattern in _SOURCES for file in Path(__file__).parent.glob(pattern))
-        stamp = hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
-        self._cache_file = IndexDataCacheFile(self._cache_path, self._impl.filename_base, stamp)
+        parts = [file.read_bytes() for file in files]
+        parts += [binding.get_host_cpu_name().encode(), binding.get_host_cpu_features().flatten().encode()]
+        stamp = hashlib.sha256(b"\0".join(parts)).hexdigest()
+        self._cache_file = IndexDataCacheFile(self._cache_path, f"{self._impl.filename_base}-{stamp[:16]}", stamp)
 
     def load_overload(self, signature: Any, target: Any) -> Any:
         """None, and it is made anew, where what is on disk cannot be read or is half written."""
         try:
             return super().load_overload(signature, target)
         except Exception:
+            # Else its index could not be read when the new one is added.
+            with contextlib.suppress(OSError):
+                self._cache_file.flush()
             return None
 
     def save_overload(self, signature: Any, made: Any) -> None:
-        """Nothing where the disk is full: it serves this process."""
-        with contextlib.suppress(OSError):
+        """Nothing where that cannot be done, as on a full disk: what was made serves this process."""
+        with contextlib.suppress(Exception):
             super().save_overload(signature, made)
 
 

@@ -2,7 +2,7 @@
 
 A matrix is rows behind each other, named by the address of its first value, in float32 or, where a function is told
 that it is `half`, in bfloat16. A first factor is taken four rows at a time: what lies beyond its last row is read and
-may be any values, and what comes of it is written where `padded` leaves room.
+may be any values, and what comes of it is written where `room_of` leaves room.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ Four = tuple[Any, Any, Any, Any]
 """Four times sixteen values, in a row."""
 
 
-@compiled
-def padded(rows: int) -> int:
+def room_of(rows: int) -> int:
     """Rows that a first factor or a result has room for."""
     return (rows + 3) // 4 * 4
+
+
+padded = compiled(room_of)
+"""The same, in compiled code."""
 
 
 @compiled

@@ -60,7 +60,8 @@ def _attention(
     sliding = sliding_window if sliding_window is not None else max(lengths)
     if query.device.type != "cpu" and max(lengths) <= sliding:
         return padded_attention(query, key, value, tuple(lengths), scale), None
-    short = min(WHOLE, sliding) if query.device.type == "cpu" else 0
+    alike = key.shape[-1] == value.shape[-1] and key.dtype == value.dtype == query.dtype
+    short = min(WHOLE, sliding) if query.device.type == "cpu" and alike else 0
     runs = _runs(lengths, short)
     parts = []
     # Split, not sliced: its backward is one concatenation, where each slice's would be a tensor of all tokens.

@@ -9,7 +9,7 @@ import torch
 
 class _Scratch(threading.local):
     def __init__(self) -> None:
-        self.values = torch.empty(0)
+        self.values = torch.empty(0, dtype=torch.float32)
 
 
 _SCRATCH = _Scratch()
@@ -20,5 +20,5 @@ def scratch(values: int) -> int:
     if _SCRATCH.values.numel() < values:
         # One made in inference mode could not be written to outside of it.
         with torch.inference_mode(False):
-            _SCRATCH.values = torch.empty(values)
+            _SCRATCH.values = torch.empty(values, dtype=torch.float32)
     return _SCRATCH.values.data_ptr()

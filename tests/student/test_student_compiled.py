@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from llvmlite import binding
+from numba.core.caching import IndexDataCacheFile
 
 from student import compiled
 from student.compiled import LANES
@@ -27,23 +29,23 @@ RowAttention.apply(q, q, q, [3], 1.0)
 """
 
 
-@numba.njit
+@compiled.compiled
 def narrow_and_widen(source: int, count: int, halves: int, to: int) -> None:
     compiled.narrow(compiled.read(source, count), halves, count)
     compiled.write(compiled.widen(halves, count), to, LANES)
 
 
-@numba.njit
+@compiled.compiled
 def exponentials(source: int, to: int) -> None:
     compiled.write(compiled.exponential(compiled.read(source, LANES)), to, LANES)
 
 
-@numba.njit
+@compiled.compiled
 def copy(source: int, count: int, to: int) -> None:
     compiled.write(compiled.read(source, count), to, count)
 
 
-@numba.njit
+@compiled.compiled
 def total_and_largest(source: int, count: int) -> tuple[float, float]:
     return compiled.total(compiled.read(source, count)), compiled.largest(compiled.read_least(source, count))
 
@@ -111,16 +113,39 @@ def run(cache: Path) -> None:
 
 def test_what_was_compiled_is_found_again_and_made_anew_where_it_was_half_written(tmp_path: Path) -> None:
     run(tmp_path)
-    kept = sorted(tmp_path.rglob("*.nbc"))
-    assert kept
+    kept = sorted(tmp_path.rglob("*.nb?"))
+    assert {file.suffix for file in kept} == {".nbc", ".nbi"}
     times = [file.stat().st_mtime_ns for file in kept]
     run(tmp_path)
     assert [file.stat().st_mtime_ns for file in kept] == times
-    whole = kept[0].read_bytes()
-    for file in kept:
-        file.write_bytes(file.read_bytes()[:100])
-    run(tmp_path)
-    assert len(kept[0].read_bytes()) == len(whole)
+    for damage in (100, 0):
+        sizes = [file.stat().st_size for file in kept]
+        for file in kept:
+            file.write_bytes(file.read_bytes()[:damage])
+        run(tmp_path)
+        assert [file.stat().st_size for file in kept] == sizes
+
+
+def test_other_sources_and_other_processors_have_files_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+
+    def three_more(value: int) -> int:
+        return value + 3
+
+    def names() -> set[str]:
+        assert compiled.kept(three_more)(1) == 4
+        return {file.name for file in tmp_path.rglob("*.nb?")}
+
+    own = names()
+    assert names() == own
+    monkeypatch.setattr(binding, "get_host_cpu_name", lambda: "another")
+    both = names()
+    assert len(both) == 2 * len(own)
+    monkeypatch.setattr(compiled, "_SOURCES", ("compiled.py",))
+    assert len(names()) == 3 * len(own)
 
 
 def test_where_nothing_can_be_kept_each_process_compiles_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +164,7 @@ def test_a_full_disk_does_not_keep_a_function_from_being_used(monkeypatch: pytes
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(compiled.IndexDataCacheFile, "save", full)
+    monkeypatch.setattr(IndexDataCacheFile, "save", full)
 
     def two_more(value: int) -> int:
         return value + 2

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import numba
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy import float32
 
 from student import matrices
+from student.compiled import compiled
 
 sizes = st.integers(1, 70)
 ranks = st.integers(1, 21)
 GUARD = 64
+HALF: float = float32(0.5)  # type: ignore[assignment]
 
 
-@numba.njit
+@compiled
 def products(
     x: int, rows: int, width: int, a: int, count: int, h: int, h_width: int, b: int, to: int, beta: int, y: int
 ) -> None:
-    matrices.inner(x, matrices.padded(rows), width, a, count, h, h_width, numba.float32(0.5))
+    matrices.inner(x, matrices.padded(rows), width, a, count, h, h_width, HALF)
     matrices.outer(h, h_width, count, x, rows, width, to, beta)
     matrices.multiply(h, h_width, matrices.padded(rows), count, b, width, width, y, width)
 
 
-@numba.njit
+@compiled
 def moved(source: int, half: int, rows: int, width: int, stride: int, floats: int, turned: int, to: int) -> None:
     matrices.load(source, half, rows, width, stride, floats)
     matrices.transpose(floats, rows, width, turned)

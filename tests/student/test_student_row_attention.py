@@ -82,3 +82,36 @@ def test_a_row_is_the_same_alone_and_beside_others(lengths: list[int], seed: int
     assert torch.equal(output.narrow(1, begin, length), own[0])
     for beside, single in zip(gradients, own[1:], strict=True):
         assert torch.equal(beside.narrow(2, begin, length), single)
+
+
+def test_what_is_no_number_in_one_row_stays_there_on_any_number_of_threads() -> None:
+    lengths = [40, 3, 70, 9]
+    *qkv, gradient = inputs(lengths, torch.float32)
+    whole = ours((*qkv, gradient), lengths)
+    with torch.no_grad():
+        for each in qkv:
+            each[:, :, 40:43] = torch.nan
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            output, *gradients = ours((*qkv, gradient), lengths)
+            assert output[:, 40:43].isnan().all()
+            assert torch.equal(output[:, :40], whole[0][:, :40])
+            assert torch.equal(output[:, 43:], whole[0][:, 43:])
+            for before, after in zip(whole[1:], gradients, strict=True):
+                assert torch.equal(before[:, :, :40], after[:, :, :40])
+                assert torch.equal(before[:, :, 43:], after[:, :, 43:])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("spoilt", ["features", "dtype", "tokens"])
+def test_what_does_not_fit_together_is_refused(spoilt: str) -> None:
+    q, k, v, _ = inputs([5], torch.float32)
+    if spoilt == "features":
+        v = v[..., :8]
+    elif spoilt == "dtype":
+        v = v.bfloat16()
+    with pytest.raises(ValueError, match="attend with"):
+        RowAttention.apply(q, k, v, [6 if spoilt == "tokens" else 5], SCALE)
