@@ -31,14 +31,14 @@ from student.compiled import (
     write,
     zeros,
 )
-from student.matrices import F32, load, multiply, outer, padded, store, transpose
+from student.matrices import F32, load, multiply, outer, padded, room_of, store, transpose
 
 MINUS_INFINITY = -math.inf
 
 
 def scratch_values(tokens: int, features: int) -> int:
     """Float32 of the scratch for rows of at most so many tokens."""
-    rows = padded(tokens)
+    rows = room_of(tokens)
     return rows * (9 * features + 2 * tokens)
 
 

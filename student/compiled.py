@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from numba.extending import intrinsic, register_model
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 LANES = 16
+log = logging.getLogger(__name__)
 _SOURCES = ("compiled.py", "matrices.py", "*_products.py")
 """All files of compiled functions, in this folder."""
 
@@ -62,7 +64,8 @@ class _Cache(FunctionCache):
         """None, and it is made anew, where what is on disk cannot be read or is half written."""
         try:
             return super().load_overload(signature, target)
-        except Exception:
+        except Exception as error:
+            log.warning("compiled code in %s cannot be read and is made anew: %s", self._cache_path, error)
             # Else its index could not be read when the new one is added.
             with contextlib.suppress(OSError):
                 self._cache_file.flush()
@@ -70,8 +73,10 @@ class _Cache(FunctionCache):
 
     def save_overload(self, signature: Any, made: Any) -> None:
         """Nothing where that cannot be done, as on a full disk: what was made serves this process."""
-        with contextlib.suppress(Exception):
+        try:
             super().save_overload(signature, made)
+        except Exception as error:
+            log.warning("compiled code cannot be kept in %s: %s", self._cache_path, error)
 
 
 class Sixteen(types.Type):

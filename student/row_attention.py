@@ -37,17 +37,17 @@ class RowAttention(torch.autograd.Function):
         heads, tokens, features = q_HNE.shape
         out_NHE = q_HNE.new_empty(tokens, heads, features)
         logs_HN = torch.empty(heads, tokens, dtype=torch.float32)
-        rows = list(_rows(lengths))
+        rows, room = list(_rows(lengths)), scratch_values(max(lengths), features)
 
         def attend_rows(start: int, stops: Stops) -> None:
             attend(
                 *_told(q_HNE), *_told(k_GNE), *_told(v_GNE), _half(q_HNE), heads, len(k_GNE), features, tokens, start,
-                stops, scale, out_NHE.data_ptr(), logs_HN.data_ptr(), scratch(scratch_values(max(lengths), features)),
+                stops, scale, out_NHE.data_ptr(), logs_HN.data_ptr(), scratch(room),
             )  # fmt: skip
 
         side_by_side([partial(attend_rows, *share) for share in rows])
         ctx.save_for_backward(q, k, v, logs_HN)
-        ctx.rows, ctx.scale, ctx.room = rows, scale, scratch_values(max(lengths), features)
+        ctx.rows, ctx.scale, ctx.room = rows, scale, room
         return out_NHE.unsqueeze(0).to(q.dtype)
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache
 
 import torch
@@ -35,10 +35,13 @@ def _pool() -> ThreadPoolExecutor:
 
 def side_by_side(calls: Sequence[Callable[[], None]]) -> None:
     """Does all calls, the first of them here; raises the first error after all have ended."""
-    others = [_pool().submit(call) for call in calls[1:]]
+    others: list[Future[None]] = []
     try:
+        for call in calls[1:]:
+            others.append(_pool().submit(call))
         calls[0]()
     finally:
+        # Also where one could not be begun: the others read and write by address what would be given free.
         wait(others)
     for other in others:
         other.result()

@@ -103,7 +103,7 @@ class Pass:
         return adapter.scaling * (x @ of(a_RI).T) @ of(b_RO)
 
     def _all(self) -> list[BankAdapter]:
-        return [adapter for stretch in self.stretches for adapter in stretch.adapters]
+        return list(dict.fromkeys(adapter for stretch in self.stretches for adapter in stretch.adapters))
 
     def _trained(self) -> list[BankAdapter]:
         return [adapter for adapter in self._all() if adapter.grad_P is not None]
@@ -187,12 +187,11 @@ def test_one_adapter_on_several_stretches_learns_from_all_of_them_on_several_thr
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        (*_, gradient, same) = mix.ours()
+        (*_, gradient) = mix.ours()
     finally:
         torch.set_num_threads(threads)
-    (*_, expected, _) = mix.plain()
+    (*_, expected) = mix.plain()
     torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3)
-    assert torch.equal(gradient, same) or not same.any()
 
 
 def test_a_layer_that_reads_other_tokens_than_the_pass_has_is_refused() -> None:

@@ -160,7 +160,9 @@ def test_where_nothing_can_be_kept_each_process_compiles_for_itself(monkeypatch:
     assert compiled.kept(one_more)(1) == 2
 
 
-def test_a_full_disk_does_not_keep_a_function_from_being_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_does_not_keep_a_function_from_being_used_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -170,3 +172,4 @@ def test_a_full_disk_does_not_keep_a_function_from_being_used(monkeypatch: pytes
         return value + 2
 
     assert compiled.kept(two_more)(1) == 3
+    assert "No space left on device" in caplog.text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ from student.compiled import compiled
 sizes = st.integers(1, 70)
 ranks = st.integers(1, 21)
 GUARD = 64
-HALF: float = float32(0.5)  # type: ignore[assignment]
+HALF = cast(float, float32(0.5))
 
 
 @compiled

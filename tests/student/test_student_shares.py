@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
+from concurrent.futures import Future
 
 import pytest
 import torch
@@ -25,6 +27,31 @@ def test_shares_are_all_rows_once_in_order_and_none_is_much_larger(lengths: list
     assert len(found) <= max(1, min(threads, sum(lengths) // GRAIN))
     even = sum(lengths) / max(1, min(threads, len(lengths), sum(lengths) // GRAIN))
     assert all(sum(lengths[first:last]) <= even + max(lengths) for first, last in found)
+
+
+def test_where_one_call_cannot_be_begun_those_that_were_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    class Full:
+        """A pool whose second thread cannot be started."""
+
+        def submit(self, call: Callable[[], None]) -> Future[None]:
+            if begun.is_set():
+                raise RuntimeError("can't start new thread")
+            begun.set()
+            future: Future[None] = Future()
+
+            def work() -> None:
+                call()
+                future.set_result(None)
+
+            threading.Timer(0.2, work).start()
+            return future
+
+    monkeypatch.setattr("student.shares._pool", Full)
+    with pytest.raises(RuntimeError, match="can't start"):
+        side_by_side([lambda: None, ended.set, lambda: None])
+    assert ended.is_set()
 
 
 def test_calls_are_side_by_side_and_the_first_error_is_raised_after_all_have_ended() -> None:
