@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 from orchestrator.commit_gate import TRIES
 from orchestrator.prompt_places import place_violations
 from orchestrator.run_config import DeadlineConfig, InlineFormat, InnerLoopConfig, RunConfig, SamplingConfig
+from tutelage.domain.errors import FieldViolation
 from tutelage.domain.made_quiz import DEFAULT_CHECK, QuizCheck
 from tutelage.settings import Inconsistent, Settings, violations_of
 
@@ -30,7 +31,9 @@ class GateConfig(Settings):
     retention_grader: str = "loglik"
     """Grader of the retention quiz."""
     max_retention_loss: float | None = Field(default=0.5, ge=0)
-    """Most that may be lost on the retention quiz; nothing means no limit."""
+    """Most that one document may cost on the retention quiz; nothing means no limit."""
+    min_retention: float | None = None
+    """Least that the version kept may score on the retention quiz: what bounds the loss of many documents."""
 
 
 _OWN_NAMES = {"commit.grader": "gate.grader", "reward.retention_grader": "gate.retention_grader"}
@@ -62,6 +65,8 @@ class Recipe(Settings):
     """The orchestrator's judges that grade the stored answers, too; `gate.grader` may name one."""
     gate: GateConfig = Field(default_factory=GateConfig)
     """What the best candidate has to show."""
+    retention_quiz: Path | None = None
+    """File with questions about other things; without it forgetting is not measured."""
     made_questions: int = Field(default=0, ge=0, le=24)
     """Questions that are made for a document that has none, by the teacher's first policy; 0 refuses such documents."""
     least_questions: int = Field(default=3, ge=1)
@@ -92,6 +97,13 @@ class Recipe(Settings):
             )
         return self
 
+    def unmeasured(self) -> list[FieldViolation]:
+        """What the gate asks for and no retention quiz measures; the quiz may still come from the command line."""
+        if self.gate.min_retention is None or self.retention_quiz is not None:
+            return []
+        allowed = "nothing without a retention_quiz: nothing measures what was forgotten"
+        return [FieldViolation("gate.min_retention", str(self.gate.min_retention), allowed)]
+
     def _run_values(self, name: str) -> dict[str, Any]:
         values = self.model_dump(mode="json", exclude={"gate", "name", "documents", "retention_quiz", "limit"})
         gate = self.gate
@@ -106,6 +118,7 @@ class Recipe(Settings):
                 "grader": gate.grader,
                 "min_gain": gate.min_gain,
                 "max_retention_loss": gate.max_retention_loss,
+                "min_retention": gate.min_retention,
             },
         }
 
@@ -130,7 +143,5 @@ class AdaptConfig(Recipe):
     """A title for people."""
     documents: Path | None = None
     """File with the documents and their questions."""
-    retention_quiz: Path | None = None
-    """File with questions about other things; without it forgetting is not measured."""
     limit: int | None = Field(default=None, ge=1)
     """First documents of the file to use."""

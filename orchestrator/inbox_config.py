@@ -24,8 +24,6 @@ class InboxConfig(Recipe):
     """Folder whose `*.jsonl` and `*.json` files are taken in, and then moved to `taken` or `refused` in it."""
     settle_s: float = Field(default=5.0, ge=0)
     """Seconds a dropped file must have been left unchanged before it is read."""
-    retention_quiz: Path | None = None
-    """File with questions about other things; without it forgetting is not measured."""
     cron: str = "0 2 * * *"
     """When a window opens: minute, hour, day of month, month, day of week."""
     time_zone: str = "UTC"
@@ -58,6 +56,12 @@ class InboxConfig(Recipe):
         except (CronSimError, StopIteration) as error:
             raise ValueError(f"a cron expression that matches some day ({error})") from None
         return value
+
+    @model_validator(mode="after")
+    def _measured(self) -> InboxConfig:
+        if unmeasured := self.unmeasured():
+            raise Inconsistent(unmeasured)
+        return self
 
     @model_validator(mode="after")
     def _affordable(self) -> InboxConfig:

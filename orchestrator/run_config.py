@@ -143,6 +143,8 @@ class CommitConfig(Settings):
     """Grader of the gate."""
     max_retention_loss: float | None = Field(default=None, ge=0)
     """Most that may be lost on the retention quiz, by the reward's retention grader; nothing means no limit."""
+    min_retention: float | None = None
+    """Least that the version kept may score on the retention quiz by that grader: bounds the loss of many commits."""
 
 
 class DeadlineConfig(Settings):
@@ -234,7 +236,8 @@ class RunConfig(Settings):
         wanted = {f"reward.grader_weights.{name}": name for name in self.reward.grader_weights}
         if self.commit.when == "end":
             wanted["commit.grader"] = self.commit.grader
-        if self.reward.retention_penalty > 0 or self.commit.max_retention_loss is not None:
+        gate = self.commit
+        if self.reward.retention_penalty > 0 or (gate.max_retention_loss, gate.min_retention) != (None, None):
             wanted["reward.retention_grader"] = self.reward.retention_grader
         problems += [
             FieldViolation(field, name, f"one of graders ({', '.join((*self.graders, *self.judges))})")

@@ -14,10 +14,12 @@ from typer.testing import CliRunner
 
 from orchestrator.adapt_config import AdaptConfig, Recipe
 from orchestrator.config import OrchestratorSettings
+from orchestrator.inbox_config import InboxConfig
 from orchestrator.report.quiz_scores import student_scores
 from orchestrator.report.rewards import groups
 from orchestrator.report_builder import build_report
 from orchestrator.run_config import RunConfig
+from tutelage.cli.adapt import prepare
 from tutelage.cli.main import app
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.evaluation import Answer, Failure, QuizResult
@@ -143,6 +145,72 @@ def test_what_the_stored_version_forgot_counts_and_not_what_was_evaluated(world:
         await world.down()
 
     asyncio.run(body())
+
+
+def test_many_small_losses_end_at_the_least_that_a_version_may_remember(world: Any) -> None:
+    plain, commit = world.a.report, world.a.Commit
+    remembered = {"": -1.0}
+
+    def answered(value: float) -> QuizResult:
+        return QuizResult.of((Answer("r", "text", {"contains": 1.0, "loglik": value}),))
+
+    def forgetful(key: Any) -> Any:
+        before = remembered[key.adapter_version]
+        return dataclasses.replace(
+            plain(key), retention_before=answered(before), retention_after=answered(before - 0.25)
+        )
+
+    async def forgotten(request: Any, context: Any) -> Any:
+        reply = await commit(request, context)
+        remembered[reply.adapter.version] = min(remembered.values()) - 0.25
+        reply.retention.CopyFrom(quiz_result_to_wire(answered(remembered[reply.adapter.version])))
+        return reply
+
+    world.a.report, world.a.Commit = forgetful, forgotten
+
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            await _adapt(world, engine, quiz=RETENTION, gate={"max_retention_loss": 0.5, "min_retention": -1.25})
+            commits = [row for row in await engine.store.commits("run") if row["student"] == "a"]
+            # Each loses a quarter, less than a document may; the second would leave less than the student has to keep.
+            assert [row["committed"] for row in commits] == [True, False]
+            assert "-1.5000 on loglik of the retention quiz is below -1.25" in commits[1]["reason"]
+        await world.down()
+
+    asyncio.run(body())
+
+
+def test_a_version_is_held_to_what_it_remembers_as_it_is_stored(world: Any) -> None:
+    forget_when_stored(world)
+
+    async def body() -> None:
+        await world.up()
+        async with world.engine() as engine:
+            await _adapt(world, engine, quiz=RETENTION, gate={"max_retention_loss": None, "min_retention": -1.5})
+            commits = await engine.store.commits("run")
+            assert {row["student"] for row in commits if row["committed"]} == {"b"}
+            reasons = [row["reason"] for row in commits if row["student"] == "a"]
+            assert all("as stored, -1.7500 on loglik of the retention quiz is below -1.5" in each for each in reasons)
+        await world.down()
+
+    asyncio.run(body())
+
+
+def test_what_no_quiz_measures_cannot_be_asked_of_a_gate(world: Any, tmp_path: Path) -> None:
+    allowed = r"^gate\.min_retention: '-2\.0' is not allowed; allowed: nothing without a retention_quiz"
+    recipe = {"students": ["a"], "gate": {"min_retention": -2.0}}
+    with pytest.raises(InvalidInput, match=allowed):
+        parse_settings(recipe, InboxConfig)
+    assert parse_settings(recipe | {"retention_quiz": "general.jsonl"}, InboxConfig).gate.min_retention == -2.0
+    (tmp_path / "adapt.yaml").write_text(yaml.safe_dump(recipe | {"documents": "news.jsonl"}), encoding="utf-8")
+    (tmp_path / "news.jsonl").write_text(DOCUMENTS, encoding="utf-8")
+    (tmp_path / "general.jsonl").write_text('{"question": "?", "answer": "!"}\n', encoding="utf-8")
+    with pytest.raises(InvalidInput, match=allowed):
+        prepare(None, tmp_path / "adapt.yaml", {})
+    # The quiz may be given beside the file.
+    given = {"retention_quiz": str(tmp_path / "general.jsonl")}
+    assert len(prepare(None, tmp_path / "adapt.yaml", given)[2].questions) == 1
 
 
 def test_a_report_shows_what_the_stored_version_forgot(world: Any) -> None:

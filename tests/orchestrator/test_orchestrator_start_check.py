@@ -176,6 +176,20 @@ def test_a_price_of_forgetting_needs_a_quiz_that_measures_it(world: Any) -> None
     in_engine(world, body)
 
 
+def test_a_least_retention_needs_a_quiz_that_measures_it(world: Any) -> None:
+    asked_of(world)
+
+    async def body(engine: Any) -> None:
+        settings = yaml.safe_load(world.config) | {"reward": {"retention_grader": "contains"}}
+        settings["commit"] = {**settings.get("commit", {}), "min_retention": 0.5}
+        with pytest.raises(InvalidInput, match="nothing without a retention quiz") as caught:
+            await engine.start_run("run", yaml.safe_dump(settings), world.tasks, Quiz())
+        assert [item.field for item in caught.value.violations] == ["config.commit.min_retention"]
+        assert await engine.plan_run("run", yaml.safe_dump(settings), world.tasks, RETENTION)
+
+    in_engine(world, body)
+
+
 def test_a_task_is_named_by_its_place_beside_malformed_ones(world: Any) -> None:
     asked_of(world, teacher=refused("tasks[1].task.document.text"))
 

@@ -102,6 +102,8 @@ def prepare(
     config = parse_settings(yaml.safe_dump(values), AdaptConfig)
     if config.documents is None:
         raise InvalidInput.of("documents", "nothing", "the path of a file with documents and questions")
+    if unmeasured := config.unmeasured():
+        raise InvalidInput(unmeasured)
     tasks = tuple(read_tasks(config.documents, config.limit, unasked=config.made_questions > 0))
     return config, tasks, read_quiz(config.retention_quiz) if config.retention_quiz else NoQuiz()
 
