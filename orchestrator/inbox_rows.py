@@ -275,7 +275,7 @@ class InboxRows(Rows):
         c, k = s.inbox_documents.c, s.commits.c
         query = select(s.inbox_documents).where(c.inbox == inbox).order_by(c.submitted_at, c.position, c.task_id)
         decided = (
-            select(k.run_id, k.task_id, k.student, k.committed, k.reason, k.version)
+            select(k.run_id, k.task_id, k.student, k.committed, k.reason, k.version, k.fault)
             .join(s.inbox_batches, s.inbox_batches.c.run_id == k.run_id)
             .where(s.inbox_batches.c.inbox == inbox)
             .order_by(k.student)
@@ -285,7 +285,9 @@ class InboxRows(Rows):
             outcomes: dict[tuple[str, str], list[InboxOutcome]] = {}
             for row in (await connection.execute(decided)).mappings():
                 outcomes.setdefault((row["run_id"], row["task_id"]), []).append(
-                    InboxOutcome(row["student"], bool(row["committed"]), row["reason"], row["version"])
+                    InboxOutcome(
+                        row["student"], bool(row["committed"]), row["reason"], row["version"], bool(row["fault"])
+                    )
                 )
         return [
             InboxDocument(

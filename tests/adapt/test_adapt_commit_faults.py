@@ -11,6 +11,7 @@ import pytest
 from orchestrator import inbox_worker
 from orchestrator.inbox_config import InboxConfig
 from orchestrator.inboxes import Inboxes
+from tutelage.cli.inbox import outcome_text
 from tutelage.domain.errors import DataLoss, TutelageError, Unavailable
 from tutelage.domain.inbox import InboxDocumentState
 from tutelage.domain.run import RunState
@@ -149,6 +150,36 @@ def test_an_inbox_takes_a_document_back_that_a_fault_kept_from_being_decided(
             first, *_ = [await engine.store.commits(run_id) for run_id in await engine.store.run_ids()]
             assert (first[0]["committed"], first[0]["fault"]) == (False, True)
             assert [each.committed for each in found.outcomes] == [True]
+            await inboxes.stop()
+
+    in_world(world, body)
+
+
+def test_a_student_that_a_fault_kept_out_is_not_told_of_as_left_alone(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LOOK_S", "RUN_LOOK_S", "FAULT_S"):
+        monkeypatch.setattr(inbox_worker, name, 0.05)
+    values = {"students": ["a", "b"], "candidates": 2, "policy": "initial", "window_minutes": 60, "settle_s": 0}
+    config = parse_settings(values | {"deadlines": {"attempts": 2, "total_s": 0.5}}, InboxConfig)
+
+    async def away(request: Any, context: Any) -> Any:
+        raise Unavailable("away")
+
+    world.a.Commit = away
+
+    async def body() -> None:
+        async with world.engine(retry=QUICK) as engine:
+            inboxes = Inboxes(engine, {"news": config}, lambda: datetime(2026, 5, 4, 2, 10, tzinfo=UTC))
+            await inboxes.start()
+            await inboxes.submit("news", world.tasks[:1])
+            done = InboxDocumentState.DONE
+            while (found := (await inboxes.documents("news"))[0]).state is not done:  # noqa: ASYNC110 - as above
+                await asyncio.sleep(0.02)
+            told = {each.student: (each.committed, each.fault) for each in found.outcomes}
+            assert told == {"a": (False, True), "b": (True, False)}
+            assert "a: not decided, the student could not keep it" in outcome_text(found)
+            assert "b: committed" in outcome_text(found)
             await inboxes.stop()
 
     in_world(world, body)

@@ -92,7 +92,7 @@ def test_an_inbox_survives_the_wire(inbox: Inbox) -> None:
 @given(
     st.builds(
         InboxDocument, NAMES, TEXT, TEXT, TIMES, st.sampled_from(InboxDocumentState), TEXT, COUNTS, TEXT,
-        st.lists(st.builds(InboxOutcome, NAMES, st.booleans(), TEXT, TEXT)).map(tuple),
+        st.lists(st.builds(InboxOutcome, NAMES, st.booleans(), TEXT, TEXT, st.booleans())).map(tuple),
     )
 )  # fmt: skip
 def test_a_document_survives_the_wire(document: InboxDocument) -> None:

@@ -24,11 +24,12 @@ def _time(value: datetime | None) -> str:
     return f"{value:%Y-%m-%d %H:%M}" if value else ""
 
 
-def _outcome(document: InboxDocument) -> str:
+def outcome_text(document: InboxDocument) -> str:
+    """What became of a document in each student, and what its inbox says of it, in one line."""
     parts = [
         f"{item.student}: committed {item.version[:12]}"
         if item.committed
-        else f"{item.student}: left alone, {item.reason}"
+        else f"{item.student}: {'not decided' if item.fault else 'left alone'}, {item.reason}"
         for item in document.outcomes
     ]
     return "; ".join([*parts, document.message] if document.message else parts)
@@ -100,7 +101,14 @@ def show(inbox: Name, orchestrator: Orchestrator = DEFAULT_ORCHESTRATOR, as_json
         print_json({"inbox": inboxes[0], "documents": documents})
         return
     rows = [
-        (item.title or item.id, item.source, _time(item.submitted_at), item.state.value, item.run_id, _outcome(item))
+        (
+            item.title or item.id,
+            item.source,
+            _time(item.submitted_at),
+            item.state.value,
+            item.run_id,
+            outcome_text(item),
+        )
         for item in documents
     ]
     columns = ("document", "source", "came (UTC)", "state", "run", "outcome")

@@ -24,6 +24,8 @@ class InboxOutcome:
     reason: str
     """Why the student was left alone; empty when it was committed."""
     version: str
+    fault: bool = False
+    """Whether a fault, and no gate, kept the student from learning it."""
 
 
 @dataclass(frozen=True)

@@ -1402,11 +1402,14 @@ class InboxOutcome(_message.Message):
     COMMITTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     student: _builtins.str
     committed: _builtins.bool
     reason: _builtins.str
     """Why the student was left alone; empty when it was committed."""
     version: _builtins.str
+    fault: _builtins.bool
+    """Whether a fault, and no gate, kept the student from learning it."""
     def __init__(
         self,
         *,
@@ -1414,10 +1417,11 @@ class InboxOutcome(_message.Message):
         committed: _builtins.bool = ...,
         reason: _builtins.str = ...,
         version: _builtins.str = ...,
+        fault: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "reason", b"reason", "student", b"student", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["committed", b"committed", "fault", b"fault", "reason", b"reason", "student", b"student", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

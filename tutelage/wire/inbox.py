@@ -80,7 +80,13 @@ def inbox_document_to_wire(document: InboxDocument) -> pb.InboxDocument:
         attempts=document.attempts,
         message=document.message,
         outcomes=[
-            pb.InboxOutcome(student=item.student, committed=item.committed, reason=item.reason, version=item.version)
+            pb.InboxOutcome(
+                student=item.student,
+                committed=item.committed,
+                reason=item.reason,
+                version=item.version,
+                fault=item.fault,
+            )
             for item in document.outcomes
         ],
     )
@@ -108,9 +114,8 @@ def inbox_document_from_wire(message: pb.InboxDocument, field: str = "document")
 
 def _outcome(message: pb.InboxOutcome, field: str) -> InboxOutcome:
     checks = Checks(field)
-    return checks.passed(
-        InboxOutcome(checks.text("student", message.student), message.committed, message.reason, message.version)
-    )
+    student = checks.text("student", message.student)
+    return checks.passed(InboxOutcome(student, message.committed, message.reason, message.version, message.fault))
 
 
 def listed_from_wire(message: pb.ListInboxResponse) -> Inbox | InboxDocument:
