@@ -13,7 +13,7 @@ from orchestrator import metrics
 from orchestrator.config import OrchestratorSettings
 from orchestrator.dispatch import Dispatch
 from orchestrator.dispatch_decisions import Again, Decision, Fault, GiveUp, Limits, Probe, Rules, Start, Stop
-from orchestrator.students import Students
+from orchestrator.students import NO_REPLICA, Students
 from tutelage.client import StudentClient
 from tutelage.domain.errors import (
     AlreadyExists,
@@ -165,19 +165,21 @@ class Dispatcher:
             await asyncio.sleep(self._resolve_s)
 
     async def _probe(self, student: str, address: str) -> None:
+        why = NO_REPLICA
         try:
             described = await self.students.replica(student, address).describe(
                 timeout_s=self.students.describe_timeout_s
             )
         except Exception as error:
             # Whatever it was, a replica that is never asked again would be lost.
+            why = str(error) or type(error).__name__
             log = logger.debug if isinstance(error, TutelageError) else logger.exception
             log("student %s at %s: %s", student, address, error)
             self._apply(self._dispatch.unreachable(student, address, self._loop.time()))
         else:
             now = self._loop.time()
             self._apply(self._dispatch.reported(student, address, described.slots, described.free_slots, now))
-        self.students.seen(student, self._dispatch.slots(student) > 0)
+        self.students.seen(student, self._dispatch.slots(student) > 0, why)
         self._tell(student)
 
     def _tell(self, student: str) -> None:

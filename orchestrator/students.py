@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 CANCEL_S = 5.0
 """Seconds a replica has to say that it stops an evaluation nobody waits for."""
+NO_REPLICA = "it has no replica"
 
 
 class Students:
@@ -91,19 +92,20 @@ class Students:
 
     async def describe(self, name: str) -> StudentDescription:
         """What the student says it is, by the first replica that answers; Unavailable names it and its address."""
-        reasons = []
+        reasons: list[TutelageError] = []
         for client in await self.clients(name):
             try:
                 description = await client.describe(timeout_s=self.describe_timeout_s)
-            except Unavailable as error:
+            except TutelageError as error:
+                # Also of one that refuses, such as for its token: the others may be set up as they should.
                 reasons.append(error)
                 continue
             self.seen(name, True)
             return description
-        self.seen(name, False)
-        where, why = self.address_text(name), "; ".join(str(reason) for reason in reasons)
-        wait_s = reasons[-1].retry_after_s if reasons else None
-        raise Unavailable(f"student {name!r} at {where} does not answer: {why or 'it has no replica'}", wait_s)
+        where, why = self.address_text(name), "; ".join(str(reason) for reason in reasons) or NO_REPLICA
+        self.seen(name, False, why)
+        wait_s = getattr(reasons[-1], "retry_after_s", None) if reasons else None
+        raise Unavailable(f"student {name!r} at {where} does not answer: {why}", wait_s)
 
     async def describe_all(self, names: Mapping[str, object] | None = None) -> dict[str, StudentDescription | None]:
         """Every student's description; None for one that does not answer."""
@@ -117,14 +119,14 @@ class Students:
         chosen = list(names or self.settings)
         return dict(zip(chosen, await asyncio.gather(*(one(name) for name in chosen)), strict=True))
 
-    def seen(self, name: str, reachable: bool) -> None:
-        """Notes whether the student answered."""
+    def seen(self, name: str, reachable: bool, why: str = "") -> None:
+        """Notes whether the student answered, or why not."""
         metrics.STUDENT_REACHABLE.labels(name).set(float(reachable))
         if reachable is not self._reachable.get(name, True):
             if reachable:
                 logger.info("student %s answers again", name)
             else:
-                logger.warning("student %s at %s does not answer", name, self.address_text(name))
+                logger.warning("student %s at %s does not answer: %s", name, self.address_text(name), why)
         self._reachable[name] = reachable
 
     async def close(self) -> None:

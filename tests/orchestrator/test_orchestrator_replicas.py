@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from orchestrator.addresses import Endpoint, endpoints
@@ -147,6 +149,29 @@ def test_a_replica_of_another_model_is_not_asked_again_for_what_it_refused(world
                 assert other.keys
                 assert {row.replica for row in await engine.store.evaluations("run")} == {good.address}
                 assert all(row.attempts == 1 for row in await engine.store.evaluations("run"))
+
+    within(body())
+
+
+def test_a_replica_that_refuses_its_caller_keeps_no_run_from_the_others_and_is_named(world: Any) -> None:
+    async def refuse(request: object, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is wrong")
+
+    async def body() -> None:
+        refusing = type(world.a)(slots=2)
+        refusing.Describe = refuse
+        await refusing.up()
+        async with replicas(world, 1) as (good,):
+            students = {"a": {"addresses": [refusing.address, good.address]}}
+            async with world.engine(students=students) as engine:
+                await world.start(engine, config=ONE_STUDENT)
+                assert (await world.done(engine)).state is RunState.DONE
+            async with world.engine(students={"a": {"address": refusing.address}}) as engine:
+                where = refusing.address
+                told = f"student 'a' at {where} does not answer: {where}: UNAUTHENTICATED: the token is wrong"
+                with pytest.raises(Unavailable, match=re.escape(told)):
+                    await world.start(engine, "other", config=ONE_STUDENT)
+        await refusing.down()
 
     within(body())
 

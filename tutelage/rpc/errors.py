@@ -144,7 +144,10 @@ def _why_unavailable(text: str) -> str:
 
 
 def from_rpc_error(error: grpc.RpcError, peer: str = "") -> TutelageError:
-    """The domain error that a failed call stands for; `peer` (host:port) is named where the peer did not answer."""
+    """The domain error that a failed call stands for.
+
+    `peer` (host:port) is named where it did not answer, and where what refused the call was not its service.
+    """
     code: grpc.StatusCode = error.code()
     text: str = error.details() or ""
     status = _status_of(error)
@@ -167,4 +170,5 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> TutelageError:
     for kind, own in _CODES:
         if own == code:
             return kind(text)
-    return TutelageError(f"{code.name}: {text}")
+    reason = f"{code.name}: {text}"
+    return TutelageError(f"{peer}: {reason}" if peer and not status.code else reason)
