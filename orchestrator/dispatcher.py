@@ -161,6 +161,9 @@ class Dispatcher:
                 for address in known - now:
                     await self.students.forget(name, address)
                 known = now
+                if not addresses:
+                    # Nobody is left whose silence would tell.
+                    self.students.seen(name, False, NO_REPLICA)
                 self._tell(name)
             await asyncio.sleep(self._resolve_s)
 

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
+from orchestrator import metrics
 from orchestrator.addresses import Endpoint, endpoints
 from orchestrator.config import OrchestratorSettings, StudentChannel
 from orchestrator.engine import Engine
@@ -109,6 +110,23 @@ def test_replicas_join_and_leave_while_a_run_goes_on(world: Any, tmp_path: Path)
                 summary = await world.done(engine)
                 assert (summary.state, summary.unscored) == (RunState.DONE, 0)
                 assert len(first.trained) == count
+
+    within(body())
+
+
+def test_a_student_whose_last_replica_was_taken_off_the_list_does_not_answer(world: Any, tmp_path: Path) -> None:
+    async def body() -> None:
+        reachable = metrics.STUDENT_REACHABLE.labels("a")._value
+        listed = tmp_path / "replicas"
+        async with replicas(world, 1) as (only,):
+            listed.write_text(f"{only.address}\n", encoding="utf-8")
+            settings = {"a": {"addresses_file": str(listed)}}
+            async with world.engine(students=settings, dispatch={"resolve_s": 0.1}):
+                for text, answers in ((None, 1), ("# nobody\n", 0), (f"{only.address}\n", 1)):
+                    if text is not None:
+                        listed.write_text(text, encoding="utf-8")
+                    async with asyncio.timeout(20):
+                        await world.until(lambda answers=answers: reachable.get() == answers)
 
     within(body())
 
