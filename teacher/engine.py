@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 
 from teacher import metrics
@@ -111,6 +112,22 @@ class Writer:
                 metrics.TOKENS.labels("completion").inc(len(ids))
                 text = tokenizer.decode(ids, skip_special_tokens=True).strip()
                 yield place, text.split("\n", 1)[0].strip() if one_line else text
+
+    def healthy(self) -> bool:
+        """True once the model has computed a token; what keeps it from that is raised.
+
+        One that writes is not asked: what it writes, or how that ends, tells its caller.
+        """
+        if not self._lock.acquire(blocking=False):
+            return True
+        try:
+            with torch.inference_mode():
+                ids_BT = torch.zeros((1, 1), dtype=torch.long, device=self.loaded.device)
+                # Waited for: a GPU tells of its faults only then.
+                int(self.loaded.model(input_ids=ids_BT, use_cache=False).logits.argmax())
+        finally:
+            self._lock.release()
+        return True
 
     def check(self, format: Format, candidates: int, sampling: Sampling) -> None:
         """InvalidInput for what no task could be written with."""

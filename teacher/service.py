@@ -83,8 +83,8 @@ class TeacherService(pb_grpc.TeacherServiceServicer):
         self._parts = await asyncio.to_thread(self._open)
 
     async def ready(self) -> bool:
-        """Whether the model is loaded."""
-        return self._parts is not None
+        """Whether the model is loaded, and computes."""
+        return self._parts is not None and await asyncio.to_thread(self._parts.writer.healthy)
 
     async def stop(self) -> None:
         """End a running update."""

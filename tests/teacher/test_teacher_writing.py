@@ -105,3 +105,21 @@ def test_refusals_name_the_field(writer: Writer) -> None:
     long = Task("t", DocumentTask("Velm", "Velm is a town. " * 60))
     with pytest.raises(InvalidInput, match=r"task.document.text.*512 tokens"):
         list(writer.write(long, FORMAT, 1, sampling, version, 1))
+
+
+def test_health_is_what_the_model_says_of_itself(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert writer.healthy()
+    before = write(writer)
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer.loaded.model, "forward", broken)
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            writer.healthy()
+        # Who writes now would be waited for, and tells by itself.
+        with writer._lock:
+            assert writer.healthy()
+    assert writer.healthy()
+    assert write(writer) == before
