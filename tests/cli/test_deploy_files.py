@@ -14,6 +14,7 @@ from types import ModuleType
 
 import pytest
 import yaml
+from prometheus_client import REGISTRY
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -32,7 +33,10 @@ def _generate_docs() -> ModuleType:
 def known_metrics() -> set[str]:
     tables = _generate_docs()
     rooms = ("student.metrics", "teacher.metrics", "orchestrator.metrics", "tutelage.rpc.metrics")
-    return {name for room in rooms for name in re.findall(r"^\| `(\w+)`", tables.metrics_part(room), re.MULTILINE)}
+    own = {name for room in rooms for name in re.findall(r"^\| `(\w+)`", tables.metrics_part(room), re.MULTILINE)}
+    # Those of every process, which prometheus_client adds.
+    every = {sample.name for metric in REGISTRY.collect() for sample in metric.samples}
+    return own | {name for name in every if name.startswith("process_")}
 
 
 def expressions(path: Path) -> list[str]:
@@ -49,7 +53,7 @@ def test_expressions_name_metrics_that_exist(file: str) -> None:
     found = expressions(DEPLOY / file)
     assert found
     for expression in found:
-        for name in re.findall(r"\b(?:tutelage|grpc_server)_\w+", expression):
+        for name in re.findall(r"\b(?:tutelage|grpc_server|process)_\w+", expression):
             assert re.sub(r"_(bucket|sum|count)$", "", name) in known or name in known, expression
 
 
