@@ -106,6 +106,13 @@ def test_settings_parse(room: str) -> None:
     assert settings.server.token_file is not None
 
 
+@pytest.mark.parametrize("room", sorted(_MODELS))
+def test_units_keep_documents_and_quizzes_from_other_users_of_the_host(room: str) -> None:
+    text = (DEPLOY / "systemd" / f"tutelage-{room}.service").read_text(encoding="utf-8")
+    (mode,) = re.findall(r"^StateDirectoryMode=(\d+)$", text, re.MULTILINE)
+    assert int(mode, 8) & 0o007 == 0
+
+
 def test_example_runs_parse() -> None:
     from tutelage.cli.run_file import prepare_run
 
