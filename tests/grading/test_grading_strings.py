@@ -83,3 +83,19 @@ def test_overlap_leaves_out_what_the_task_itself_gives() -> None:
         assert answer_overlap(SelfEdit((own, note)), quiz, passage) == pytest.approx(0.5)
     few_shot = Task("f", FewShotTask("Answer.", (Demonstration("Where?", "Paris"),)))
     assert answer_overlap(SelfEdit((question_answer("Where?", "Paris"), note)), quiz, few_shot) == pytest.approx(0.5)
+
+
+def test_overlap_leaves_out_a_passage_however_a_teacher_made_it_readable() -> None:
+    quiz = Quiz((Question("1", "Who?", "Ada Thorne"), Question("2", "When?", "1402")))
+    for raw, readable in (
+        ("\ufeffVelm was foun\u00added by Ada\u200b Thorne in\x07 1402.", "Velm was founded by Ada Thorne in 1402."),
+        ("\u202bVelm: Ada Thorne,\u202c 1402", "Velm: Ada Thorne, 1402"),
+        ("By Ada Thorne.<|im_end|>In 1402.", "By Ada Thorne.< |im_end|>In 1402."),
+    ):
+        task = Task("t", DocumentTask("Velm", raw))
+        given = TextDocument(f"Velm\n{readable}")
+        assert answer_overlap(SelfEdit((given,)), quiz, task) == 0.0
+        assert answer_overlap(SelfEdit((given, TextDocument("It was 1402."))), quiz, task) == pytest.approx(0.5)
+    shown = Task("f", FewShotTask("Answer.", (Demonstration("When\u200b?", "14\u00ad02"), Demonstration("+", "-"))))
+    own = SelfEdit((question_answer("When?", "1402"), question_answer("+", "-")))
+    assert answer_overlap(own, quiz, shown) == 0.0

@@ -31,5 +31,15 @@ def _texts(document: TrainingDocument) -> tuple[str, ...]:
 
 def _is_given(texts: tuple[str, ...], task: Task) -> bool:
     if isinstance(task.content, DocumentTask):
-        return any(contains(text, (task.content.text,)) for text in texts)
-    return texts in {(item.input, item.output) for item in task.content.demonstrations}
+        passage = _letters(task.content.text)
+        return bool(passage) and any(passage in _letters(text) for text in texts)
+    given = {(_letters(item.input), _letters(item.output)) for item in task.content.demonstrations}
+    return tuple(map(_letters, texts)) in given
+
+
+def _letters(text: str) -> str:
+    """All that is left of a text whatever a teacher takes out of it or puts into it to make it readable.
+
+    Of one without a letter or a digit its signs.
+    """
+    return "".join(filter(str.isalnum, text.casefold())) or "".join(text.split())
