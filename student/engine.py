@@ -48,7 +48,7 @@ from tutelage.domain.evaluation import Answer, EvaluationKey, EvaluationReport, 
 from tutelage.domain.task import Question, Quiz
 from tutelage.models.loading import LoadedModel
 
-ENGINE_REVISION = "9"
+ENGINE_REVISION = "10"
 """Raised by every change of the code that changes what the same key results in."""
 
 log = logging.getLogger(__name__)

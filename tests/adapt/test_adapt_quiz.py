@@ -77,6 +77,17 @@ def test_the_text_that_each_edit_begins_with_is_no_question_that_was_written() -
         assert dropped == ({Dropped.DUPLICATE: 2} if questions else {Dropped.UNSUPPORTED: 3})
 
 
+def test_a_text_that_was_copied_with_marks_that_nobody_sees_answers_questions_all_the_same() -> None:
+    copied = TEXT.replace("wax", "w\u00adax").replace("salt", "\u200bsalt\u200e")
+    task = Task("lamp", DocumentTask("The Orrin lamp", copied))
+    asked = "Q: What does the lamp burn?\nA: Whale wax\nQ: Who hung the lamp?\nA: the salt traders"
+    edit = parse_completion(asked, FORMAT, task)
+    assert isinstance(edit.result, SelfEdit)
+    questions, dropped = questions_of(task, [edit.result])
+    assert [each.answer for each in questions] == ["Whale wax", "the salt traders"]
+    assert not dropped.total()
+
+
 WORDS = st.sampled_from([*TEXT.split(), "What", "who", "?", "not", "there"])
 
 

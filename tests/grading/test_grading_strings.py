@@ -99,3 +99,21 @@ def test_overlap_leaves_out_a_passage_however_a_teacher_made_it_readable() -> No
     shown = Task("f", FewShotTask("Answer.", (Demonstration("When\u200b?", "14\u00ad02"), Demonstration("+", "-"))))
     own = SelfEdit((question_answer("When?", "1402"), question_answer("+", "-")))
     assert answer_overlap(own, quiz, shown) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("Ada Thorne", "Ada\u200b Thorne\u200e"),
+        ("Bel Tarn", "\ufeffBel Tarn"),
+        ("Zemlinstrasse", "Zemlin\u00adstrasse"),
+        ("\u202bעדה תורן\u202c", "עדה תורן"),
+        ("أدا ثورن", "أدا ثورن\u200f"),
+        ("1402\x00", "1402"),
+    ],
+)
+def test_what_nobody_sees_makes_no_right_answer_wrong(answer: str, gold: str) -> None:
+    for name in STRING_GRADERS:
+        assert grade(name, answer, [gold]) == pytest.approx(1.0), name
+        assert grade(name, gold, [answer]) == pytest.approx(1.0), name
+    assert normalise("two\nlines\u00a0here") == "two lines here"

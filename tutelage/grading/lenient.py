@@ -13,6 +13,7 @@ from functools import lru_cache
 from importlib.resources import files
 
 from tutelage.grading.likeness import NAMES, likeness
+from tutelage.grading.normalise import visible
 
 THRESHOLD = 0.5
 """An answer counts as right from this probability on."""
@@ -29,7 +30,7 @@ def probability(answer: str, gold: Sequence[str], question: str = "") -> float:
 
 
 def _probability(answer: str, gold: str, question: str) -> float:
-    if " ".join(answer.lower().split()).rstrip(".!") == " ".join(gold.lower().split()).rstrip(".!"):
+    if _flat(answer) == _flat(gold):
         # Also for answers without a letter or digit, which have no terms.
         return 1.0
     found = likeness(answer, gold, question)
@@ -38,6 +39,10 @@ def _probability(answer: str, gold: str, question: str) -> float:
     intercept, weights = coefficients()
     logit = intercept + sum(weight * value for weight, value in zip(weights, found.values(), strict=True))
     return 1 / (1 + math.exp(-logit))
+
+
+def _flat(text: str) -> str:
+    return " ".join(visible(text).lower().split()).rstrip(".!")
 
 
 @lru_cache(maxsize=1)

@@ -14,6 +14,7 @@ from functools import lru_cache
 
 import snowballstemmer
 
+from tutelage.grading.normalise import visible
 from tutelage.grading.number_words import number_at
 from tutelage.grading.vocabulary import vocabulary
 
@@ -82,8 +83,8 @@ def terms(text: str) -> tuple[Term, ...]:
 
 
 def plain(text: str) -> str:
-    """Case-folded, without accents, in Unicode's compatible form (² is 2)."""
-    apart = unicodedata.normalize("NFKD", text.casefold())
+    """Case-folded, without accents and what nobody sees, in Unicode's compatible form (² is 2)."""
+    apart = unicodedata.normalize("NFKD", visible(text).casefold())
     return "".join(character for character in apart if not unicodedata.combining(character))
 
 
