@@ -116,8 +116,10 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
     passage = _key(readable(task.content.text)[0]) if isinstance(task.content, DocumentTask) else None
     own = [document for document in written if not _echoes(document, instruction, foreign, title, passage)]
     repairs["echo"] = len(written) - len(own)
-    documents, duplicates = _without_repetitions(given, own)
-    first_note = len(_without_repetitions(given, [])[0])
+    documents = _without_repetitions([*given, *own])
+    first_note = len(_without_repetitions(given))
+    # Of what was written: demonstrations may repeat each other too.
+    duplicates = len(own) - (len(documents) - first_note)
     notes = documents[first_note:]
     if isinstance(task.content, DocumentTask):
         # Of demonstrations the answers may well be of a few kinds.
@@ -219,18 +221,16 @@ def _titled(task: Task, text: str) -> str:
     return f"{title}\n{text}" if title else text
 
 
-def _without_repetitions(
-    given: list[TrainingDocument], written: list[TrainingDocument]
-) -> tuple[list[TrainingDocument], int]:
+def _without_repetitions(documents: Sequence[TrainingDocument]) -> list[TrainingDocument]:
     """First of each; the same question with another answer is a repetition too: a card has one answer."""
     seen: set[str] = set()
     kept: list[TrainingDocument] = []
-    for document in [*given, *written]:
+    for document in documents:
         key = _key(document.text if isinstance(document, TextDocument) else document.messages[0].content)
         if key not in seen:
             seen.add(key)
             kept.append(document)
-    return kept, len(given) + len(written) - len(kept)
+    return kept
 
 
 def _answered_differently(notes: Sequence[TrainingDocument]) -> list[TrainingDocument]:

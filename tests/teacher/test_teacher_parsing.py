@@ -169,6 +169,13 @@ def test_the_limit_is_on_notes_not_on_what_the_task_gives(limit: int) -> None:
         assert found.repairs == {"over_limit": 3 - limit}
 
 
+def test_demonstrations_that_repeat_each_other_are_no_duplicates_of_the_writers() -> None:
+    twice = Task("f", FewShotTask("Reverse.", (Demonstration("ab", "ba"), Demonstration("ab", "ba"))))
+    found = parse_completion("1. A rule.\n2. A rule.\n3. Another.", form(Parser.LINES), twice)
+    assert isinstance(found.result, SelfEdit)
+    assert found.duplicates_removed == 1
+
+
 def test_demonstrations_without_a_note_are_rejected_whatever_the_limit() -> None:
     many = tuple(Demonstration(f"in {number}", f"out {number}") for number in range(30))
     task = Task("f", FewShotTask("Reverse.", many))
