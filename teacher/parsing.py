@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from teacher.directives import DirectiveLine, parse_directives, rejected
-from teacher.formats import builtin_formats
+from teacher.formats import DIRECTIVES_ASKED, builtin_formats
 from teacher.note_lines import MAX_LINE_CHARACTERS, lines, paragraphs, thought_lines, whole
 from teacher.question_answer import question_answer_pairs
 from teacher.readable import readable
@@ -110,7 +110,7 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
         return Parsed(missing, chosen_format=chosen)
     given = given_documents(task, parser)
     title = _title(task)
-    instruction = _key(format.prompt.replace("{title}", title).replace("{text}", "\n"))
+    instruction = _key(_asked(format, task))
     foreign = _example_names(format.prompt) - set(re.findall(r"\w+", f"{title} {_text(task)}"))
     # Once for all notes: a passage may be long.
     passage = _key(readable(task.content.text)[0]) if isinstance(task.content, DocumentTask) else None
@@ -207,6 +207,14 @@ def _empty(message: str, duplicates: int = 0) -> Parsed:
 
 def _title(task: Task) -> str:
     return readable(task.content.title)[0].strip() if isinstance(task.content, DocumentTask) else ""
+
+
+def _asked(format: Format, task: Task) -> str:
+    """What a prompt says beside what it is about, as `teacher.formats.render_prompt` words it."""
+    content = task.content
+    named = content.instruction if isinstance(content, FewShotTask) else content.title
+    told = format.prompt.replace("{title}", readable(named)[0].strip()).replace("{text}", "\n")
+    return f"{DIRECTIVES_ASKED}\n{told}" if format.directives else told
 
 
 def _text(task: Task) -> str:

@@ -15,7 +15,7 @@ from teacher.parsing import MAX_LINE_CHARACTERS, Parsed, _example_names, parse_c
 from teacher.readable import readable
 from tutelage.domain.policy import Format, Parser
 from tutelage.domain.self_edit import ChatDocument, Rejection, RejectionReason, SelfEdit, TextDocument
-from tutelage.domain.task import DocumentTask, Question, Quiz, Task
+from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
 from tutelage.grading import answer_overlap
 
 PASSAGE = "Velm is a town on the Quill. It was founded in 1402 by Ada Thorne."
@@ -129,6 +129,20 @@ def test_a_candidate_that_answers_with_the_passage_is_rejected() -> None:
 
 def test_a_candidate_that_repeats_the_instruction_is_rejected() -> None:
     found = parsed("Write a numbered list of facts that follow from this text. One short, complete sentence each.")
+    assert isinstance(found.result, Rejection)
+    assert found.repairs["echo"] == 1
+
+
+def test_a_candidate_that_repeats_what_asks_for_directives_or_a_few_shot_task_is_rejected() -> None:
+    directed = replace(FORMATS["implications"], directives=True)
+    line = '{"learning_rate": 0.001, "epochs": 3}'
+    said = f"{line}\n1. Begin your reply with one line of JSON that says how a student shall be trained."
+    found = parse_completion(said, directed, TASK)
+    assert isinstance(found.result, Rejection)
+    assert found.repairs["echo"] == 1
+    assert isinstance(parse_completion(f"{said}\n2. Velm is old.", directed, TASK).result, SelfEdit)
+    few = Task("f", FewShotTask("Turn each word of the input around.", (Demonstration("ab", "ba"),)))
+    found = parsed("1. Turn each word of the input around.", task=few)
     assert isinstance(found.result, Rejection)
     assert found.repairs["echo"] == 1
 
