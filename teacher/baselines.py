@@ -221,7 +221,7 @@ def _read_replay(path: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     try:
         # Not splitlines: U+2028 and its kin may stand inside a JSON string.
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput.of("replay_file", path, f"a readable file of JSON lines ({error})") from None
     for number, line in enumerate(lines, start=1):

@@ -83,6 +83,11 @@ def test_a_line_separator_inside_a_text_does_not_end_its_line(edits: Path) -> No
         Replay(edits)
 
 
+def test_a_file_with_a_byte_order_mark_is_read_as_documents_are(edits: Path) -> None:
+    edits.write_bytes(b"\xef\xbb\xbf" + edits.read_bytes())
+    assert refused(TeacherSettings(backend="replay", replay_file=edits), VELM) == {}
+
+
 def test_json_that_is_nested_too_deeply_is_refused_by_its_line(edits: Path) -> None:
     edits.write_text('{"task_id": "velm", "text": "Velm is old."}\n' + "[" * 200_000)
     with pytest.raises(InvalidInput, match=r"edits\.jsonl, line 2"):
