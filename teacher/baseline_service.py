@@ -143,9 +143,12 @@ class BaselineService(pb_grpc.TeacherServiceServicer):
         request = update_request_from_wire([message async for message in request_iterator])
         check_request(request, self._settings.max_rank)
         self._known(request.parent_version)
+        scored = [item.reward is not None for group in request.groups for item in group.candidates]
+        unscored = scored.count(False)
         metrics.UPDATES.labels("unchanged").inc()
+        metrics.count_lessons(0, scored.count(True), 0, unscored)
         message = f"this teacher ({self._baseline.name}) does not learn"
-        result = UpdateResult(self._policy, update_id(request), False, 0, 0.0, message)
+        result = UpdateResult(self._policy, update_id(request), False, 0, 0.0, message, unscored)
         yield pb.UpdatePolicyResponse(result=update_result_to_wire(result))
 
     async def CheckUpdate(

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 
 from teacher.baseline_service import BaselineService, baseline_of
 from teacher.baselines import Replay
 from teacher.config import TeacherSettings
 from teacher.update_request import check_request
+from tests.teacher.test_teacher_baselines import served
+from tutelage.client import TeacherClient
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import (
     CandidateGroup,
@@ -23,6 +26,7 @@ from tutelage.domain.policy import (
     Sampling,
     ScoredCandidate,
     UpdateRequest,
+    UpdateResult,
     UpdateSettings,
 )
 from tutelage.domain.task import DocumentTask, Task
@@ -92,6 +96,25 @@ def test_json_that_is_nested_too_deeply_is_refused_by_its_line(edits: Path) -> N
     edits.write_text('{"task_id": "velm", "text": "Velm is old."}\n' + "[" * 200_000)
     with pytest.raises(InvalidInput, match=r"edits\.jsonl, line 2"):
         Replay(edits)
+
+
+def test_candidates_that_nobody_scored_are_counted_as_by_a_teacher_that_learns() -> None:
+    def counted() -> list[float]:
+        name = "tutelage_teacher_update_candidates_total"
+        return [REGISTRY.get_sample_value(name, {"outcome": each}) or 0 for each in ("kept", "passed_over", "unscored")]
+
+    async def use(client: TeacherClient) -> None:
+        version = (await client.describe()).initial_policy_version
+        scores = {"a": 0.5, "b": None, "c": 0.1}
+        group = CandidateGroup("g", tuple(ScoredCandidate(name, b"", reward) for name, reward in scores.items()))
+        before = counted()
+        asked = UpdateRequest(version, "grpo", UpdateSettings(), (group,), 1, "run", 1)
+        *_, result = [event async for event in client.update_policy(asked)]
+        assert isinstance(result, UpdateResult)
+        assert (result.kept_candidates, result.unscored_candidates) == (0, 1)
+        assert [after - earlier for after, earlier in zip(counted(), before, strict=True)] == [0, 2, 1]
+
+    served(TeacherSettings(backend="passage"), use)
 
 
 def test_ids_of_many_candidates_are_checked_at_once() -> None:
