@@ -156,6 +156,9 @@ def test_two_versions_write_about_the_same_document(address: str, versions: list
     assert found[versions[0]][0]["text"] != found[versions[2]][0]["text"]
     assert found[versions[0]][0]["seed"] == found[versions[2]][0]["seed"]
     assert json.loads(run(address, *command).stdout) == found
+    same = run(address, "diff", "latest", versions[2][:8], "--document", str(document))
+    assert isinstance(same.exception, InvalidInput)
+    assert "both are" in str(same.exception)
     wrong = run(address, "diff", "initial", "zzz", "--document", str(document))
     assert isinstance(wrong.exception, InvalidInput)
     assert versions[1][:12] in str(wrong.exception)

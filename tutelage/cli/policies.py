@@ -162,7 +162,11 @@ def diff(
         async with _client(teacher) as client:
             chosen = chosen_format(format_name, run, await client.describe())
             written = {}
-            for version in [await full_policy_version(client, wanted) for wanted in (first, second)]:
+            versions = [await full_policy_version(client, wanted) for wanted in (first, second)]
+            if versions[0] == versions[1]:
+                allowed = f"another version than {first}: both are {_short(versions[0])}"
+                raise InvalidInput.of("second", second, allowed)
+            for version in versions:
                 stream = client.write_self_edits(
                     given,
                     format=chosen,
