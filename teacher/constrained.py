@@ -18,7 +18,7 @@ import llguidance.torch
 import torch
 from llguidance import LLMatcher
 
-from teacher.directives import SCHEMA
+from teacher.directives import schema_of
 from teacher.formats import REPLY_STARTS
 from tutelage.domain.policy import Format, Parser
 
@@ -32,7 +32,8 @@ def first_line_grammar(format: Format, names: tuple[str, ...]) -> str | None:
     """
     rules, start = [], []
     if format.directives:
-        rules.append("directives: %json " + json.dumps({**SCHEMA, "x-guidance": _COMPACT}))
+        schema = {**schema_of(format.max_documents), "x-guidance": _COMPACT}
+        rules.append("directives: %json " + json.dumps(schema))
         start.append('directives "\\n"')
         if format.parser is not Parser.MIXED and REPLY_STARTS[format.parser]:
             start.append(json.dumps(REPLY_STARTS[format.parser]))

@@ -39,6 +39,13 @@ SCHEMA: Mapping[str, Any] = {
 """JSON schema of the line, in the order in which its keys are written."""
 
 
+def schema_of(max_documents: int) -> Mapping[str, Any]:
+    """The schema for a format that keeps so many notes: it may be asked for all of them, however many."""
+    properties = SCHEMA["properties"]
+    notes = {**properties["notes"], "maximum": max(properties["notes"]["maximum"], max_documents)}
+    return {**SCHEMA, "properties": {**properties, "notes": notes}}
+
+
 @dataclass(frozen=True)
 class DirectiveLine:
     """What the line says: directives to the student, and the number of notes that the writer wants kept."""

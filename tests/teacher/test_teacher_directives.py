@@ -21,7 +21,7 @@ from teacher.formats import DIRECTIVES_ASKED, builtin_formats, render_prompt
 from teacher.parsing import chosen_names, parse_completion
 from teacher.policies import PolicyStore
 from tutelage.domain.evaluation import Bounds
-from tutelage.domain.policy import Candidate, Format, Parser, Sampling
+from tutelage.domain.policy import Candidate, Format, Parser, Sampling, with_directives
 from tutelage.domain.self_edit import Directives, LossMask, Rejection, SelfEdit
 from tutelage.domain.task import DocumentTask, Task
 from tutelage.models.loading import load_model
@@ -64,6 +64,13 @@ def test_a_random_model_writes_directives_that_parse(writer: Writer, sampling: S
             assert candidate.result.directives.epochs == json.loads(line)["epochs"]
         else:
             assert candidate.result.field != "directives"
+
+
+def test_a_format_that_keeps_many_notes_may_be_asked_for_them(writer: Writer) -> None:
+    longest = with_directives(next(item for item in builtin_formats() if item.name == "implications-very-long"))
+    written = write(writer, longest, Sampling(1.0, 1.0, 110), 24)
+    asked = [json.loads(item.text.partition("\n")[0])["notes"] for item in written]
+    assert SCHEMA["properties"]["notes"]["maximum"] < max(asked) <= longest.max_documents
 
 
 def test_rows_choose_by_themselves_and_repeat_by_seed(writer: Writer) -> None:
