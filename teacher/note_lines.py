@@ -16,6 +16,8 @@ MAX_LINE_CHARACTERS = 2000
 _NUMBERING = re.compile(
     r"^[ \t>#]{0,8}(?:(?:\(?\d{1,3}[.):]|\([a-z]\)|[*•‣◦▪–—-])[ \t]{1,6}|\d{1,3}[.)](?=[^\d\s]))(?:\[[ xX]\][ \t])?"
 )
+_NUMBER_ALONE = re.compile(r"^\(?\d{1,3}[.):]{1,2}$")
+"""What is left of an item that nothing was written in."""
 _HEADING = re.compile(r"^#{1,6}[ \t]+")
 _OPENING = re.compile(
     r"^(?:sure|certainly|of course|okay|ok|absolutely|great|here(?:'s|’s| is| are)|below (?:is|are)|the following"
@@ -122,7 +124,7 @@ def _plain(line: str) -> str:
         text = _NUMBERING.sub("", _HEADING.sub("", text)).replace("**", "").replace("__", "").strip()
         if text == before:
             break
-    return text
+    return "" if _NUMBER_ALONE.match(text) else text
 
 
 def _without_loop(text: str, repairs: Counter[str]) -> str:

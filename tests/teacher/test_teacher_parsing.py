@@ -72,6 +72,11 @@ def test_cut_off_last_line_is_dropped_only_when_cut_off() -> None:
     assert lines("One.\nTwo.", ended=False) == ["One.", "Two."]
 
 
+def test_a_number_without_an_item_is_no_note() -> None:
+    assert lines("1.\nOne fact.\n2)\n(3)\n4:\nAnother: 17.") == ["One fact.", "Another: 17."]
+    assert isinstance(parse_completion("1. 2. 3. 4.", form(Parser.LINES), TASK).result, Rejection)
+
+
 def test_very_long_line_is_split_after_sentences() -> None:
     found = lines("".join(f"Sentence number {number} stands here. " for number in range(300)))
     assert all(len(text) <= MAX_LINE_CHARACTERS for text in found)
