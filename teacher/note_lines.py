@@ -45,9 +45,8 @@ _CLOSERS = (".", "!", "?", '."', '!"', '?"', ".”", ".)", ".'", "。", "！", "
 def lines(body: str, ended: bool, repairs: Counter[str]) -> Iterator[str]:
     """One note a line; what was mended is counted in `repairs`."""
     kept = [line for whole in body.split("\n") for line in _run_on(whole) if line.strip()]
-    if not ended and len(kept) > 1 and not kept[-1].rstrip().endswith(_CLOSERS):
-        kept.pop()
-        repairs["cut_off"] += 1
+    if not ended and kept:
+        kept = [*kept[:-1], *_whole_part(kept[-1], repairs, alone=len(kept) == 1)]
     for place, line in enumerate(kept):
         if len(kept) > 1 and _announces(line, first=place < 2, last=place == len(kept) - 1):
             repairs["preamble"] += 1
@@ -88,6 +87,18 @@ def paragraphs(body: str, ended: bool, repairs: Counter[str]) -> Iterator[str]:
 def whole(body: str, ended: bool, repairs: Counter[str]) -> Iterator[str]:
     """All of it, in pieces where it is long."""
     yield from _split_long(_without_loop(_without_cut_sentence(body.strip(), ended, repairs), repairs), repairs)
+
+
+def _whole_part(line: str, repairs: Counter[str], *, alone: bool) -> list[str]:
+    """What stays of a line that was cut off: of several sentences the whole ones, of one nothing unless it is alone."""
+    if line.rstrip().endswith(_CLOSERS):
+        return [line]
+    # Of two the first may be no more than a title such as `Dr.`
+    if len(_SENTENCE_END.split(_plain(line))) > 2:
+        return [_without_cut_sentence(line.rstrip(), False, repairs)]
+    if not alone:
+        repairs["cut_off"] += 1
+    return [line] if alone else []
 
 
 def _run_on(line: str) -> list[str]:

@@ -72,6 +72,20 @@ def test_cut_off_last_line_is_dropped_only_when_cut_off() -> None:
     assert lines("One.\nTwo.", ended=False) == ["One.", "Two."]
 
 
+def test_of_a_line_that_was_cut_off_its_whole_sentences_stay() -> None:
+    told = "Velm is old. It has a mill. Its bridge was bui"
+    for text, expected in (
+        (f"A title\n{told}", ["A title", "Velm is old. It has a mill."]),
+        (f"1. One.\n2. {told}", ["One.", "Velm is old. It has a mill."]),
+        (told, ["Velm is old. It has a mill."]),
+        ("1. One.\n2. Dr. Imms sa", ["One."]),
+        ("Dr. Imms sa", ["Dr. Imms sa"]),
+    ):
+        assert lines(text, ended=False) == expected
+    found = parse_completion(f"A title\n{told}", form(Parser.LINES), TASK, ended=False)
+    assert found.repairs == {"cut_off": 1}
+
+
 def test_a_number_without_an_item_is_no_note() -> None:
     assert lines("1.\nOne fact.\n2)\n(3)\n4:\nAnother: 17.") == ["One fact.", "Another: 17."]
     assert isinstance(parse_completion("1. 2. 3. 4.", form(Parser.LINES), TASK).result, Rejection)
