@@ -269,6 +269,13 @@ def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], tit
         answer = _key(document.messages[1].content)
         if passage is not None and (answer == passage or _copies(answer, passage, _key(title))):
             return True
+        # The title stands in most instructions, and may well be asked for.
+        if _stands_in(answer, instruction) and f" {answer} " not in f" {_key(title)} ":
+            return True
+    return _stands_in(note, instruction)
+
+
+def _stands_in(note: str, instruction: str) -> bool:
     return note.count(" ") + 1 >= ECHO_WORDS and f" {note} " in f" {instruction} "
 
 

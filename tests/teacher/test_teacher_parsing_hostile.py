@@ -133,6 +133,16 @@ def test_a_candidate_that_repeats_the_instruction_is_rejected() -> None:
     assert found.repairs["echo"] == 1
 
 
+def test_a_candidate_that_answers_with_the_instruction_is_rejected() -> None:
+    titled = Task("t", DocumentTask("The Fall of Old Velm", PASSAGE))
+    echo = "Question: What next?\nAnswer: the text again in your own words, in several paragraphs"
+    found = parsed(f"self-qa\n{echo}", "mixed", titled)
+    assert isinstance(found.result, Rejection)
+    assert found.repairs["echo"] == 1
+    for kept in ("The Fall of Old Velm", "in 1402, by Ada Thorne", "your own words"):
+        assert texts(parsed(f"self-qa\n{echo}\nQ: What?\nA: {kept}", "mixed", titled))[1:] == [kept]
+
+
 def test_a_candidate_that_repeats_what_asks_for_directives_or_a_few_shot_task_is_rejected() -> None:
     directed = replace(FORMATS["implications"], directives=True)
     line = '{"learning_rate": 0.001, "epochs": 3}'
