@@ -115,8 +115,11 @@ def question_answer_pairs(
     only one.
     """
     repairs = Counter() if repairs is None else repairs
-    pairs = _json_pairs(text) or _table_pairs(text) or _keyed_pairs(text)
-    if not pairs:
+    pairs = _json_pairs(text)
+    if not pairs and (pairs := _table_pairs(text) or _keyed_pairs(text)) and not ended and _breaks_off(text, pairs):
+        pairs.pop()
+        repairs["cut_off"] += 1
+    elif not pairs:
         text = _TAG.sub(lambda tag: "\n" if tag.group(1) else f"\n{tag.group(2)}: ", text)
         cards = _cards(text)
         pairs = [card.pair() for card in cards]
@@ -133,6 +136,13 @@ def _is_cut(last: _Card, *, alone: bool) -> bool:
     """Whether the last card of a reply that was cut off is no whole one: unanswered, or in the midst of its answer."""
     _, answer = last.pair()
     return not answer or bool(not alone and last.answer and not answer.endswith((".", "!", "?", "。")))
+
+
+def _breaks_off(text: str, pairs: list[tuple[str, str]]) -> bool:
+    """Whether a text ends in the midst of the last of several answers, and not behind the end of its row."""
+    line = text.rstrip().rpartition("\n")[2]
+    within = _clean(line.rpartition("|")[2]).endswith(pairs[-1][1])
+    return len(pairs) > 1 and within and not line.endswith((".", "!", "?", "。"))
 
 
 def _cards(text: str) -> list[_Card]:

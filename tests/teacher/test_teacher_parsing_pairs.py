@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -119,3 +121,15 @@ def test_a_runaway_question_takes_no_later_pair_with_it() -> None:
     runaway = "Question: It goes on\n" + "and on and on without an end\n" * 200
     found = question_answer_pairs(runaway + "Who ruled?\nAda\n\nWhen?\n1402")
     assert found[-2:] == [("Who ruled?", "Ada"), ("When?", "1402")]
+
+
+def test_an_answer_that_was_cut_off_in_a_table_or_a_list_of_answers_is_left_out() -> None:
+    table = "| Question | Answer |\n|---|---|\n| Who? | Ada |\n| When? | in the year 14"
+    keyed = "1. Who?\n2. When?\nAnswers:\n1. Ada\n2. in the year 14"
+    for text in (table, keyed):
+        repairs: Counter[str] = Counter()
+        assert question_answer_pairs(text, ended=False, repairs=repairs) == [("Who?", "Ada")]
+        assert repairs["cut_off"] == 1
+        assert len(question_answer_pairs(text)) == len(question_answer_pairs(f"{text}02.", ended=False)) == 2
+    for behind in (" |", " |\n", " |\n\nLet me kn"):
+        assert len(question_answer_pairs(f"{table}02{behind}", ended=False)) == 2
