@@ -17,6 +17,7 @@ from tutelage.domain.description import StudentDescription
 from tutelage.domain.evaluation import EvaluationReport
 from tutelage.domain.task import DocumentTask, Quiz, Task
 from tutelage.grading import grade, normalise
+from tutelage.grading.normalise import visible
 
 MOST_MISTAKES = 3
 LONGEST = 120
@@ -84,5 +85,5 @@ def told(mistakes: Sequence[Mistake]) -> str:
 
 
 def _line(text: str) -> str:
-    plain = " ".join(_UNSAFE.sub(" ", text).split())
+    plain = " ".join(_UNSAFE.sub(" ", visible(text)).split())
     return plain if len(plain) <= LONGEST else plain[:LONGEST].rstrip() + "..."

@@ -74,7 +74,7 @@ def test_only_rounds_that_were_complete_count() -> None:
 @given(st.text(max_size=400), st.text(max_size=400))
 def test_whatever_was_said_is_one_line_that_opens_nothing(question: str, answer: str) -> None:
     line = told([Mistake(question, answer)])
-    assert "\n" not in line
+    assert line.isprintable()
     assert not set("<>|{}[]\\`") & set(line)
     assert len(line) <= 2 * (LONGEST + 3) + len('- Asked "" it said ""')
     assert line.count('"') == 4
