@@ -56,7 +56,7 @@ _JSON_PAIR = re.compile(
     re.IGNORECASE,
 )
 _NO_ANSWER = re.compile(
-    r"^(?:n/?a|\[.*\]|<.*>"
+    r"^(?:n/?a|\[.*\]|<.*>|no answer(?: (?:is |was )?(?:given|found|provided|available))?\.?"
     r"|(?:(?:it|this) is )?(?:not|un)[ ]?(?:mentioned|specified|provided|stated|given|known)\b.{0,60})$",
     re.IGNORECASE,
 )

@@ -49,6 +49,11 @@ def test_shapes(text: str) -> None:
     assert question_answer_pairs(text) == [("Who ruled?", "Ada"), ("When?", "1402")]
 
 
+def test_an_answer_that_denies_is_one() -> None:
+    for answer in ("None", "No", "No answer satisfied her", "Nobody knows"):
+        assert question_answer_pairs(f"Q: What of it?\nA: {answer}") == [("What of it?", answer)]
+
+
 def test_other_scripts_ask_too() -> None:
     assert question_answer_pairs("Q：谁统治？\nA：艾达") == [("谁统治？", "艾达")]
     assert question_answer_pairs("Question: من حكم؟\nAnswer: آدا") == [("من حكم؟", "آدا")]
@@ -59,6 +64,8 @@ def test_other_scripts_ask_too() -> None:
     [
         "Question: Who ruled?\nAnswer: [your answer]",
         "Question: Who ruled?\nAnswer: Not mentioned in the text.",
+        "Question: Who ruled?\nAnswer: No answer",
+        "Question: Who ruled?\nAnswer: No answer is given.",
         "Question: Who ruled?\nAnswer: ...",
         "Question: Who ruled?\nA) Ada\nB) Bo",
         "Answer: Ada",
