@@ -116,8 +116,8 @@ class UpdateConfig(Settings):
     """Rank of the teacher's LoRA."""
     alpha: float = Field(default=128.0, gt=0)
     """LoRA alpha of the teacher."""
-    learning_rate: float = Field(default=3e-4, gt=0)
-    """Learning rate of the update."""
+    learning_rate: float | None = Field(default=None, gt=0)
+    """Learning rate of the update; nothing means the algorithm's own."""
     epochs: int = Field(default=2, ge=1)
     """Passes over the kept candidates."""
     batch_size: int = Field(default=10, ge=1)

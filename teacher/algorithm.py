@@ -100,6 +100,8 @@ class Algorithm(ABC):
     """One line for people."""
     options: ClassVar[type[Settings]] = NoOptions
     """Its own settings, `update.options` in a run's YAML."""
+    learning_rate: ClassVar[float] = 3e-4
+    """That of an update which names none: where to begin with it."""
     needs_log_probs: ClassVar[bool] = False
     """Whether it weighs by recorded log-probabilities, so that stale candidates can be weighted, not only dropped."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from teacher.algorithm import Algorithm
@@ -67,7 +68,7 @@ def settings_violations(name: str, settings: UpdateSettings, max_rank: int) -> l
     if not 1 <= settings.rank <= max_rank:
         wrong.append(FieldViolation("settings.rank", str(settings.rank), f"1 to {max_rank}"))
     for field, value in (("alpha", settings.alpha), ("learning_rate", settings.learning_rate)):
-        if not value > 0:
+        if value is not None and not value > 0:
             wrong.append(FieldViolation(f"settings.{field}", str(value), "a number above 0"))
     for field, count in (("epochs", settings.epochs), ("batch_size", settings.batch_size)):
         if count < 1:
@@ -75,3 +76,10 @@ def settings_violations(name: str, settings: UpdateSettings, max_rank: int) -> l
     if settings.max_staleness < 0:
         wrong.append(FieldViolation("settings.max_staleness", str(settings.max_staleness), "0 or more"))
     return wrong
+
+
+def with_own_rate(name: str, settings: UpdateSettings) -> UpdateSettings:
+    """The settings with the algorithm's learning rate where they name none."""
+    if settings.learning_rate is not None:
+        return settings
+    return replace(settings, learning_rate=find_algorithm(name).learning_rate)

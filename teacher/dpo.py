@@ -35,6 +35,7 @@ class DPO(Algorithm):
 
     summary = "the best of each group against its worst (direct preference optimisation)"
     options = DPOOptions
+    learning_rate = 5e-5
 
     def select(
         self, groups: Sequence[SampleGroup], settings: UpdateSettings, options: DPOOptions

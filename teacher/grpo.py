@@ -78,6 +78,7 @@ class GRPO(Algorithm):
 
     summary = "clipped policy gradient on rewards relative to their group (GRPO, Dr. GRPO, DAPO, GSPO)"
     options = GRPOOptions
+    learning_rate = 2e-5
     needs_log_probs = True
 
     def select(

@@ -25,12 +25,12 @@ def attach_lora(base: Any, settings: UpdateSettings, parent: Path | None) -> Any
     return get_peft_model(base, config)
 
 
-def diverged(learning_rate: float, how: str) -> InvalidInput:
+def diverged(learning_rate: float | None, how: str) -> InvalidInput:
     """The same settings and candidates would diverge again, so that nobody is to ask for the update once more."""
     return InvalidInput.of("settings.learning_rate", learning_rate, f"a lower one: the update diverged, {how}")
 
 
-def save_lora(model: Any, output: Path, base_model: str, learning_rate: float) -> None:
+def save_lora(model: Any, output: Path, base_model: str, learning_rate: float | None) -> None:
     """Write the LoRA to `output`, as one of `base_model`: PEFT would name the folder that the base lies in here.
 
     InvalidInput when the update diverged.

@@ -41,6 +41,7 @@ class RLOO(Algorithm):
 
     summary = "policy gradient on whole completions against the mean of the others (REINFORCE leave-one-out)"
     options = RLOOOptions
+    learning_rate = 2e-5
     needs_log_probs = True
 
     def select(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from teacher.algorithm import NOTHING_LOGGED, Report, Sample, SampleGroup, Training
-from teacher.algorithms import find_algorithm, options_of
+from teacher.algorithms import find_algorithm, options_of, with_own_rate
 from teacher.step_means import LoggedSteps
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import UpdateSettings
@@ -132,7 +132,7 @@ def learn(
 
     from teacher.policy_lora import attach_lora
 
-    algorithm = find_algorithm(name)
+    algorithm, settings = find_algorithm(name), with_own_rate(name, settings)
     torch.manual_seed(seed)
     model = attach_lora(loaded.model, settings, parent)
     algorithm.train(

@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from teacher import metrics
+from teacher.algorithms import with_own_rate
 from teacher.config import TeacherSettings
 from teacher.policies import PolicyStore, policy_from_json, policy_to_json, write_atomically
 from teacher.step_means import StepMeans
@@ -120,6 +121,7 @@ class Updates:
         InvalidInput also later, of what only the trainer sees: an option that this model cannot serve.
         """
         check_request(request, self._settings.max_rank)
+        request = dataclasses.replace(request, settings=with_own_rate(request.algorithm, request.settings))
         parent = self._policies.get(request.parent_version)
         if wrong := self.shape_violations(parent.version, request.settings):
             raise InvalidInput(wrong)

@@ -15,6 +15,7 @@ import pytest
 import torch
 from prometheus_client import generate_latest
 
+from teacher.algorithms import with_own_rate
 from teacher.config import TeacherSettings
 from teacher.policies import PolicyStore
 from teacher.service import TeacherService
@@ -159,6 +160,25 @@ def test_update_once_raises_the_kept_and_continues(settings: TeacherSettings, st
         store.get(following.policy.version)
     assert following.policy.version not in [policy.version for policy in store.list()]
     weights.write_bytes(content)
+
+
+def test_an_update_that_names_no_learning_rate_has_its_algorithms_own(
+    settings: TeacherSettings, store: PolicyStore
+) -> None:
+    own = {name: with_own_rate(name, UpdateSettings()).learning_rate for name in ("rest_em", "grpo", "rloo", "dpo")}
+    assert own == {"rest_em": 3e-4, "grpo": 2e-5, "rloo": 2e-5, "dpo": 5e-5}
+    assert with_own_rate("grpo", UpdateSettings(learning_rate=0.5)).learning_rate == 0.5
+    updates = Updates(settings, store, HASH)
+    asked = request(store.initial.version, epochs=1)
+    asked = dataclasses.replace(
+        asked, algorithm="dpo", settings=dataclasses.replace(asked.settings, learning_rate=None)
+    )
+    found = result_of(list(updates.update(asked)))
+    # The one step of a schedule that falls to 0 after it.
+    assert found.metrics["learning_rate"] == pytest.approx(5e-5)
+    # It is the same update as one that names it.
+    named = dataclasses.replace(asked, settings=dataclasses.replace(asked.settings, learning_rate=5e-5))
+    assert list(updates.update(named)) == [found]
 
 
 def test_nothing_kept_is_the_parent(settings: TeacherSettings, store: PolicyStore) -> None:

@@ -151,6 +151,16 @@ def test_an_update_starts_with_its_header_and_has_one() -> None:
         update_request_from_wire([])
 
 
+def test_a_learning_rate_of_nothing_is_not_taken_for_none() -> None:
+    with pytest.raises(InvalidInput, match=r"settings\.learning_rate: '0'.*nothing for the algorithm's own"):
+        update_settings_to_wire(UpdateSettings(learning_rate=0.0))
+    message = update_settings_to_wire(UpdateSettings())
+    assert update_settings_from_wire(message).learning_rate is None
+    message.learning_rate = -1e-4
+    with pytest.raises(InvalidInput, match=r"settings\.learning_rate"):
+        update_settings_from_wire(message)
+
+
 def test_what_an_enum_may_be_is_told_once() -> None:
     """Leaving the handling of stale candidates out means the same as `drop`, which is no second value."""
     message = update_settings_to_wire(UpdateSettings())

@@ -158,7 +158,7 @@ UPDATES = st.builds(
         UpdateSettings,
         LEAST_ONE,
         POSITIVE,
-        POSITIVE,
+        st.none() | POSITIVE,
         LEAST_ONE,
         LEAST_ONE,
         FINITE,

@@ -112,7 +112,8 @@ class UpdateSettings:
 
     rank: int = 64
     alpha: float = 128.0
-    learning_rate: float = 3e-4
+    learning_rate: float | None = None
+    """Nothing means the algorithm's own: 3e-4 for `rest_em`."""
     epochs: int = 2
     batch_size: int = 10
     min_reward: float = 0.0

@@ -374,6 +374,7 @@ class UpdateSettings(_message.Message):
     rank: _builtins.int
     alpha: _builtins.float
     learning_rate: _builtins.float
+    """0 means the algorithm's own."""
     epochs: _builtins.int
     batch_size: _builtins.int
     min_reward: _builtins.float

@@ -193,14 +193,19 @@ def policy_from_wire(message: pb.Policy, field: str = "policy") -> Policy:
 
 
 def update_settings_to_wire(settings: UpdateSettings) -> teacher_pb.UpdateSettings:
-    """The settings as a message; InvalidInput for an option that is no JSON value or no finite number."""
+    """The settings as a message; InvalidInput for a learning rate of 0, and options that are no JSON or not finite."""
     wrong = list(_not_finite(settings.options, "settings.options"))
+    if settings.learning_rate == 0:
+        # On the wire it would be none.
+        wrong.append(
+            FieldViolation("settings.learning_rate", "0", "a number above 0, or nothing for the algorithm's own")
+        )
     if wrong:
         raise InvalidInput(wrong)
     message = teacher_pb.UpdateSettings(
         rank=fitting("settings.rank", settings.rank),
         alpha=settings.alpha,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.learning_rate or 0.0,
         epochs=fitting("settings.epochs", settings.epochs),
         batch_size=fitting("settings.batch_size", settings.batch_size),
         min_reward=settings.min_reward,
@@ -252,7 +257,7 @@ def update_settings_from_wire(message: teacher_pb.UpdateSettings, field: str = "
         UpdateSettings(
             rank=checks.count("rank", message.rank, least=1),
             alpha=checks.positive("alpha", message.alpha),
-            learning_rate=checks.positive("learning_rate", message.learning_rate),
+            learning_rate=checks.positive("learning_rate", message.learning_rate) if message.learning_rate else None,
             epochs=checks.count("epochs", message.epochs, least=1),
             batch_size=checks.count("batch_size", message.batch_size, least=1),
             min_reward=checks.finite("min_reward", message.min_reward),
