@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from tests.rpc.example_service import FAULTS, KEY, QUESTION, run, running
-from tutelage.client import StudentClient, SyncStudentClient
+from tutelage.client import OrchestratorClient, StudentClient, SyncStudentClient, TeacherClient
 from tutelage.domain.description import EvaluationPhase, EvaluationProgress
 from tutelage.domain.errors import Exhausted, FieldViolation, InvalidInput, NotFound, TutelageError, Unavailable
 from tutelage.domain.evaluation import Answer
@@ -101,6 +101,22 @@ def test_deadline_is_unavailable_with_the_address(tmp_path: Path) -> None:
         async with running(tmp_path) as (_, ready), StudentClient(ChannelSettings(address=ready["address"])) as client:
             with pytest.raises(Unavailable, match=ready["address"]):
                 _ = [event async for event in client.evaluate(KEY, run_id="wait", timeout_s=0.5)]
+
+    run(scenario())
+
+
+def test_a_service_of_another_kind_is_named_by_its_address(tmp_path: Path) -> None:
+    """Ports are easily mixed up; gRPC itself says no more than "Method not found!"."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as (_, ready):
+            settings = ChannelSettings(address=ready["address"])
+            async with OrchestratorClient(settings) as orchestrator, TeacherClient(settings) as teacher:
+                for call in (orchestrator.list_runs, teacher.list_policies):
+                    with pytest.raises(TutelageError) as caught:
+                        await call()
+                    told = f"{ready['address']} has no such call: another kind of service, or another version"
+                    assert str(caught.value) == told
 
     run(scenario())
 

@@ -170,5 +170,8 @@ def from_rpc_error(error: grpc.RpcError, peer: str = "") -> TutelageError:
     for kind, own in _CODES:
         if own == code:
             return kind(text)
+    if code == grpc.StatusCode.UNIMPLEMENTED and not status.code:
+        # gRPC's own words, "Method not found!", name neither who was asked nor what is wrong.
+        return TutelageError(f"{peer or 'the service'} has no such call: another kind of service, or another version")
     reason = f"{code.name}: {text}"
     return TutelageError(f"{peer}: {reason}" if peer and not status.code else reason)
