@@ -11,6 +11,7 @@ from tutelage.cli.policies import chosen_format, document_task
 from tutelage.domain.description import TeacherDescription
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import Format, Parser
+from tutelage.domain.task import DocumentTask, Task
 
 
 def test_a_document_needs_no_questions_to_be_written_about(tmp_path: Path) -> None:
@@ -21,6 +22,13 @@ def test_a_document_needs_no_questions_to_be_written_about(tmp_path: Path) -> No
     assert document_task(path, "velm").id == "velm"
     with pytest.raises(InvalidInput, match="orrin, velm"):
         document_task(path, "other")
+
+
+def test_a_file_that_is_no_file_of_tasks_is_a_text(tmp_path: Path) -> None:
+    """YAML, too: no file of tasks is read from it."""
+    path = tmp_path / "notes.yaml"
+    path.write_text("village: Orrin\nmayor: Bel Tarn\n")
+    assert document_task(path, None) == Task("notes", DocumentTask("notes", path.read_text()))
 
 
 def test_the_format_of_a_run_is_written_in_as_it_stands_there(tmp_path: Path) -> None:

@@ -137,7 +137,7 @@ def chosen_format(name: str, run: Path | None, teacher: TeacherDescription) -> F
 def diff(
     first: Version,
     second: Version,
-    document: Annotated[Path, typer.Option(help="A text file, or a file with tasks (.jsonl, .json, .yaml).")],
+    document: Annotated[Path, typer.Option(help="A text file, or a file with tasks (.jsonl, .json).")],
     task: Annotated[str | None, typer.Option(help="Id of the task in a file with tasks; else the first.")] = None,
     format_name: Annotated[
         str,
@@ -193,7 +193,7 @@ def document_task(path: Path, task_id: str | None) -> Task:
     from tutelage.documents import read_tasks
     from tutelage.domain.task import DocumentTask, Task
 
-    if path.suffix in (".jsonl", ".json", ".yaml", ".yml"):
+    if path.suffix in (".jsonl", ".json"):
         tasks = {item.task.id: item.task for item in read_tasks(path, unasked=True)}
         wanted = task_id if task_id is not None else next(iter(tasks), "")
         if wanted not in tasks:
