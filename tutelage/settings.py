@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -223,6 +224,8 @@ def _type_name(annotation: Any) -> str:
         return f"{getattr(origin, '__name__', origin)}[{arguments}]"
     if annotation is type(None):
         return "nothing"
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return " or ".join(f"`{each.value}`" for each in annotation)
     return getattr(annotation, "__name__", str(annotation))
 
 

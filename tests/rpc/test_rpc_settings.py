@@ -12,6 +12,7 @@ import pydantic
 import pytest
 
 from tutelage.domain.errors import InvalidInput
+from tutelage.domain.self_edit import Schedule
 from tutelage.rpc.config import ChannelSettings, ServerSettings, is_loopback
 from tutelage.rpc.logging import JsonFormatter, PlainFormatter, bind
 from tutelage.settings import Inconsistent, Settings, load_settings, parse_settings, settings_table
@@ -25,6 +26,8 @@ class Example(Settings):
     """The server."""
     students: dict[str, ChannelSettings] = pydantic.Field(default_factory=dict)
     """Students by name."""
+    schedule: Schedule | None = None
+    """How the rate goes."""
 
 
 def test_every_violation_is_named_at_once(tmp_path: Path) -> None:
@@ -139,6 +142,7 @@ def test_table_has_every_field_with_its_docstring() -> None:
     assert "| `rate` | float | `0.001` | Step size \\| of the example. |" in table
     assert "| `server.tls.certificate` | Path | required | The server's certificate chain. |" in table
     assert "`students.<name>.address`" in table
+    assert "| `schedule` | `constant` or `linear` or `cosine` or nothing | nothing | How the rate goes. |" in table
 
 
 @pytest.mark.parametrize(
