@@ -12,7 +12,7 @@ class Standing(StrEnum):
     """Not heard of yet: gets no work."""
     READY = "ready"
     PROBATION = "probation"
-    """Back after it was set aside: one evaluation at a time until one succeeds."""
+    """Back after it failed and was set aside: one evaluation at a time until one succeeds."""
     ASIDE = "aside"
     """Failed again and again, or does not answer: gets no work until it answers a probe."""
     LEAVING = "leaving"
@@ -106,4 +106,5 @@ class Replica:
         if self.standing is Standing.NEW:
             self.standing = Standing.READY
         elif self.standing is Standing.ASIDE:
-            self.standing = Standing.PROBATION
+            # One that never failed was not there yet: a student takes longer to start than the orchestrator.
+            self.standing = Standing.PROBATION if self.failures else Standing.READY

@@ -51,6 +51,20 @@ def test_a_replica_that_was_set_aside_often_is_asked_no_more_often_for_it() -> N
     assert len(asked(dispatch, now + 120, answers=True)) == 10
 
 
+def test_who_starts_after_the_orchestrator_is_given_all_that_it_has_room_for() -> None:
+    """It never failed, and need not succeed with one evaluation before it gets the next."""
+    dispatch = Dispatch(RULES)
+    dispatch.listed("a", ["one"], 0.0)
+    dispatch.unreachable("a", "one", 0.0)
+    for name in ("first", "second", "third", "fourth"):
+        dispatch.submit(name, "a", LIMITS, 1.0)
+    asked(dispatch, 30.0, answers=False)
+    wake = dispatch.wake_at()
+    assert wake is not None
+    assert ONE in dispatch.tick(wake)
+    assert sum(isinstance(each, Start) for each in dispatch.reported("a", "one", 3, 3, wake)) == 3
+
+
 def test_who_was_away_is_asked_at_once_when_a_run_begins_and_not_twice() -> None:
     dispatch = Dispatch(RULES)
     assert dispatch.listed("a", ["one"], 0.0) == [ONE]
