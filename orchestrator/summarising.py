@@ -34,7 +34,7 @@ async def summarise(run: Run, store: Store, runner: Runner | None, dispatcher: D
         evaluations_done=tally.done,
         evaluations_total=plan.evaluations,
         mean_reward=tally.mean_reward,
-        seconds_left=_seconds_left(run, tally, dispatcher) if running else None,
+        seconds_left=_seconds_left(run, round_, tally, dispatcher) if running else None,
         policy_version=version,
         message=run.message or (_away(run, dispatcher) if running else ""),
         created_at=run.created_at,
@@ -61,9 +61,10 @@ def _away(run: Run, dispatcher: Dispatcher) -> str:
     )
 
 
-def _seconds_left(run: Run, tally: Tally, dispatcher: Dispatcher) -> float | None:
+def _seconds_left(run: Run, round: int, tally: Tally, dispatcher: Dispatcher) -> float | None:
     plan = run.plan
     each = plan.evaluations // len(plan.students)
     done = {name: tally.students[name].done if name in tally.students else 0 for name in plan.students}
     slots = {name: dispatcher.slots(name) for name in plan.students}
-    return seconds_left(tally.mean_seconds, {name: each - done[name] for name in plan.students}, slots)
+    remaining = {name: each - done[name] for name in plan.students}
+    return seconds_left(tally.mean_seconds, remaining, slots, 0 if plan.staleness else max(0, plan.rounds - round))

@@ -171,5 +171,9 @@ def test_the_slowest_student_decides_the_time_left() -> None:
     # What overlaps is waited for once, and commits of a student come one after the other.
     ahead = replace(plan, staleness=1, commits=True)
     assert run_seconds(ahead, {"a": 2, "b": 1}, {"a": 3.0, "b": 1.0}, 5.0) == 24 + 20 / 2 + 2 * 3.0
+    # Strict rounds follow each other however many slots there are; those that overlap share them.
+    assert run_seconds(plan, {"a": 99, "b": 99}, {"a": 3.0, "b": 1.0}, 5.0) == 2 * 3 + 4 * 5
+    assert run_seconds(replace(plan, staleness=1), {"a": 99, "b": 99}, {"a": 3.0, "b": 1.0}, 5.0) == 20 + 3 / 2
+    assert seconds_left(2.0, {"a": 8, "b": 3}, {"a": 99, "b": 99}, rounds=3) == 6.0
     assert run_seconds(plan, {"a": 2, "b": 1}, {"a": 3.0}, 5.0) is None
     assert run_seconds(plan, {"a": 2, "b": 1}, {"a": 3.0, "b": 1.0}, None) is None
