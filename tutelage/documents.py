@@ -113,6 +113,8 @@ def _read(path: str | Path) -> str:
 def _parse(text: str, path: str | Path, line: int, *, whole: bool = False) -> object:
     """The JSON value of one line, or of a file that is one value as a `whole`."""
     spot = str(path) if whole else f"{path}:{line}"
+    # A file that is right for other readers of JSON, an object over several lines, is told what is asked of it here.
+    allowed = "valid JSON" if whole else "valid JSON, an object on each line"
 
     def each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
         made = dict(pairs)
@@ -129,9 +131,9 @@ def _parse(text: str, path: str | Path, line: int, *, whole: bool = False) -> ob
         return json.loads(text, parse_constant=refuse_constant, object_pairs_hook=each_key_once)
     except json.JSONDecodeError as error:
         place = f"{path}:{line + error.lineno - 1}"
-        raise InvalidInput.of(place, f"{error.msg} at column {error.colno}", "valid JSON") from error
+        raise InvalidInput.of(place, f"{error.msg} at column {error.colno}", allowed) from error
     except (ValueError, RecursionError) as error:
-        raise InvalidInput.of(spot, str(error), "valid JSON") from error
+        raise InvalidInput.of(spot, str(error), allowed) from error
 
 
 def _lines(content: str, path: str | Path) -> Iterator[_Node]:

@@ -74,8 +74,9 @@ def test_the_limit_takes_the_first_and_reads_no_further(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "field", "allowed"),
     [
-        ("{not json", "", "valid JSON"),
-        ('{"id": NaN}', "", "valid JSON"),
+        ("{not json", "", "valid JSON, an object on each line"),
+        ('{"id": NaN}', "", "valid JSON, an object on each line"),
+        (json.dumps(GOOD, indent=1), "", "valid JSON, an object on each line"),
         ("7", "", "a JSON object"),
         (GOOD | {"text": " "}, "text", "a text that is not blank"),
         ({key: value for key, value in GOOD.items() if key != "title"}, "title", "a text that is not blank"),
