@@ -6,9 +6,24 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
 
 from tutelage.domain.errors import InvalidInput
 from tutelage.domain.policy import UpdateSettings
+
+
+def without_dropout(base: Any) -> None:
+    """Have the base compute in training what it computes in writing.
+
+    With dropout the ratio of a token to what was recorded of it would be chance, and a clip would let through whom it
+    likes. Some models keep their rates in such layers, others as numbers.
+    """
+    for module in base.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def attach_lora(base: Any, settings: UpdateSettings, parent: Path | None) -> Any:

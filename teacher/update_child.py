@@ -130,10 +130,11 @@ def learn(
     """The base model (patched for good by its trainer) with the LoRA that the algorithm `name` trained."""
     import torch
 
-    from teacher.policy_lora import attach_lora
+    from teacher.policy_lora import attach_lora, without_dropout
 
     algorithm, settings = find_algorithm(name), with_own_rate(name, settings)
     torch.manual_seed(seed)
+    without_dropout(loaded.model)
     model = attach_lora(loaded.model, settings, parent)
     algorithm.train(
         Training(
