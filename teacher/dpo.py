@@ -62,9 +62,9 @@ class DPO(Algorithm):
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
 
-        from teacher.trl_training import Progress, common_arguments, lora_unrounded, train_in_float32
+        from teacher.trl_training import Progress, RowsAlike, common_arguments, lora_unrounded, train_in_float32
 
-        class Tokenised(DPOTrainer):
+        class Tokenised(RowsAlike, DPOTrainer):
             """Takes ids as they are; TRL would tokenise texts again."""
 
             def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:

@@ -19,7 +19,7 @@ from trl import GRPOTrainer, RLOOTrainer
 
 from teacher.algorithm import Sample, Training, free_flags
 from teacher.anchor import ROWS, STARTS, AnchoredLoss
-from teacher.trl_training import Progress, lora_unrounded
+from teacher.trl_training import Progress, RowsAlike, lora_unrounded
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ScoredRow:
         return free_tokens(self.sample)
 
 
-class _Scored(AnchoredLoss):
+class _Scored(RowsAlike, AnchoredLoss):
     """Mixed into a TRL trainer: rows instead of generations."""
 
     rows: Sequence[ScoredRow]

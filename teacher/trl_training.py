@@ -81,6 +81,30 @@ def common_arguments(training: Training, rows: int) -> dict[str, Any]:
     }
 
 
+class RowsAlike:
+    """Mixed into a trainer, before its own class, whose loss is a mean over the rows of a pass.
+
+    It takes the mean over the passes of a step, and the last of an epoch may have fewer rows: they would weigh more
+    than the others, and an update would depend on how many rows a pass has room for.
+    """
+
+    _shares: Iterator[float] = iter(())
+
+    def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
+        """The passes of a step, whose rows are counted."""
+        above: Any = super()
+        passes, items = above.get_batch_samples(*args)
+        rows = [len(each) if isinstance(each, list) else len(each["input_ids"]) for each in passes]
+        self._shares = iter([count * len(rows) / sum(rows) for count in rows])
+        return passes, items
+
+    def compute_loss(self, *args: Any, **named: Any) -> Any:
+        """The pass's own, by its share of the step's rows."""
+        above: Any = super()
+        found, share = above.compute_loss(*args, **named), next(self._shares, 1.0)
+        return (found[0] * share, *found[1:]) if isinstance(found, tuple) else found * share
+
+
 @contextmanager
 def lora_unrounded(model: Any) -> Iterator[None]:
     """Keeps the LoRA as it is while a trainer is built on its model.
