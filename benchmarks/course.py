@@ -48,7 +48,15 @@ SETTINGS = {
         # Not by a group's deviation: where rewards hardly differ, what differs is noise.
         options={"beta": 0.01, "scale_rewards": "none"},
     ),
-    "rloo": UpdateSettings(rank=32, alpha=64, learning_rate=1e-3, epochs=1, batch_size=8, options={"beta": 0.005}),
+    "rloo": UpdateSettings(
+        rank=32,
+        alpha=64,
+        learning_rate=1e-3,
+        epochs=1,
+        batch_size=8,
+        # Of a line of some ten tokens rounding clips little.
+        options={"beta": 0.005, "log_probs": "recorded"},
+    ),
     "dpo": UpdateSettings(rank=32, alpha=64, learning_rate=3e-4, epochs=2, batch_size=4),
 }
 """One round of some ten to thirty steps has to move a policy, so that learning rates are above those that

@@ -59,8 +59,8 @@ def settings_violations(name: str, settings: UpdateSettings, max_rank: int) -> l
         algorithm = find_algorithm(name)
         if settings.stale is StaleCandidates.WEIGHT and not algorithm.needs_log_probs:
             wrong.append(FieldViolation("settings.stale", settings.stale.value, f"drop: {name} cannot weigh by age"))
-        against = getattr(options_of(algorithm, settings), "log_probs", "recorded")
-        if settings.stale is StaleCandidates.WEIGHT and against != "recorded":
+        against = getattr(options_of(algorithm, settings), "log_probs", None)
+        if settings.stale is StaleCandidates.WEIGHT and against not in (None, "recorded"):
             allowed = "recorded: with stale: weight a candidate is weighed against what it was sampled with"
             wrong.append(FieldViolation("settings.options.log_probs", str(against), allowed))
     except InvalidInput as error:

@@ -53,13 +53,19 @@ class GRPOOptions(PartOptions):
     """Groups whose best and worst reward differ by no more than this are left out."""
     skip_truncated: bool = False
     """Whether completions that were cut off at the length limit are left out (DAPO's overlong filtering)."""
-    log_probs: Literal["recorded", "recomputed"] = "recorded"
-    """What ratios are against: log-probabilities recorded when sampling, or the parent's own."""
+    log_probs: Literal["recorded", "recomputed"] | None = None
+    """What ratios are against: log-probabilities `recorded` when sampling, or the parent's own, `recomputed`. Nothing
+    means recorded; of whole completions (`sequence`, `vespo`) recomputed, but with `stale: weight`."""
 
     @property
     def ratio_above(self) -> float | None:
         """TRL's `epsilon_high`; for CISPO what ScaleRL (arXiv 2510.13786) found best."""
         return 5.0 if self.loss_type == "cispo" and self.epsilon_high is None else self.epsilon_high
+
+    @property
+    def whole_ratios(self) -> bool:
+        """Whether ratios are of whole completions."""
+        return self.importance_sampling_level == "sequence" or self.loss_type == "vespo"
 
     @model_validator(mode="after")
     def _consistent(self) -> GRPOOptions:
@@ -111,6 +117,7 @@ class GRPO(Algorithm):
             build_trainer,
             log_probs_of,
             old_log_probs,
+            ratios_against,
             shape_arguments,
         )
         from teacher.trl_training import common_arguments, train_in_float32
@@ -141,7 +148,8 @@ class GRPO(Algorithm):
             references = log_probs_of(trainer, samples, reference=True)
         rewards = rewards_of(training.groups)
         advantages = [value for group in group_relative(rewards, options.scale_rewards) for value in group]
-        olds = old_log_probs(trainer, samples, options.log_probs)
+        which = ratios_against(options.log_probs, training.settings, whole=options.whole_ratios)
+        olds = old_log_probs(trainer, samples, which)
         trainer.rows = [ScoredRow(*row) for row in zip(samples, advantages, olds, references, strict=True)]
         with held(trainer, whole.samples, samples, options.anchor):
             train_in_float32(trainer)

@@ -1,7 +1,6 @@
 """RLOO (arXiv 2402.14740) on candidates sampled and scored elsewhere: each is judged against the mean of the others.
 
-The completion is one action: its ratio to its recorded log-probability is clipped as a whole, and the KL to policy 0 is
-a part of its reward.
+The completion is one action: its ratio is clipped as a whole, and the KL to policy 0 is a part of its reward.
 """
 
 from __future__ import annotations
@@ -32,8 +31,9 @@ class RLOOOptions(PartOptions):
     """Rewards are clipped to plus and minus this before advantages; nothing means no clip."""
     min_spread: float = Field(default=0.0, ge=0)
     """Groups whose best and worst reward differ by no more than this are left out."""
-    log_probs: Literal["recorded", "recomputed"] = "recorded"
-    """What ratios are against: log-probabilities recorded when sampling, or the parent's own."""
+    log_probs: Literal["recorded", "recomputed"] | None = None
+    """What ratios are against: log-probabilities `recorded` when sampling, or the parent's own, `recomputed`. Nothing
+    means recomputed; with `stale: weight` recorded."""
 
 
 class RLOO(Algorithm):
@@ -73,6 +73,7 @@ class RLOO(Algorithm):
             free_tokens,
             log_probs_of,
             old_log_probs,
+            ratios_against,
             shape_arguments,
         )
         from teacher.trl_training import common_arguments, train_in_float32
@@ -89,7 +90,7 @@ class RLOO(Algorithm):
         )
         trainer = build_trainer(ScoredRLOOTrainer, arguments, training)
         samples = training.samples
-        olds = old_log_probs(trainer, samples, options.log_probs)
+        olds = old_log_probs(trainer, samples, ratios_against(options.log_probs, training.settings, whole=True))
         rewards = [_clipped(sample.reward, options) for sample in samples]
         if options.beta > 0:
             references = log_probs_of(trainer, samples, reference=True)

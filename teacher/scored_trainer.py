@@ -20,6 +20,7 @@ from trl import GRPOTrainer, RLOOTrainer
 from teacher.algorithm import Sample, Training, free_flags
 from teacher.anchor import ROWS, STARTS, AnchoredLoss
 from teacher.trl_training import Progress, RowsAlike, lora_unrounded
+from tutelage.domain.policy import StaleCandidates, UpdateSettings
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,18 @@ def log_probs_of(trainer: Any, samples: Sequence[Sample], *, reference: bool) ->
             found.append(logps[0].float().cpu())
     model.train(training)
     return found
+
+
+def ratios_against(asked: str | None, settings: UpdateSettings, *, whole: bool) -> str:
+    """What `old_log_probs` is to give; `asked`: as the options say, `whole`: for ratios of whole completions.
+
+    A pass over a completion rounds otherwise than writing it a token at a time. In bfloat16 that is some hundredths a
+    token, and of a hundred tokens more than a clip lets through: what the parent has just written would be clipped by
+    chance. Only who weighs by age asks for what was recorded all the same.
+    """
+    if asked is not None:
+        return asked
+    return "recomputed" if whole and settings.stale != StaleCandidates.WEIGHT else "recorded"
 
 
 def old_log_probs(trainer: Any, samples: Sequence[Sample], which: str) -> list[torch.Tensor]:

@@ -12,6 +12,7 @@ from teacher.config import TeacherSettings
 from teacher.update_child import learn
 from teacher.update_request import lessons_of
 from tests.teacher.scored_groups import HASH, relative_log_prob, request
+from tutelage.domain.policy import StaleCandidates
 from tutelage.models.loading import LoadedModel, load_model
 
 
@@ -58,3 +59,43 @@ def test_cispo_weighs_by_recorded_log_probs_as_well(
         for good in (0.0, -1.0)
     )
     assert abs(relative_log_prob(rarer) - relative_log_prob(even)) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "stale", "clipped"),
+    [
+        ("rloo", {}, "drop", False),
+        ("rloo", {}, "weight", True),
+        ("rloo", {"log_probs": "recorded"}, "drop", True),
+        ("grpo", {"importance_sampling_level": "sequence", "loss_type": "grpo"}, "drop", False),
+        ("grpo", {"importance_sampling_level": "sequence", "loss_type": "grpo"}, "weight", True),
+        ("grpo", {}, "drop", True),
+    ],
+)
+def test_rounding_clips_no_completion_that_the_parent_has_just_written(
+    name: str,
+    options: dict[str, Any],
+    stale: str,
+    clipped: bool,
+    settings: TeacherSettings,
+    loaded: LoadedModel,
+    tmp_path: Path,
+) -> None:
+    """Recorded log-probabilities differ by rounding; only who weighs by age, or by the token, takes them."""
+    asked = request(loaded.model, "p", name, {"beta": 0, "epsilon": 0.01, **options})
+    still = dataclasses.replace(asked.settings, learning_rate=1e-12, epochs=1, stale=StaleCandidates(stale))
+    groups = tuple(
+        dataclasses.replace(
+            group,
+            samples=tuple(
+                dataclasses.replace(s, log_probs=tuple(v + (0.1 if s.reward < 0.5 else -0.1) for v in s.log_probs))
+                for s in group.samples
+            ),
+        )
+        for group in lessons_of(asked, HASH, {"p": 0}).groups
+    )
+    logged: list[Any] = []
+    fresh = load_model(settings.model, quantisation="none", threads=1)
+    learn(fresh, name, still, groups, 1, tmp_path, lambda *step: logged.append(step[3]))
+    assert logged
+    assert (max(step["clip_ratio/region_mean"] for step in logged) > 0) is clipped
