@@ -7,6 +7,7 @@ log-probabilities are known. What stays TRL's is the loss, with its clipping, KL
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -106,12 +107,29 @@ def free_tokens(sample: Sample) -> torch.Tensor:
     return torch.tensor(free_flags(sample))
 
 
+def count_positions_from_the_first_token(base: Any) -> None:
+    """Have pads on the left, with which TRL's trainers read several rows a pass, take no position.
+
+    Models that learn an embedding for each position, such as GPT-2, would read a row otherwise than it was written.
+    """
+
+    def counted(_module: Any, arguments: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask_BT = named.get("attention_mask")
+        if mask_BT is None or named.get("position_ids") is not None or bool(mask_BT[:, 0].all()):
+            return arguments, named
+        return arguments, named | {"position_ids": (mask_BT.cumsum(-1) - 1).clamp(min=0)}
+
+    if "position_ids" in inspect.signature(base.base_model.forward).parameters:
+        base.base_model.register_forward_pre_hook(counted, with_kwargs=True)
+
+
 def build_trainer(kind: type[Any], arguments: Any, training: Training) -> Any:
     """A trainer for all samples of a training; its `rows` are set before it trains."""
 
     def scored_elsewhere(prompts: Sequence[object], **_: object) -> list[float]:
         raise RuntimeError("candidates are scored before they come here")
 
+    count_positions_from_the_first_token(training.model.get_base_model())
     with lora_unrounded(training.model):
         return kind(
             model=training.model,

@@ -1,4 +1,4 @@
-"""A model with dropout learns as it wrote: what its parent has just written has a ratio of 1, none is clipped."""
+"""A model learns as it wrote: what its parent has just written has a ratio of 1, and none of it is clipped."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("rows_a_pass", [1, 8])
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_the_parent_wrote_is_as_probable_in_training(family: str, algorithm: str, tmp_path: Path) -> None:
+def test_what_the_parent_wrote_is_as_probable_in_training(
+    family: str, algorithm: str, rows_a_pass: int, tmp_path: Path
+) -> None:
+    """In passes of several rows the prompts are padded on the left, which is no part of them."""
     tokenizer = tiny_tokenizer()
     kind, arguments = FAMILIES[family]
     ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
@@ -43,7 +47,7 @@ def test_what_the_parent_wrote_is_as_probable_in_training(family: str, algorithm
 
     options = {"beta": 0, "epsilon": 1e-3, "log_probs": "recorded"}
     asked = request(loaded().model, "p", algorithm, options)
-    still = dataclasses.replace(asked.settings, learning_rate=1e-12, epochs=1)
+    still = dataclasses.replace(asked.settings, learning_rate=1e-12, epochs=1, batch_size=8)
     logged: list[Any] = []
     learn(
         loaded(),
@@ -53,6 +57,7 @@ def test_what_the_parent_wrote_is_as_probable_in_training(family: str, algorithm
         1,
         tmp_path,
         lambda *step: logged.append(step[3]),
+        rows_a_pass=rows_a_pass,
     )
     assert logged
     assert {step["clip_ratio/region_mean"] for step in logged} == {0.0}
