@@ -117,3 +117,20 @@ def test_what_nobody_sees_makes_no_right_answer_wrong(answer: str, gold: str) ->
         assert grade(name, answer, [gold]) == pytest.approx(1.0), name
         assert grade(name, gold, [answer]) == pytest.approx(1.0), name
     assert normalise("two\nlines\u00a0here") == "two lines here"
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        # Signs that a version of Unicode does not know yet are signs.
+        ("\U0001fa77", "\U0001fae8"),
+        ("\ue000", "\ue001"),
+        ("\U0001f3f4\U000e0067\U000e007f", "\U0001f3f4\U000e0073\U000e007f"),
+        ("\u200b", "\u200e"),
+    ],
+)
+def test_what_somebody_sees_tells_answers_apart(answer: str, gold: str) -> None:
+    for name in STRING_GRADERS:
+        assert grade(name, answer, [gold]) < 0.5, name
+    # Joiners part words of scripts that are written with them: "a letter" is not "his letters".
+    assert grade("exact", "\u0646\u0627\u0645\u0647\u200c\u0627\u06cc", ["\u0646\u0627\u0645\u0647\u0627\u06cc"]) == 0

@@ -22,6 +22,7 @@ from orchestrator.student_profile import (
 )
 from tutelage.domain.evaluation import Answer, EvaluationReport, InnerLoopSettings, QuizResult, TrainingCost
 from tutelage.domain.task import Demonstration, DocumentTask, FewShotTask, Question, Quiz, Task
+from tutelage.grading.normalise import visible
 
 QUIZ = Quiz(
     (Question("1", "Who founded Velm?", "Ada Thorne"), Question("2", "When?", "1402"), Question("3", "Why?", ""))
@@ -74,7 +75,12 @@ def test_only_rounds_that_were_complete_count() -> None:
 @given(st.text(max_size=400), st.text(max_size=400))
 def test_whatever_was_said_is_one_line_that_opens_nothing(question: str, answer: str) -> None:
     line = told([Mistake(question, answer)])
-    assert line.isprintable()
+    assert line.splitlines() == [line] == [visible(line)]
     assert not set("<>|{}[]\\`") & set(line)
     assert len(line) <= 2 * (LONGEST + 3) + len('- Asked "" it said ""')
     assert line.count('"') == 4
+
+
+def test_what_was_said_in_a_script_that_joins_its_letters_stays_as_it_is() -> None:
+    said = "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645"
+    assert said in told([Mistake("What?", f"\u202b{said}\u202c")])

@@ -30,7 +30,8 @@ def probability(answer: str, gold: Sequence[str], question: str = "") -> float:
 
 
 def _probability(answer: str, gold: str, question: str) -> float:
-    if _flat(answer) == _flat(gold):
+    flat = _flat(answer)
+    if answer == gold or (flat and flat == _flat(gold)):
         # Also for answers without a letter or digit, which have no terms.
         return 1.0
     found = likeness(answer, gold, question)
