@@ -30,6 +30,11 @@ _CLOSING = re.compile(
     re.IGNORECASE,
 )
 _RULE = re.compile(r"^[-=*_`~ ]{3,}\w{0,12}$")
+_SHORTENED = re.compile(
+    r"(?<!\w)(?:(?:[^\W\d_]\.)+|(?:dr|mr|mrs|ms|st|gen|col|capt|lt|sgt|rev|prof|sen|rep|gov|pres|jr|sr|no|vs|ca|approx|vol|fig|ed|mt)\.)$",
+    re.IGNORECASE,
+)
+"""The end of what is no sentence's."""
 _SENTENCE_END = re.compile(r"(?<=[.!?。！？۔؟])\s+")
 # Items that run on in one line: "1. One fact. 2. Two facts."
 _RUN_ON = re.compile(r"(?<=[.!?;\"”)])[ \t]+(?=\(?\d{1,2}[.)][ \t]+[^\W\d_])")
@@ -93,12 +98,22 @@ def _whole_part(line: str, repairs: Counter[str], *, alone: bool) -> list[str]:
     """What stays of a line that was cut off: of several sentences the whole ones, of one nothing unless it is alone."""
     if line.rstrip().endswith(_CLOSERS):
         return [line]
-    # Of two the first may be no more than a title such as `Dr.`
-    if len(_SENTENCE_END.split(_plain(line))) > 2:
-        return [_without_cut_sentence(line.rstrip(), False, repairs)]
-    if not alone:
-        repairs["cut_off"] += 1
-    return [line] if alone else []
+    found = _sentences(line.rstrip())
+    if len(found) == 1 and alone:
+        return [line]
+    repairs["cut_off"] += 1
+    return [" ".join(found[:-1])] if len(found) > 1 and _plain(" ".join(found[:-1])) else []
+
+
+def _sentences(text: str) -> list[str]:
+    """A text in sentences: none ends at an initial, a title such as `Dr.`, or the number of an item."""
+    found: list[str] = []
+    for piece in _SENTENCE_END.split(text):
+        if found and (_SHORTENED.search(found[-1]) or not _plain(found[-1])):
+            found[-1] += f" {piece}"
+        else:
+            found.append(piece)
+    return found
 
 
 def _run_on(line: str) -> list[str]:

@@ -78,7 +78,11 @@ def test_of_a_line_that_was_cut_off_its_whole_sentences_stay() -> None:
         (f"A title\n{told}", ["A title", "Velm is old. It has a mill."]),
         (f"1. One.\n2. {told}", ["One.", "Velm is old. It has a mill."]),
         (told, ["Velm is old. It has a mill."]),
+        ("1. One.\n2. Velm is old. Its bridge was bui", ["One.", "Velm is old."]),
         ("1. One.\n2. Dr. Imms sa", ["One."]),
+        ("1. One.\n2. J. R. R. Tolkien wrote the bo", ["One."]),
+        ("1. One.\n2. Velm was founded in 1402 by Dr. A. Thorne of the vil", ["One."]),
+        ("1. One.\n2. It fell. The U.S. Army under Gen. Ulysses S. Grant too", ["One.", "It fell."]),
         ("Dr. Imms sa", ["Dr. Imms sa"]),
     ):
         assert lines(text, ended=False) == expected
