@@ -16,14 +16,17 @@ def without_dropout(base: Any) -> None:
     """Have the base compute in training what it computes in writing.
 
     With dropout the ratio of a token to what was recorded of it would be chance, and a clip would let through whom it
-    likes. Some models keep their rates in such layers, others as numbers.
+    likes. Some models keep their rates in such layers, others as numbers, of their own or of their configuration.
     """
+    holders: list[Any] = []
     for module in base.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
+        holders += [module, getattr(module, "config", None)]
+    for holder in holders:
+        for name, value in list(vars(holder).items()) if holder is not None else []:
+            if any(rate in name for rate in ("dropout", "pdrop", "layerdrop")) and isinstance(value, float):
+                setattr(holder, name, 0.0)
 
 
 def attach_lora(base: Any, settings: UpdateSettings, parent: Path | None) -> Any:

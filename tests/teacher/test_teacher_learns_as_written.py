@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, OPTConfig, PhiConfig
+from transformers import AutoModelForCausalLM, FalconConfig, GPT2Config, OPTConfig, PhiConfig
 
 from teacher.update_child import learn
 from teacher.update_request import lessons_of
@@ -21,6 +21,7 @@ FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "phi": (PhiConfig, {**SMALL, "intermediate_size": 64, "resid_pdrop": 0.1}),
     "gpt2": (GPT2Config, {"n_embd": 32, "n_layer": 2, "n_head": 2, "bos_token_id": None}),
     "opt": (OPTConfig, {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "falcon": (FalconConfig, {**SMALL, "hidden_dropout": 0.1, "attention_dropout": 0.1}),
 }
 
 
