@@ -110,11 +110,11 @@ def _parsed(body: str, format: Format, task: Task, ended: bool, repairs: Counter
         return Parsed(missing, chosen_format=chosen)
     given = given_documents(task, parser)
     title = _title(task)
-    instruction = _key(_asked(format, task))
+    instruction, wording = _key(_asked(format, task)), _key(_asked(format, None))
     foreign = _example_names(format.prompt) - set(re.findall(r"\w+", f"{title} {_text(task)}"))
     # Once for all notes: a passage may be long.
     passage = _key(readable(task.content.text)[0]) if isinstance(task.content, DocumentTask) else None
-    own = [document for document in written if not _echoes(document, instruction, foreign, title, passage)]
+    own = [document for document in written if not _echoes(document, instruction, wording, foreign, title, passage)]
     repairs["echo"] = len(written) - len(own)
     documents = _without_repetitions([*given, *own])
     first_note = len(_without_repetitions(given))
@@ -209,10 +209,12 @@ def _title(task: Task) -> str:
     return readable(task.content.title)[0].strip() if isinstance(task.content, DocumentTask) else ""
 
 
-def _asked(format: Format, task: Task) -> str:
-    """What a prompt says beside what it is about, as `teacher.formats.render_prompt` words it."""
-    content = task.content
-    named = content.instruction if isinstance(content, FewShotTask) else content.title
+def _asked(format: Format, task: Task | None) -> str:
+    """What a prompt says beside what it is about, as `teacher.formats.render_prompt` words it; without task, of any."""
+    named = "\n"
+    if task is not None:
+        content = task.content
+        named = content.instruction if isinstance(content, FewShotTask) else content.title
     told = format.prompt.replace("{title}", readable(named)[0].strip()).replace("{text}", "\n")
     return f"{DIRECTIVES_ASKED}\n{told}" if format.directives else told
 
@@ -255,7 +257,9 @@ def _answered_differently(notes: Sequence[TrainingDocument]) -> list[TrainingDoc
     return kept
 
 
-def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], title: str, passage: str | None) -> bool:
+def _echoes(
+    document: TrainingDocument, instruction: str, wording: str, foreign: Set[str], title: str, passage: str | None
+) -> bool:
     """Whether a note is nothing but the title, the passage or a piece of the instruction, or is about its example."""
     texts = [document.text] if isinstance(document, TextDocument) else [item.content for item in document.messages]
     if foreign and any(foreign & set(re.findall(r"\w+", text)) for text in texts):
@@ -269,8 +273,8 @@ def _echoes(document: TrainingDocument, instruction: str, foreign: Set[str], tit
         answer = _key(document.messages[1].content)
         if passage is not None and (answer == passage or _copies(answer, passage, _key(title))):
             return True
-        # The title stands in most instructions, and may well be asked for.
-        if _stands_in(answer, instruction) and f" {answer} " not in f" {_key(title)} ":
+        # The title, or what a few-shot task says of itself, may well be asked for.
+        if _stands_in(answer, wording):
             return True
     return _stands_in(note, instruction)
 

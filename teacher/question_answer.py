@@ -141,6 +141,9 @@ def _is_cut(last: _Card, *, alone: bool) -> bool:
 def _breaks_off(text: str, pairs: list[tuple[str, str]]) -> bool:
     """Whether a text ends in the midst of the last of several answers, and not behind the end of its row."""
     line = text.rstrip().rpartition("\n")[2]
+    if line.count("|") < 2 and not _NUMBERED.match(line):
+        # Prose behind them.
+        return False
     within = _clean(line.rpartition("|")[2]).endswith(pairs[-1][1])
     return len(pairs) > 1 and within and not line.endswith((".", "!", "?", "。"))
 

@@ -143,6 +143,13 @@ def test_a_candidate_that_answers_with_the_instruction_is_rejected() -> None:
         assert texts(parsed(f"self-qa\n{echo}\nQ: What?\nA: {kept}", "mixed", titled))[1:] == [kept]
 
 
+def test_what_a_few_shot_task_says_of_itself_may_be_asked_for() -> None:
+    told = "Classify the review as positive, negative, neutral or mixed."
+    few = Task("f", FewShotTask(told, (Demonstration("good", "positive"),)))
+    found = parsed("Question: Which labels are there?\nAnswer: positive, negative, neutral or mixed", "self-qa", few)
+    assert texts(found)[-1] == "positive, negative, neutral or mixed"
+
+
 def test_a_candidate_that_repeats_what_asks_for_directives_or_a_few_shot_task_is_rejected() -> None:
     directed = replace(FORMATS["implications"], directives=True)
     line = '{"learning_rate": 0.001, "epochs": 3}'

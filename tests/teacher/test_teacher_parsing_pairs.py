@@ -138,5 +138,5 @@ def test_an_answer_that_was_cut_off_in_a_table_or_a_list_of_answers_is_left_out(
         assert question_answer_pairs(text, ended=False, repairs=repairs) == [("Who?", "Ada")]
         assert repairs["cut_off"] == 1
         assert len(question_answer_pairs(text)) == len(question_answer_pairs(f"{text}02.", ended=False)) == 2
-    for behind in (" |", " |\n", " |\n\nLet me kn"):
+    for behind in (" |", " |\n", " |\n\nLet me kn", " |\n\nMore of what happened in the year 1402"):
         assert len(question_answer_pairs(f"{table}02{behind}", ended=False)) == 2
