@@ -36,7 +36,6 @@ from tutelage.domain.errors import (
     NotFound,
     PreconditionFailed,
     TutelageError,
-    Unavailable,
 )
 from tutelage.domain.run import LogicalStudent, RunEvent, RunPlan, RunState, RunSummary, TaskWithQuiz
 from tutelage.domain.task import Quiz
@@ -268,7 +267,8 @@ class Engine:
         for client in await self.students.clients(student) if version else ():
             try:
                 kept |= {adapter.version for adapter in await client.list_adapters()}
-            except Unavailable as error:
+            except TutelageError as error:
+                # Also of one that refuses its caller: another replica may keep it.
                 fault = error
         if version and version not in kept:
             raise fault or NotFound("adapter version", version, f"student {student!r} keeps {len(kept)} versions")

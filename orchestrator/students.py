@@ -105,7 +105,9 @@ class Students:
         where, why = self.address_text(name), "; ".join(str(reason) for reason in reasons) or NO_REPLICA
         self.seen(name, False, why)
         wait_s = getattr(reasons[-1], "retry_after_s", None) if reasons else None
-        raise Unavailable(f"student {name!r} at {where} does not answer: {why}", wait_s)
+        refused = bool(reasons) and not any(isinstance(each, Unavailable) for each in reasons)
+        # Waited for all the same: a token or a port is put right without whoever asks.
+        raise Unavailable(f"student {name!r} at {where} {'refuses' if refused else 'does not answer'}: {why}", wait_s)
 
     async def describe_all(self, names: Mapping[str, object] | None = None) -> dict[str, StudentDescription | None]:
         """Every student's description; None for one that does not answer."""

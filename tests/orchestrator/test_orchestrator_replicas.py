@@ -177,16 +177,20 @@ def test_a_replica_that_refuses_its_caller_keeps_no_run_from_the_others_and_is_n
 
     async def body() -> None:
         refusing = type(world.a)(slots=2)
-        refusing.Describe = refuse
+        refusing.Describe = refusing.ListAdapters = refuse
         await refusing.up()
         async with replicas(world, 1) as (good,):
             students = {"a": {"addresses": [refusing.address, good.address]}}
             async with world.engine(students=students) as engine:
                 await world.start(engine, config=ONE_STUDENT)
                 assert (await world.done(engine)).state is RunState.DONE
+                (student,) = await engine.list_students()
+                assert student.current_adapter_version
+                back = await engine.set_current("a", student.current_adapter_version, "")
+                assert (await engine.set_current("a", "", back.left_adapter_versions[0])).current_adapter_version
             async with world.engine(students={"a": {"address": refusing.address}}) as engine:
                 where = refusing.address
-                told = f"student 'a' at {where} does not answer: {where}: UNAUTHENTICATED: the token is wrong"
+                told = f"student 'a' at {where} refuses: {where}: UNAUTHENTICATED: the token is wrong"
                 with pytest.raises(Unavailable, match=re.escape(told)):
                     await world.start(engine, "other", config=ONE_STUDENT)
         await refusing.down()
