@@ -51,9 +51,10 @@ def refusal(report: EvaluationReport, config: RunConfig) -> str:
     if gate.max_retention_loss is not None and lost > gate.max_retention_loss:
         return f"{lost:.4f} forgotten on {config.reward.retention_grader} is above {gate.max_retention_loss}"
     kept = report.retention_after.scores.get(config.reward.retention_grader)
-    if gate.min_retention is not None and (kept is None or kept < gate.min_retention):
-        score = "no score" if kept is None else f"{kept:.4f}"
-        return f"{score} on {config.reward.retention_grader} of the retention quiz is below {gate.min_retention}"
+    if gate.min_retention is not None and kept is None:
+        return f"the retention quiz has no score by {config.reward.retention_grader}, and {gate.min_retention} is asked"
+    if gate.min_retention is not None and kept is not None and kept < gate.min_retention:
+        return f"{kept:.4f} on {config.reward.retention_grader} of the retention quiz is below {gate.min_retention}"
     return ""
 
 

@@ -120,13 +120,18 @@ def test_the_replica_that_has_the_weights_may_be_gone_for_good(world: Any) -> No
     in_world(world, body)
 
 
+def quick_inbox(monkeypatch: pytest.MonkeyPatch, *students: str) -> InboxConfig:
+    """An inbox that looks often, and gives a student up soon."""
+    for name in ("LOOK_S", "RUN_LOOK_S", "FAULT_S"):
+        monkeypatch.setattr(inbox_worker, name, 0.05)
+    values = {"students": students, "candidates": 2, "policy": "initial", "window_minutes": 60, "settle_s": 0}
+    return parse_settings(values | {"deadlines": {"attempts": 2, "total_s": 0.5}}, InboxConfig)
+
+
 def test_an_inbox_takes_a_document_back_that_a_fault_kept_from_being_decided(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LOOK_S", "RUN_LOOK_S", "FAULT_S"):
-        monkeypatch.setattr(inbox_worker, name, 0.05)
-    values = {"students": ["a"], "candidates": 2, "policy": "initial", "window_minutes": 60, "settle_s": 0}
-    config = parse_settings(values | {"deadlines": {"attempts": 2, "total_s": 0.5}}, InboxConfig)
+    config = quick_inbox(monkeypatch, "a")
     plain, back = world.a.Commit, asyncio.Event()
 
     async def away(request: Any, context: Any) -> Any:
@@ -158,10 +163,7 @@ def test_an_inbox_takes_a_document_back_that_a_fault_kept_from_being_decided(
 def test_a_student_that_a_fault_kept_out_is_not_told_of_as_left_alone(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("LOOK_S", "RUN_LOOK_S", "FAULT_S"):
-        monkeypatch.setattr(inbox_worker, name, 0.05)
-    values = {"students": ["a", "b"], "candidates": 2, "policy": "initial", "window_minutes": 60, "settle_s": 0}
-    config = parse_settings(values | {"deadlines": {"attempts": 2, "total_s": 0.5}}, InboxConfig)
+    config = quick_inbox(monkeypatch, "a", "b")
 
     async def away(request: Any, context: Any) -> Any:
         raise Unavailable("away")
